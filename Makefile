@@ -1,0 +1,29 @@
+# `make test` and `make demo` do all set-up themselves: they need Python 3.11 or newer and pip.
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := artifacts/demo
+
+.PHONY: test lint demo clean
+
+test: lint
+	$(BIN)/pytest -q
+	scripts/check_wheel.sh
+
+lint: .venv/installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+demo: .venv/installed
+	$(BIN)/pixtral export tests/data/tiny-pixtral -o $(DEMO)/bundle --force
+	$(BIN)/pixtral run $(DEMO)/bundle tests/data/images -o $(DEMO)/results.jsonl --force
+
+clean:
+	rm -rf .venv artifacts build dist .mypy_cache .pytest_cache .ruff_cache
+
+# The stamp is older than pyproject.toml when the dependencies may have changed.
+.venv/installed: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet -e '.[dev]'
+	touch $@

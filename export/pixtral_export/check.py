@@ -1,0 +1,159 @@
+"""Does a bundle compute what its checkpoint means? Torch against ONNX Runtime, stage by stage.
+
+The reference is the eager model in float32 with the checkpoint's weights, run without a cache. The sweep covers the
+shapes where exports go wrong: one patch, a tall and a wide strip, the largest grid, two images a batch, and prompts
+with no, one, two and four images, first as a chunked prefill and then decoded token by token.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from PIL import Image
+
+from pixtral_export.checkpoint import Checkpoint
+from pixtral_export.layout import parameters
+from pixtral_export.model import Pixtral
+from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.generate import Generator
+from pixtral_runtime.model import Model
+from pixtral_runtime.prompt import Prompt, user_message
+
+TOLERANCE = {
+    "float32": 1e-4,  # seen 1e-5 on the demo checkpoint
+    "float16": 3e-2,  # seen 4e-3
+}
+"""Largest error allowed, as a share of the reference tensor's largest magnitude, by the bundle's dtype."""
+
+IMAGE_COUNTS = (0, 1, 2, 4)
+DECODE_STEPS = 4
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One tensor of one case. `error` is max |a - b| / max |reference|."""
+
+    stage: str
+    case: str
+    tensor: str
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance  # NaN fails
+
+    @property
+    def badness(self) -> float:
+        """For ranking: a NaN is worse than any number."""
+        return float("inf") if self.error != self.error else self.error
+
+
+def load_reference(checkpoint: Checkpoint, positions: int, available_bytes: int | None = None) -> Pixtral:
+    """The eager float32 model with a checkpoint's weights. Raises MachineError where memory is short."""
+    needed = 4 * sum(torch.Size(p.shape).numel() for p in parameters(checkpoint.config))
+    if available_bytes is not None and needed > available_bytes:
+        raise MachineError(
+            f"the torch reference needs {needed / 1e9:.0f} GB of memory, {available_bytes / 1e9:.0f} GB are available",
+            "check a checkpoint of fewer layers, or use a machine with more memory",
+        )
+    state = {}
+    for parameter in parameters(checkpoint.config):
+        tensor = checkpoint.read(parameter).float()
+        state[parameter.name] = tensor.T.contiguous() if parameter.is_linear else tensor
+    model = Pixtral(checkpoint.config, positions)
+    model.load_state_dict(state, assign=True)
+    return model.eval()
+
+
+def check_bundle(model: Model, reference: Pixtral) -> Iterator[Comparison]:
+    """Compare every stage of a loaded bundle with the reference, case by case."""
+    if model.bundle.model != reference.config:
+        raise InputError(
+            "the bundle was made from a checkpoint of another configuration", "name the checkpoint it came from"
+        )
+    tolerance = TOLERANCE[model.bundle.dtype]
+    generator = model.generator
+
+    def compare(stage: str, case: str, tensor: str, seen: npt.ArrayLike, expected: torch.Tensor) -> Comparison:
+        a, b = np.asarray(seen, np.float64), expected.double().numpy()
+        if a.shape != b.shape:
+            raise InputError(
+                f"{stage} {case}: {tensor} has shape {a.shape}, expected {b.shape}", "re-export the bundle"
+            )
+        return Comparison(stage, case, tensor, float(np.abs(a - b).max() / np.abs(b).max()), tolerance)
+
+    with torch.inference_mode():
+        yield from _check_vision(model, reference, compare)
+        for images in IMAGE_COUNTS:
+            prompt = _prompt(model, images)
+            yield from _check_decoder(generator, reference, prompt, f"{images} images", compare)
+
+
+Compare = Callable[[str, str, str, npt.ArrayLike, torch.Tensor], Comparison]
+
+
+def _check_vision(model: Model, reference: Pixtral, compare: Compare) -> Iterator[Comparison]:
+    bundle, side = model.bundle, model.bundle.limits.max_image_side // model.bundle.model.vision.patch_size
+    random = np.random.default_rng(0)
+    cases = {
+        "1x1 patch": (1, 1, 1),
+        "tall": (1, side, 1),
+        "wide": (1, 1, side),
+        "largest": (1, side, side),
+        "batch 2": (2, 2, 3),
+    }
+    for case, (batch, rows, columns) in cases.items():
+        patch = bundle.model.vision.patch_size
+        pixels = random.standard_normal((batch, 3, rows * patch, columns * patch), np.float32)
+        features = model.generator.sessions.vision.run({"pixels": pixels.astype(bundle.dtype)})["image_features"]
+        yield compare(
+            "vision", case, "image_features", features.numpy(), reference.image_features(torch.from_numpy(pixels))
+        )
+
+
+def _check_decoder(
+    generator: Generator, reference: Pixtral, prompt: Prompt, case: str, compare: Compare
+) -> Iterator[Comparison]:
+    """Prefill in chunks and decode the reference's own greedy tokens; every logit must agree."""
+    features = [reference.image_features(torch.from_numpy(image)[None])[0] for image in prompt.images]
+    table = torch.cat(features) if features else torch.zeros(1, reference.config.decoder.dim)
+    encoded = generator.encode_images(prompt)
+    if features:
+        yield compare("vision", case, "image_features", encoded, table)
+    cache = generator.sessions.decoder.new_cache(1, len(prompt.token_ids))
+    ids, index = torch.from_numpy(prompt.token_ids), torch.from_numpy(prompt.feature_index)
+    expected = reference_logits(reference, ids, index, table)
+    yield compare("prefill", case, "logits", generator.prefill(prompt, encoded, cache, all_logits=True), expected)
+    steps = []
+    for _ in range(DECODE_STEPS):
+        token = int(expected[-1].argmax())
+        steps.append(generator.decode(token, len(ids), cache))
+        ids, index = torch.cat([ids, torch.tensor([token])]), torch.cat([index, torch.tensor([-1])])
+        expected = reference_logits(reference, ids, index, table)
+    yield compare("decode", case, "logits", np.stack(steps), expected[-DECODE_STEPS:])
+
+
+def reference_logits(
+    reference: Pixtral, token_ids: torch.Tensor, feature_index: torch.Tensor, features: torch.Tensor
+) -> torch.Tensor:
+    """Logits (T, V) of a full forward pass without a cache. token_ids and feature_index (T,); features (F, D)."""
+    length = len(token_ids)
+    x = reference.tok_embeddings(token_ids[None], features, feature_index[None])
+    mask = torch.ones(length, length, dtype=torch.bool).tril()[None, None]
+    hidden = reference.hidden(x, torch.arange(length)[None], mask)
+    logits: torch.Tensor = reference(hidden, torch.arange(length))
+    return logits
+
+
+def _prompt(model: Model, images: int) -> Prompt:
+    """A prompt with noise images of mixed sizes."""
+    random = np.random.default_rng(images)
+    patch = model.bundle.model.vision.patch_size
+    sizes = [(3 * patch, 2 * patch), (patch, 5 * patch), (4 * patch + 1, patch - 1), (2 * patch, 2 * patch)]
+    pictures = [Image.fromarray(random.integers(0, 256, (h, w, 3), np.uint8)) for w, h in sizes[:images]]
+    return model.prompts.build(user_message("What is shown?", pictures), DECODE_STEPS)

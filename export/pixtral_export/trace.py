@@ -1,0 +1,147 @@
+"""Trace torch modules into ONNX pieces, and stamp the pieces into one graph.
+
+A tower of 40 equal blocks is traced as one block and stamped 40 times: seconds instead of minutes, and equal blocks
+are equal by construction. A traced module holds no weights: its parameters are stride-0 tensors of the right shape,
+and only their names and shapes reach the graph, as initializers that point into the bundle's weight file.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import onnx_ir as ir
+import torch
+from torch import Tensor, nn
+
+from pixtral_export.ops import OPSET
+from pixtral_runtime.spec import GraphSpec
+
+IR_VERSION = 11
+INLINE_BYTES = 1024  # a traced constant larger than this would be a weight that escaped the weight file
+
+Axes = dict[int, torch.export.Dim]
+
+
+@dataclass(frozen=True)
+class ExternalWeight:
+    """Where an initializer's bytes lie in the weight file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    offset: int
+    nbytes: int
+
+
+def without_weights(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Replace each parameter of a module built on the meta device by a tensor that takes no memory.
+
+    Each gets a value of its own, because the exporter merges small initializers that hold the same numbers.
+    """
+    for value, (name, parameter) in enumerate(list(module.named_parameters())):
+        part, _, leaf = name.rpartition(".")
+        hollow = torch.tensor(value, dtype=dtype).expand(parameter.shape)
+        setattr(module.get_submodule(part), leaf, nn.Parameter(hollow, requires_grad=False))
+    return module.eval()
+
+
+def trace(module: nn.Module, inputs: Sequence[Tensor], axes: Sequence[Axes]) -> ir.Model:
+    """Trace a module's forward pass; `axes` names the dynamic axes of each input."""
+    inputs = [tensor.clone() for tensor in inputs]  # torch would merge two inputs that are one tensor
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch warns of its own deprecations while it exports
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            module, tuple(inputs), dynamo=True, opset_version=OPSET, dynamic_shapes=tuple(axes), verbose=False
+        )
+    assert program is not None
+    graph = program.model.graph
+    lost = {value.name for value in graph.inputs if not value.uses()}
+    lost |= {name for name, _ in module.named_parameters()} - set(graph.initializers)
+    if lost:
+        raise RuntimeError(f"the trace of {type(module).__name__} lost {sorted(map(str, lost))}")
+    return program.model
+
+
+class GraphBuilder:
+    """Builds one graph of the bundle from traced pieces; `weights` maps initializer names to the weight file."""
+
+    def __init__(self, spec: GraphSpec, weights: Mapping[str, ExternalWeight], location: str) -> None:
+        self._spec = spec
+        self._weights = weights
+        self._location = location
+        self._nodes: list[ir.Node] = []
+        self._initializers: dict[str, ir.Value] = {}
+        self._inputs = [_value(t.name, t.dtype, t.shape) for t in spec.inputs]
+
+    def inputs(self, *names: str) -> list[ir.Value]:
+        by_name = {value.name: value for value in self._inputs}
+        return [by_name[name] for name in names]
+
+    def weight(self, name: str) -> ir.Value:
+        """An initializer whose bytes lie in the weight file."""
+        if name not in self._initializers:
+            weight = self._weights[name]
+            value = _value(name, weight.dtype, weight.shape)
+            value.const_value = ir.ExternalTensor(
+                self._location,
+                weight.offset,
+                weight.nbytes,
+                _dtype(weight.dtype),
+                shape=ir.Shape(weight.shape),
+                name=name,
+            )
+            self._initializers[name] = value
+        return self._initializers[name]
+
+    def stamp(self, piece: ir.Model, prefix: str, inputs: Sequence[ir.Value]) -> list[ir.Value]:
+        """Add a copy of a piece's nodes, reading `inputs`; its parameters get the prefix. Returns its outputs."""
+        graph = piece.graph
+        values: dict[ir.Value, ir.Value] = dict(zip(graph.inputs, inputs, strict=True))
+        for name, value in graph.initializers.items():
+            values[value] = self._copy_initializer(prefix + name, value)
+        for node in graph:
+            outputs = [ir.Value(name=f"{prefix}{v.name}", type=v.type) for v in node.outputs]
+            values.update(zip(node.outputs, outputs, strict=True))
+            read = [None if v is None else values[v] for v in node.inputs]
+            attributes = list(node.attributes.values())
+            self._nodes.append(
+                ir.Node(node.domain, node.op_type, read, attributes, outputs=outputs, name=f"{prefix}{node.name}")
+            )
+        return [values[value] for value in graph.outputs]
+
+    def _copy_initializer(self, name: str, value: ir.Value) -> ir.Value:
+        if name in self._weights:
+            return self.weight(name)
+        constant = value.const_value
+        if constant is None or constant.nbytes > INLINE_BYTES:
+            raise RuntimeError(f"{name} is neither a small constant nor a tensor of the weight file")
+        copy = ir.Value(
+            name=name, type=value.type, shape=value.shape, const_value=ir.tensor(constant.numpy(), name=name)
+        )
+        return self._initializers.setdefault(name, copy)
+
+    def finish(self, outputs: Sequence[ir.Value]) -> ir.Model:
+        """Name the outputs as the spec does and close the graph."""
+        for value, tensor in zip(outputs, self._spec.outputs, strict=True):
+            value.name = tensor.name
+            value.dtype, value.shape = _dtype(tensor.dtype), ir.Shape(tensor.shape)
+        graph = ir.Graph(
+            self._inputs,
+            list(outputs),
+            nodes=self._nodes,
+            initializers=list(self._initializers.values()),
+            opset_imports={"": OPSET},
+            name=self._spec.name,
+        )
+        return ir.Model(graph, ir_version=IR_VERSION, producer_name="pixtral")
+
+
+def _dtype(name: str) -> ir.DataType:
+    return ir.DataType[{"float32": "FLOAT"}.get(name, name.upper())]
+
+
+def _value(name: str, dtype: str, shape: Sequence[int | str]) -> ir.Value:
+    return ir.Value(name=name, type=ir.TensorType(_dtype(dtype)), shape=ir.Shape(shape))

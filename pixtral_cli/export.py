@@ -1,0 +1,62 @@
+"""`pixtral export`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pixtral_cli import output
+
+EPILOG = "Example: pixtral export mistralai/Pixtral-12B-2409 -o pixtral-12b --dtype float16"
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder (Mistral or Hugging Face format) or a hub id.")],
+    bundle: Annotated[Path, typer.Option("-o", "--output", help="Folder to write the bundle to.")],
+    dtype: Annotated[str, typer.Option(help="Weights and activations: float32, float16 or bfloat16.")] = "float16",
+    max_context: Annotated[
+        int | None, typer.Option(help="Tokens of prompt and answer. Default: 16384, or the model's own if less.")
+    ] = None,
+    max_image_side: Annotated[
+        int | None, typer.Option(help="Longest image edge in pixels. Default: the model's own.")
+    ] = None,
+    opset: Annotated[int, typer.Option(help="ONNX opset of the graphs.")] = 24,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print sizes and estimates, write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Trace a checkpoint into portable ONNX graphs and stream its weights into a bundle."""
+    output.require("torch", "export", "Exporting")
+    from pixtral_export.checkpoint import open_checkpoint
+    from pixtral_export.export import ExportPlan, ExportSettings, plan_export
+    from pixtral_export.export import export as write_bundle
+    from pixtral_export.hub import resolve_checkpoint
+
+    opened = open_checkpoint(resolve_checkpoint(checkpoint))
+    for warning in opened.warnings:
+        output.warn(warning)
+    plan: ExportPlan = plan_export(opened, ExportSettings(dtype, max_context, max_image_side, opset))
+    summary: dict[str, Any] = {
+        "checkpoint": str(opened.path),
+        "format": opened.format,
+        "bundle": str(bundle),
+        "dtype": dtype,
+        "max_context": plan.limits.max_context,
+        "max_image_side": plan.limits.max_image_side,
+        "bundle_bytes": plan.bundle_bytes,
+    }
+    if dry_run:
+        summary |= {"peak_memory_bytes": plan.peak_memory_bytes, "seconds": round(plan.seconds, 1)}
+    else:
+        with output.progress() as bars:
+            written = write_bundle(opened, plan, bundle, force=force, progress=bars.stage)
+        summary |= {
+            "bundle_bytes": sum(entry.bytes for entry in written.files.values()),
+            "fingerprint": written.fingerprint,
+        }
+    if as_json:
+        output.print_json(summary)
+    else:
+        output.print_pairs(summary)

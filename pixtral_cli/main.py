@@ -1,0 +1,131 @@
+"""The application: its commands, the flags they share, and the one place where errors become exit codes.
+
+A command is a typed function in a file of its name, with an `EPILOG`: one runnable example for its help page. Its file
+imports nothing heavy at the top, so that `pixtral -h` answers at once. To add one, list it in `COMMANDS`.
+
+Every command takes -v, -q, --debug and -V without declaring them: `with_flags` adds them and hands them to `output`.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from inspect import Parameter, signature
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pixtral_cli import ask, check, doctor, export, inspect, output, run
+from pixtral_runtime.errors import InputError, MachineError, PixtralError
+from pixtral_runtime.version import __version__
+
+COMMANDS = (
+    (export.export, export.EPILOG),
+    (run.run, run.EPILOG),
+    (ask.ask, ask.EPILOG),
+    (check.check, check.EPILOG),
+    (inspect.inspect, inspect.EPILOG),
+    (doctor.doctor, doctor.EPILOG),
+)
+BUG, INTERRUPTED = 1, 130
+
+
+class ErrorsToExitCodes(TyperGroup):
+    """Runs a command and turns what it raises into a message on stderr and an exit code, in a terminal as in tests."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
+            raise  # typer's own: wrong usage, a wanted exit, a reader of stdout that has left
+        except (Exception, KeyboardInterrupt) as error:
+            raise typer.Exit(report(error)) from error
+
+
+def report(error: BaseException) -> int:
+    """Tell the user on stderr. Returns the exit code (the table in CONTRIBUTING.md)."""
+    if output.flags.debug:
+        traceback.print_exception(error, file=sys.stderr)
+    if isinstance(error, KeyboardInterrupt):
+        output.error_line(": ".join(("interrupted", *map(str, error.args))))
+        return INTERRUPTED
+    known = _as_pixtral_error(error)
+    if known is None:
+        output.error_line(f"bug in pixtral {__version__}: {type(error).__name__}: {error}", "--debug shows where")
+        return BUG
+    output.error_line(str(known), known.hint)
+    return known.exit_code
+
+
+def _as_pixtral_error(error: BaseException) -> PixtralError | None:
+    """The error itself, or what the system's refusals mean to the user."""
+    if isinstance(error, PixtralError):
+        return error
+    if isinstance(error, MemoryError):
+        return MachineError(f"not enough memory: {error}", "pixtral doctor")
+    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        return MachineError(f"the disk is full: {error.filename or error.strerror}", "df -h .")
+    if isinstance(error, PermissionError):
+        return InputError(f"{error.filename}: permission denied", f"ls -ld '{error.filename}'")
+    return None
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        output.print_line(f"pixtral {__version__}")
+        raise typer.Exit()
+
+
+def shared_flags(
+    verbose: Annotated[bool, typer.Option("-v", "--verbose", help="Say more.")] = False,
+    quiet: Annotated[bool, typer.Option("-q", "--quiet", help="Say only warnings and errors.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the trace of an error.")] = False,
+    version: Annotated[
+        bool, typer.Option("-V", "--version", help="Show the version.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Export Pixtral to portable ONNX, and run it over images without torch."""
+    output.set_flags(output.Flags(verbose, quiet, debug))
+
+
+def with_flags(function: Callable[..., None]) -> Callable[..., None]:
+    """The command with the shared flags after its own; given before the command's name, they hold as well."""
+    own = signature(function, eval_str=True)
+    shared = signature(shared_flags, eval_str=True).parameters
+
+    @functools.wraps(function)
+    def command(*, verbose: bool, quiet: bool, debug: bool, version: bool, **arguments: Any) -> None:
+        before = output.flags
+        output.set_flags(output.Flags(before.verbose or verbose, before.quiet or quiet, before.debug or debug))
+        function(**arguments)
+
+    parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in (*own.parameters.values(), *shared.values())]
+    command.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]  # typer reads it
+    return command
+
+
+def application(commands: Sequence[tuple[Callable[..., None], str]]) -> typer.Typer:
+    """The commands, each with its epilog, behind one name."""
+    app = typer.Typer(
+        cls=ErrorsToExitCodes,
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode=None,  # plain help pages: they come sooner and copy cleanly into a shell
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    app.callback(epilog="Example: pixtral doctor")(shared_flags)
+    for function, epilog in commands:
+        app.command(epilog=f"\b\n{epilog}")(with_flags(function))  # \b: never wrapped, so that it can be copied
+    return app
+
+
+app = application(COMMANDS)
+
+
+def main() -> None:
+    app(prog_name="pixtral")

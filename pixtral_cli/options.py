@@ -1,0 +1,52 @@
+"""Arguments that several commands share, and what they stand for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from pixtral_runtime.prompt import PromptBuilder
+
+BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder, made by 'pixtral export'.")]
+PromptOption = Annotated[str, typer.Option("-p", "--prompt", help="What to ask; @FILE reads it from a file.")]
+SystemOption = Annotated[str | None, typer.Option(help="System prompt.")]
+MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
+TemperatureOption = Annotated[float, typer.Option(help="0 is greedy; higher is more random.")]
+TopPOption = Annotated[float, typer.Option(help="Sample from the most likely tokens of this total probability.")]
+SeedOption = Annotated[int, typer.Option(help="Seed of the sampling.")]
+MaxImageSideOption = Annotated[int | None, typer.Option(help="Scale images down to this longest edge in pixels.")]
+ImageTokensOption = Annotated[
+    int | None, typer.Option(help="Scale each image down until it takes at most this many tokens.")
+]
+PreprocessOption = Annotated[str, typer.Option(help="Whose image preprocessing: mistral or hf.")]
+ExifOption = Annotated[bool, typer.Option("--exif/--no-exif", help="Turn pictures as their EXIF orientation says.")]
+ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all cores.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+def read_prompt(text: str) -> str:
+    """The prompt itself, or the content of the file after `@`. Raises InputError."""
+    from pixtral_runtime.errors import InputError
+
+    if text.startswith("@"):
+        try:
+            text = Path(text[1:]).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"the prompt file {text[1:]} cannot be read: {error}", "-p 'your question'") from error
+    if not text.strip():
+        raise InputError("the prompt is empty", "-p 'your question'")
+    return text
+
+
+def open_prompts(bundle: Path, mode: str, max_image_side: int | None, image_tokens: int | None) -> PromptBuilder:
+    """Open a bundle's tokenizer and preprocessing, without its graphs."""
+    from pixtral_runtime.bundle import open_bundle
+    from pixtral_runtime.model import default_preprocess
+    from pixtral_runtime.prompt import PromptBuilder
+
+    opened = open_bundle(bundle)
+    settings = default_preprocess(opened, mode=mode, max_side=max_image_side, image_tokens=image_tokens)
+    return PromptBuilder(opened, settings)

@@ -1,0 +1,169 @@
+"""What the commands say, and where: data on stdout, talk on stderr.
+
+`print_*` writes data; with `--json` a command calls `print_json` once and none of the others. `talk`, `verbose`,
+`warn`, `error_line` and the progress bars go to stderr, as loud as `-q` and `-v` say. The flags are kept here, set by
+`main` before a command starts, so that a command need not pass them on.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TextIO
+
+if TYPE_CHECKING:
+    from rich.progress import Progress, TaskID
+
+RED, YELLOW = 31, 33  # ANSI colours
+
+
+@dataclass(frozen=True)
+class Flags:
+    """What the user wants to hear: -v, -q and --debug."""
+
+    verbose: bool = False
+    quiet: bool = False
+    debug: bool = False
+
+
+flags = Flags()
+
+
+def set_flags(new: Flags) -> None:
+    global flags  # one terminal, one setting
+    flags = new
+
+
+def print_line(text: str) -> None:
+    print(text)
+
+
+def print_json(value: object) -> None:
+    print(json.dumps(value, indent=2, ensure_ascii=False))
+
+
+def print_pairs(pairs: Mapping[str, object]) -> None:
+    """Names and values, one a line. A name that ends in `_bytes` also gets a readable size."""
+    width = max(map(len, pairs))
+    for name, value in pairs.items():
+        print(f"{name:{width}}  {_readable(name, value)}")
+
+
+def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell, under a header, after an empty line."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    print()
+    for row in (header, *rows):
+        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def print_answer(path: str, answer: str) -> None:
+    """One image's answer, at once: somebody may be reading along."""
+    print(f"{path}: {answer}", flush=True)
+
+
+def talk(text: str) -> None:
+    """For the person at the terminal. Silenced by -q."""
+    if not flags.quiet:
+        print(text, file=sys.stderr)
+
+
+def verbose(text: str) -> None:
+    """Details, shown with -v."""
+    if flags.verbose:
+        talk(text)
+
+
+def warn(text: str) -> None:
+    print(f"{_paint('warning:', YELLOW)} {text}", file=sys.stderr)
+
+
+def error_line(message: str, hint: str = "") -> None:
+    """What went wrong, and on a second line what to type next."""
+    print(f"{_paint('error:', RED)} {message}", file=sys.stderr)
+    if hint:
+        print(f"hint: {hint}", file=sys.stderr)
+
+
+def size(count: int) -> str:
+    """Bytes for people, in powers of ten: `12.3 GB`."""
+    value = float(count)
+    for unit in ("B", "kB", "MB"):
+        if value < 1000:
+            return f"{value:.0f} {unit}" if unit == "B" else f"{value:.1f} {unit}"
+        value /= 1000
+    return f"{value:.1f} GB"
+
+
+def require(package: str, extra: str, purpose: str) -> None:
+    """Raise MachineError where the package that an extra brings is not installed."""
+    from importlib.util import find_spec
+
+    from pixtral_runtime.errors import extra_missing
+
+    if find_spec(package) is None:
+        raise extra_missing(package, extra, purpose)
+
+
+@contextmanager
+def open_results(path: Path | None) -> Iterator[TextIO | None]:
+    """Open a file of results, or nothing where there is no path. What was written stays when the run is interrupted."""
+    if path is None:
+        yield None
+        return
+    from pixtral_runtime.errors import InputError
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("w", encoding="utf-8")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}", "-o another/place.jsonl") from error
+    with file:
+        try:
+            yield file
+        except KeyboardInterrupt as error:
+            raise KeyboardInterrupt(f"the results so far are in {path}; to start again add --force") from error
+
+
+class Bars:
+    """One progress bar a stage; where nobody watches, one line a stage."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+
+    def stage(self, name: str, done: int, total: int) -> None:
+        if name not in self._tasks:
+            if self._progress.disable:
+                talk(name)
+            self._tasks[name] = self._progress.add_task(name)
+        self._progress.update(self._tasks[name], completed=done, total=total)
+
+
+@contextmanager
+def progress() -> Iterator[Bars]:
+    """Bars on stderr while the block runs."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    watched = sys.stderr.isatty() and not flags.quiet
+    # rich would move what is printed meanwhile from stdout to its own stream: right only where both are this terminal
+    with Progress(console=Console(stderr=True), disable=not watched, redirect_stdout=sys.stdout.isatty()) as bars:
+        yield Bars(bars)
+
+
+def _readable(name: str, value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,} ({size(value)})" if name.endswith("_bytes") else f"{value:,}"
+    return "-" if value is None else str(value)
+
+
+def _paint(text: str, colour: int) -> str:
+    if os.environ.get("NO_COLOR") or not sys.stderr.isatty():
+        return text
+    return f"\x1b[{colour}m{text}\x1b[0m"

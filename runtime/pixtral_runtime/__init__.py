@@ -1,0 +1,30 @@
+"""The torch-free runtime of pixtral: bundles in, answers out.
+
+    from pixtral_runtime import load
+    model = load("bundle")
+    print(model.generate("What is this?", ["photo.jpg"]).text)
+
+Names are imported on first use, so that importing the package costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from pixtral_runtime.model import Answer as Answer
+    from pixtral_runtime.model import Model as Model
+    from pixtral_runtime.model import load as load
+    from pixtral_runtime.prompt import Message as Message
+    from pixtral_runtime.sampling import Sampling as Sampling
+
+_HOME = {"load": "model", "Model": "model", "Answer": "model", "Message": "prompt", "Sampling": "sampling"}
+__all__ = ["Answer", "Message", "Model", "Sampling", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)

@@ -1,0 +1,77 @@
+"""The model's configuration: sizes, token ids and constants of Pixtral's three parts.
+
+The field names are those of Mistral's `params.json`. A checkpoint reader fills these classes, `bundle.json` stores
+them, and every other module reads sizes from here. Source: specification section 1.1.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class VisionConfig:
+    """The vision encoder: a transformer over square patches, with 2-D rotary positions."""
+
+    hidden_size: int
+    num_hidden_layers: int
+    num_attention_heads: int
+    head_dim: int
+    intermediate_size: int
+    patch_size: int
+    image_size: int  # the longest edge, in pixels, that the encoder was trained on
+    rope_theta: float
+    num_channels: int = 3
+    norm_eps: float = 1e-5
+
+    @property
+    def max_grid(self) -> int:
+        """Patches along the longest edge."""
+        return self.image_size // self.patch_size
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """The language model: a pre-norm transformer with grouped-query attention and gated SiLU feed-forward."""
+
+    dim: int
+    n_layers: int
+    head_dim: int  # explicit: 128 in Pixtral-12B, where dim / n_heads would be 160
+    hidden_dim: int
+    n_heads: int
+    n_kv_heads: int
+    vocab_size: int
+    rope_theta: float
+    norm_eps: float = 1e-5
+    max_position: int = 131_072
+
+
+@dataclass(frozen=True)
+class ImageTokens:
+    """Ids of the tokens that stand for an image in a prompt (specification section 1.4)."""
+
+    image: int = 10
+    image_break: int = 12
+    image_end: int = 13
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A whole model. `bos` and `eos` are the tekken vocabulary's ids."""
+
+    vision: VisionConfig
+    decoder: DecoderConfig
+    image_tokens: ImageTokens = ImageTokens()
+    adapter_bias: bool = True
+    bos: int = 1
+    eos: int = 2
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
+        """Inverse of `to_dict`. Raises TypeError on unknown or missing fields."""
+        parts = {"vision": VisionConfig, "decoder": DecoderConfig, "image_tokens": ImageTokens}
+        return cls(**{key: parts[key](**value) if key in parts else value for key, value in data.items()})

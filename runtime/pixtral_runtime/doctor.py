@@ -1,0 +1,193 @@
+"""What this machine has for pixtral: packages, devices, memory and disk, as rows of data.
+
+Versions come from the installed packages' metadata. Only onnxruntime is imported, because nothing else knows its
+providers, and because an installation that cannot be imported is as good as none.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+from pixtral_runtime.version import __version__
+
+Status = Literal["ok", "warn", "missing"]
+
+# Module, then the distributions that bring it: OpenCV has several, and a system's own may have none
+BASE = (
+    ("numpy", "numpy"),
+    ("PIL", "pillow"),
+    ("cv2", "opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
+    ("mistral_common", "mistral-common"),
+    ("safetensors", "safetensors"),
+)
+OPTIONAL = {
+    "export": (
+        ("torch", "torch"),
+        ("onnx", "onnx"),
+        ("onnxscript", "onnxscript"),
+        ("onnx_ir", "onnx-ir"),
+        ("huggingface_hub", "huggingface-hub"),
+    ),
+    "tensorrt": (("tensorrt", "tensorrt"),),
+    "rtx": (("tensorrt_rtx", "tensorrt-rtx"), ("polygraphy", "polygraphy")),
+}
+ORT_PACKAGES = ("onnxruntime", "onnxruntime-gpu")  # both write the folder onnxruntime/: one breaks the other
+LOW_MEMORY_BYTES = 2_000_000_000
+LOW_DISK_BYTES = 2_000_000_000
+NVIDIA_SMI_TIMEOUT_S = 10
+JETSON_MODEL = Path("/proc/device-tree/model")
+MEMINFO = Path("/proc/meminfo")
+CPUINFO = Path("/proc/cpuinfo")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One fact. `fix` is the command to type, empty where all is well; without a `needed` row nothing runs."""
+
+    name: str
+    value: str
+    status: Status = "ok"
+    fix: str = ""
+    needed: bool = False
+
+
+def examine() -> list[Row]:
+    """All facts, the needed ones first. Takes under a second, or ten where the GPU driver hangs."""
+    gpu = _gpu()
+    rows = [
+        Row("python", platform.python_version()),
+        Row("pixtral", __version__),
+        _onnxruntime(prefer="gpu" if gpu.status == "ok" else "cpu"),
+    ]
+    rows += [_package(module, names, "pip install --upgrade pixtral", needed=True) for module, *names in BASE]
+    jetson = jetson_model()
+    for extra, packages in OPTIONAL.items():
+        fix = f"pip install 'pixtral[{extra}]'"
+        if extra == "tensorrt" and jetson:
+            fix = "sudo apt install python3-libnvinfer"  # a Jetson's TensorRT comes with JetPack
+        rows += [_package(module, names, fix) for module, *names in packages]
+    if jetson:
+        rows.append(Row("jetson", jetson))
+    rows += [gpu, Row("system", f"{platform.system()} {platform.machine()}"), Row("cpu", _cpu()), _memory(), _disk()]
+    rows.append(Row("extras", ", ".join(_extras(rows)) or "none"))
+    return rows
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that a new program can have without swapping; None where the system does not say."""
+    return _meminfo().get("MemAvailable")
+
+
+def jetson_model() -> str:
+    """The name of the Jetson board, or nothing."""
+    try:
+        model = JETSON_MODEL.read_text(encoding="utf-8").strip("\0\n ")
+    except OSError:
+        return ""
+    return model if "jetson" in model.lower() else ""
+
+
+def _onnxruntime(prefer: str) -> Row:
+    installed = [f"{name} {found}" for name in ORT_PACKAGES if (found := _version(name))]
+    fix = f"pip install 'pixtral[{prefer}]'"
+    uninstall = f"pip uninstall -y {' '.join(ORT_PACKAGES)} && {fix}"
+    if len(installed) > 1:
+        return Row("onnxruntime", f"{' and '.join(installed)} overwrite each other", "warn", uninstall, needed=True)
+    try:
+        import onnxruntime
+
+        providers: list[str] = onnxruntime.get_available_providers()
+    except ModuleNotFoundError:
+        return Row("onnxruntime", "not installed", "missing", fix, needed=True)
+    except (ImportError, AttributeError) as error:  # a library it needs is missing, or half of its files are
+        return Row("onnxruntime", f"broken: {error}", "missing", uninstall, needed=True)
+    short = ", ".join(name.removesuffix("ExecutionProvider") for name in providers)
+    return Row("onnxruntime", f"{onnxruntime.__version__} ({short})", needed=True)
+
+
+def _package(module: str, distributions: list[str], fix: str, *, needed: bool = False) -> Row:
+    name = distributions[0]
+    found = [version for candidate in distributions if (version := _version(candidate))]
+    if found:
+        return Row(name, found[0], needed=needed)
+    if find_spec(module) is not None:
+        return Row(name, "installed, version unknown", needed=needed)
+    return Row(name, "not installed", "missing", fix, needed)
+
+
+def _extras(rows: list[Row]) -> Iterator[str]:
+    """The extras whose packages are all there."""
+    for extra, name in zip(("cpu", "gpu"), ORT_PACKAGES, strict=True):
+        if _version(name):
+            yield extra
+    absent = {row.name for row in rows if row.status == "missing"}
+    for extra, packages in OPTIONAL.items():
+        if not absent.intersection(names[0] for _, *names in packages):
+            yield extra
+
+
+def _version(distribution: str) -> str | None:
+    try:
+        return version(distribution)
+    except PackageNotFoundError:
+        return None
+
+
+def _gpu() -> Row:
+    query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader"]
+    try:
+        answer = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=True)
+    except FileNotFoundError:
+        return Row("cuda device", "none found", "missing")
+    except subprocess.TimeoutExpired:
+        return Row("cuda device", f"nvidia-smi gave no answer in {NVIDIA_SMI_TIMEOUT_S} s", "warn", "nvidia-smi")
+    except (OSError, subprocess.CalledProcessError) as error:
+        return Row("cuda device", f"nvidia-smi failed: {error}", "warn", "nvidia-smi")
+    return Row("cuda device", "; ".join(answer.stdout.split("\n")).strip("; "))
+
+
+def _cpu() -> str:
+    model = _fields(CPUINFO).get("model name") or platform.processor() or platform.machine()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{model}, {cores} cores"
+
+
+def _memory() -> Row:
+    sizes = _meminfo()
+    if "MemAvailable" not in sizes:
+        return Row("memory", "unknown")
+    text = f"{sizes['MemAvailable'] / 1e9:.1f} GB available of {sizes['MemTotal'] / 1e9:.1f} GB"
+    if sizes["MemAvailable"] < LOW_MEMORY_BYTES:
+        return Row("memory", text, "warn", "ps aux --sort=-rss | head")
+    return Row("memory", text)
+
+
+def _disk() -> Row:
+    free = shutil.disk_usage(Path.cwd()).free
+    text = f"{free / 1e9:.1f} GB free in {Path.cwd()}"
+    return Row("disk", text, "warn", "df -h .") if free < LOW_DISK_BYTES else Row("disk", text)
+
+
+def _meminfo() -> dict[str, int]:
+    """Linux's memory counters in bytes."""
+    fields = _fields(MEMINFO)
+    return {name: 1024 * int(value.split()[0]) for name, value in fields.items() if value.endswith("kB")}
+
+
+def _fields(path: Path) -> dict[str, str]:
+    """The first `name: value` of each name in a file of /proc; nothing on another system."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in reversed(lines))
+    return {name.strip(): value.strip() for name, _, value in pairs}

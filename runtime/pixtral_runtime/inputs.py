@@ -1,0 +1,69 @@
+"""Which images a command means: files, folders, globs and lists, in a stable order."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pixtral_runtime.errors import InputError
+
+IMAGE_SUFFIXES = frozenset(
+    [
+        ".avif",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".heic",
+        ".heif",
+        ".ico",
+        ".jfif",
+        ".jp2",
+        ".jpe",
+        ".jpeg",
+        ".jpg",
+        ".pbm",
+        ".pgm",
+        ".png",
+        ".pnm",
+        ".ppm",
+        ".tga",
+        ".tif",
+        ".tiff",
+        ".webp",
+    ]
+)
+"""What counts as an image inside a folder. A file named by the user is tried whatever its suffix."""
+
+
+def collect_images(sources: Iterable[str], stdin: Iterable[str], *, recursive: bool = False) -> list[Path]:
+    """Expand files, folders, globs and `-` (a list on stdin, a path a line) into paths, each once, in the order given.
+
+    A folder gives its images sorted by name, with `recursive` those of its sub-folders too. Raises InputError for a
+    path that does not exist and where nothing is left.
+    """
+    found: dict[Path, None] = {}
+    for source in sources:
+        lines = [line.rstrip("\r\n") for line in stdin] if source == "-" else [source]
+        for line in filter(None, lines):
+            found.update(dict.fromkeys(_expand(line, recursive)))
+    if not found:
+        hint = "name image files, or a folder that holds some" + (
+            "" if recursive else "; --recursive looks into sub-folders"
+        )
+        raise InputError(f"no images in {', '.join(sources)}", hint)
+    return list(found)
+
+
+def _expand(source: str, recursive: bool) -> Iterator[Path]:
+    path = Path(source)
+    if path.is_dir():
+        files = path.rglob("*") if recursive else path.iterdir()
+        yield from sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
+    elif path.exists():
+        yield path
+    elif matches := sorted(glob.glob(source, recursive=recursive)):
+        for match in matches:
+            yield from _expand(match, recursive)
+    else:
+        raise InputError(f"{source} does not exist", "check the path; quote a glob so that it reaches pixtral whole")

@@ -1,0 +1,121 @@
+"""From an RGB picture to the vision encoder's input: scale to a grid of patches, then normalize.
+
+In: a PIL picture in mode RGB. Out: float32 (3, rows * patch, columns * patch). One patch becomes one image token, and
+each row of patches ends with one more (specification section 2.3).
+
+Two modes exist because the two published implementations differ in pixels and, for some 3 % of the pictures that must
+shrink, in the grid (specification section 2.2):
+
+| mode | scaled size | interpolation | overshoot |
+| --- | --- | --- | --- |
+| `mistral` | rounded | OpenCV cubic on floats, not antialiased | kept |
+| `hf` | floored | Pillow bicubic on 8-bit values, antialiased | clipped, rounded |
+
+`mistral` is the reference, and calls mistral_common itself. `hf` is what transformers 5.23 computes, for comparing with
+outputs made there. Both then go up to whole patches in the same single resize, so nothing is padded. Where one side
+would scale to less than a pixel, both keep one pixel, hence one row of patches; transformers fails there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import floor
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from pixtral_runtime.errors import InputError
+
+PREPROCESS_MODES = ("mistral", "hf")
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # RGB; specification section 2.1, step 7
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+MIN_IMAGE_TOKENS = 2  # a single patch and the end of its row
+
+
+def token_count(columns: int, rows: int) -> int:
+    """Tokens that a grid takes in the prompt: its patches, row breaks and the end."""
+    return (columns + 1) * rows
+
+
+@dataclass(frozen=True)
+class Preprocess:
+    """Settings of the preprocessing; call it with a picture. Raises InputError on settings that cannot work."""
+
+    patch_size: int  # pixels
+    max_side: int  # longest edge in pixels; larger pictures shrink to it
+    mode: str = "mistral"
+    image_tokens: int | None = None  # budget: shrink further until `token_count` of the grid is within it
+
+    def __post_init__(self) -> None:
+        if self.mode not in PREPROCESS_MODES:
+            raise InputError(f"unknown preprocess mode '{self.mode}'", f"choose one of: {', '.join(PREPROCESS_MODES)}")
+        if self.patch_size < 1:
+            raise InputError(f"patch size {self.patch_size}, expected at least 1", "use the patch size of the model")
+        if self.max_side < self.patch_size:
+            raise InputError(
+                f"longest image side {self.max_side} px is less than one patch of {self.patch_size} px",
+                f"choose at least {self.patch_size}",
+            )
+        if self.image_tokens is not None and self.image_tokens < MIN_IMAGE_TOKENS:
+            raise InputError(
+                f"budget of {self.image_tokens} tokens per image, the smallest image takes {MIN_IMAGE_TOKENS}",
+                f"choose at least {MIN_IMAGE_TOKENS}",
+            )
+
+    def grid(self, width: int, height: int) -> tuple[int, int]:
+        """(columns, rows) of patches for a picture of this size in pixels.
+
+        Within a budget, the largest side that fits is taken: the first one, counting down from the picture's own (or
+        `max_side`). One always fits, as a side of one pixel is a single patch.
+        """
+        if self.image_tokens is None:
+            return self._grid_within(self.max_side, width, height)
+        budget = self.image_tokens
+        sides = range(min(self.max_side, max(width, height)), 0, -1)
+        grids = (self._grid_within(side, width, height) for side in sides)
+        return next(grid for grid in grids if token_count(*grid) <= budget)
+
+    def __call__(self, image: Image.Image) -> NDArray[np.float32]:
+        """The normalized pixels, (3, rows * patch, columns * patch)."""
+        if image.mode != "RGB":
+            raise InputError(f"preprocessing takes an RGB picture, got {image.mode}", "use decode_image(...).pixels")
+        columns, rows = self.grid(*image.size)
+        size = (columns * self.patch_size, rows * self.patch_size)
+        if self.mode == "hf":
+            return _hf_pixels(image, size)
+        from mistral_common.tokens.tokenizers.image import transform_image
+
+        return np.ascontiguousarray(transform_image(image, size), dtype=np.float32)
+
+    def _grid_within(self, max_side: int, width: int, height: int) -> tuple[int, int]:
+        """(columns, rows) when the longest edge may have `max_side` pixels."""
+        grid = _hf_grid if self.mode == "hf" else _mistral_grid
+        return grid(self.patch_size, max_side, width, height)
+
+
+def _mistral_grid(patch_size: int, max_side: int, width: int, height: int) -> tuple[int, int]:
+    from mistral_common.tokens.tokenizers.image import ImageConfig, ImageEncoder, SpecialImageIDs
+
+    encoder = ImageEncoder(ImageConfig(patch_size, max_side), SpecialImageIDs(img=0, img_break=0, img_end=0))
+    picture: Any = SimpleNamespace(size=(width, height))  # its size is all that is read, so spare the pixels
+    return encoder._image_to_num_tokens(picture)
+
+
+def _hf_grid(patch_size: int, max_side: int, width: int, height: int) -> tuple[int, int]:
+    ratio = max(width / max_side, height / max_side)
+    if ratio > 1:
+        width, height = max(floor(width / ratio), 1), max(floor(height / ratio), 1)
+    return (width - 1) // patch_size + 1, (height - 1) // patch_size + 1
+
+
+def _hf_pixels(image: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]:
+    """Each step in the dtype that transformers uses, so that results agree to the last bit."""
+    resized = np.asarray(image.resize(size, Image.Resampling.BICUBIC))  # (H, W, 3) uint8
+    scaled = (resized.astype(np.float64) * (1 / 255)).astype(np.float32)
+    normalized = (scaled - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    return np.ascontiguousarray(normalized.transpose(2, 0, 1))  # (3, H, W)

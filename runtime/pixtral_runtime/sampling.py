@@ -1,0 +1,50 @@
+"""Choosing the next token from a row of logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from pixtral_runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Greedy at temperature 0; otherwise softmax at `temperature`, cut to the smallest set with mass `top_p`.
+
+    top_p 0.8 is the reference's choice (specification section 3.4). The same seed gives the same answer.
+    """
+
+    temperature: float = 0.0
+    top_p: float = 0.8
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise InputError(f"temperature {self.temperature} is not a number of 0 or more", "--temperature 0")
+        if not 0 < self.top_p <= 1:
+            raise InputError(f"top-p {self.top_p} is outside 0..1", "--top-p 0.8")
+        if self.seed < 0:
+            raise InputError(f"seed {self.seed} is negative", "--seed 0")
+
+
+class Sampler:
+    """Draws tokens for one answer."""
+
+    def __init__(self, sampling: Sampling) -> None:
+        self._sampling = sampling
+        self._random = np.random.default_rng(sampling.seed)
+
+    def __call__(self, logits: npt.NDArray[np.float32]) -> int:
+        """logits (V,) -> token id."""
+        if self._sampling.temperature == 0:
+            return int(logits.argmax())
+        scaled = logits.astype(np.float64) / self._sampling.temperature
+        probabilities = np.exp(scaled - scaled.max())
+        probabilities /= probabilities.sum()
+        order = np.argsort(-probabilities, kind="stable")
+        mass = probabilities[order].cumsum()
+        kept = order[: int(np.searchsorted(mass, self._sampling.top_p)) + 1]
+        return int(self._random.choice(kept, p=probabilities[kept] / probabilities[kept].sum()))

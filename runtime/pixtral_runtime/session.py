@@ -1,0 +1,44 @@
+"""What the runtime asks of a backend: run one graph, and keep a key/value cache on the device.
+
+ONNX Runtime implements it in `ort_session`; sampling and scheduling know only this file. Arrays are NumPy on the host,
+or a backend's own buffers handed from one graph's output to another's input without a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import numpy.typing as npt
+
+Array = npt.NDArray[Any]
+
+
+class Buffer(Protocol):
+    """A tensor where the backend keeps it."""
+
+    def numpy(self) -> Array:
+        """Copy to the host."""
+
+
+class KVCache(Protocol):
+    """Past keys and values of all layers, (slots, K, rows, E) each, updated in place by the decoder."""
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def rows(self) -> int: ...
+
+    def reserve(self, rows: int) -> None:
+        """Grow to at least `rows` rows a slot, keeping what is there. Never shrinks."""
+
+
+class Session(Protocol):
+    """One graph, ready to run."""
+
+    def run(self, feeds: Mapping[str, Array | Buffer], cache: KVCache | None = None) -> dict[str, Buffer]:
+        """Run the graph. Feeds are named as in `spec`; a decoder gets its cache here and updates it in place."""
+
+    def new_cache(self, slots: int, rows: int) -> KVCache:
+        """A zeroed cache for this graph. Decoder only."""

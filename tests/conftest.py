@@ -1,0 +1,31 @@
+"""What all tests share: the versions they ran with, and real pictures where they are at hand."""
+
+from __future__ import annotations
+
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import pytest
+
+PACKAGES = ("numpy", "onnxruntime", "mistral-common", "opencv-python-headless", "torch", "onnx", "transformers")
+SHARED_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "images"
+
+
+def pytest_report_header() -> str:
+    return f"python {platform.python_version()}, " + ", ".join(f"{name} {installed(name)}" for name in PACKAGES)
+
+
+def installed(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "missing"
+
+
+@pytest.fixture(scope="session")
+def shared_images() -> Path:
+    """A folder of real pictures with a manifest, beside the project."""
+    if not SHARED_IMAGES.is_dir():
+        pytest.skip("no folder ../shared/images beside the project")
+    return SHARED_IMAGES

@@ -1,0 +1,170 @@
+"""Random checkpoints of Pixtral's architecture, small enough to export and run within a test.
+
+The same seed gives the same weights in every format, so tests can compare formats bit for bit. Weights are scaled so
+that activations stay near 1 and tokens get different logits; sizes are chosen so that no two widths agree by accident.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+import json
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from pixtral_export.layout import Parameter, hf_name, hf_new_name, pairs_to_halves, parameters
+from pixtral_runtime.config import DecoderConfig, ModelConfig, VisionConfig
+
+SPECIAL = 32  # tekken has 1,000 special tokens; only the first 20 have a meaning
+VOCABULARY = 512
+
+
+def tiny_config(**changes: Any) -> ModelConfig:
+    """A model of 0.4 million parameters. `changes` replace fields of ModelConfig."""
+    config = ModelConfig(
+        vision=VisionConfig(
+            hidden_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=16, intermediate_size=96,
+            patch_size=16, image_size=256, rope_theta=1e4,
+        ),
+        decoder=DecoderConfig(
+            dim=96, n_layers=2, head_dim=32, hidden_dim=160, n_heads=4, n_kv_heads=2, vocab_size=VOCABULARY,
+            rope_theta=1e9,
+        ),
+    )  # fmt: skip
+    return replace(config, **changes)
+
+
+@functools.cache
+def _tekken() -> dict[str, Any]:
+    source = importlib.resources.files("mistral_common").joinpath("data", "tekken_240911.json")
+    data: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
+    return data | {"vocab": data["vocab"][: VOCABULARY * 2]}
+
+
+def write_tekken(folder: Path, config: ModelConfig) -> Path:
+    """Write the first entries of Pixtral's own vocabulary, with this model's image sizes."""
+    text_tokens = config.decoder.vocab_size - SPECIAL
+    data = _tekken()
+    data = data | {
+        "vocab": data["vocab"][:text_tokens],
+        "config": data["config"]
+        | {
+            "num_vocab_tokens": text_tokens,
+            "default_vocab_size": config.decoder.vocab_size,
+            "default_num_special_tokens": SPECIAL,
+        },
+        "image": {"image_patch_size": config.vision.patch_size, "max_image_size": config.vision.image_size},
+    }
+    path = folder / "tekken.json"
+    path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
+    return path
+
+
+def random_weights(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> dict[str, Tensor]:
+    """A Mistral state dict: canonical names, linear weights (out, in), rotary rows as adjacent pairs."""
+    generator = torch.Generator().manual_seed(seed)
+    return {p.name: _scaled(p, torch.randn(p.shape, generator=generator)).to(dtype) for p in parameters(config)}
+
+
+def _scaled(parameter: Parameter, noise: Tensor) -> Tensor:
+    if parameter.name.endswith("bias"):
+        return 0.1 * noise
+    if noise.dim() == 1:
+        return 1 + 0.1 * noise
+    if parameter.name == "tok_embeddings.weight":
+        return noise
+    fan_in = noise[0].numel()
+    return noise / math.sqrt(fan_in)
+
+
+def write_checkpoint(
+    folder: Path,
+    config: ModelConfig,
+    *,
+    format: str = "mistral",
+    shards: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    seed: int = 0,
+) -> Path:
+    """Write weights, configuration and tokenizer in the format "mistral", "hf" or "hf-new". Returns `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    weights = random_weights(config, dtype, seed)
+    if format == "mistral":
+        (folder / "params.json").write_text(json.dumps(mistral_params(config), indent=2), encoding="utf-8")
+        _write_shards(folder, "consolidated", weights, shards, index=False)
+    else:
+        spell = {"hf": hf_name, "hf-new": hf_new_name}[format]
+        for parameter in parameters(config):
+            if parameter.rotary_heads:
+                weights[parameter.name] = pairs_to_halves(weights[parameter.name], parameter.rotary_heads)
+        (folder / "config.json").write_text(json.dumps(hf_config(config, format), indent=2), encoding="utf-8")
+        _write_shards(folder, "model", {spell(name): tensor for name, tensor in weights.items()}, shards, index=True)
+    write_tekken(folder, config)
+    return folder
+
+
+def _write_shards(folder: Path, stem: str, weights: dict[str, Tensor], shards: int, *, index: bool) -> None:
+    if shards == 1:
+        save_file(weights, folder / f"{stem}.safetensors", metadata={"format": "pt"})
+        return
+    places = {name: f"{stem}-{n % shards + 1:05}-of-{shards:05}.safetensors" for n, name in enumerate(weights)}
+    for file in sorted(set(places.values())):
+        part = {name: tensor for name, tensor in weights.items() if places[name] == file}
+        save_file(part, folder / file, metadata={"format": "pt"})
+    if index:
+        content = {"metadata": {}, "weight_map": places}
+        (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(content), encoding="utf-8")
+
+
+def mistral_params(config: ModelConfig) -> dict[str, Any]:
+    """The content of params.json, as Pixtral's newer revisions write it."""
+    decoder, vision, tokens = config.decoder, config.vision, config.image_tokens
+    return {
+        "dim": decoder.dim, "n_layers": decoder.n_layers, "head_dim": decoder.head_dim,
+        "hidden_dim": decoder.hidden_dim, "n_heads": decoder.n_heads, "n_kv_heads": decoder.n_kv_heads,
+        "rope_theta": decoder.rope_theta, "norm_eps": decoder.norm_eps, "vocab_size": decoder.vocab_size,
+        "max_position_embeddings": decoder.max_position,
+        "vision_encoder": {
+            "hidden_size": vision.hidden_size, "num_channels": vision.num_channels, "image_size": vision.image_size,
+            "patch_size": vision.patch_size, "rope_theta": vision.rope_theta,
+            "intermediate_size": vision.intermediate_size, "num_hidden_layers": vision.num_hidden_layers,
+            "num_attention_heads": vision.num_attention_heads, "adapter_bias": config.adapter_bias,
+            "image_token_id": tokens.image, "image_break_token_id": tokens.image_break,
+            "image_end_token_id": tokens.image_end,
+        },
+    }  # fmt: skip
+
+
+def hf_config(config: ModelConfig, format: str = "hf") -> dict[str, Any]:
+    """The content of config.json in the words of transformers 4 ("hf") or 5 ("hf-new")."""
+    decoder, vision = config.decoder, config.vision
+
+    def rope(theta: float, kind: str) -> dict[str, Any]:
+        old = {"rope_theta": theta}
+        return old if format == "hf" else {"rope_parameters": old | {"rope_type": kind}}
+
+    return {
+        "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "image_seq_length": 1,
+        "image_token_index": config.image_tokens.image, "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": config.adapter_bias, "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full", "tie_word_embeddings": False,
+        "text_config": {
+            "model_type": "mistral", "hidden_size": decoder.dim, "head_dim": decoder.head_dim,
+            "intermediate_size": decoder.hidden_dim, "num_hidden_layers": decoder.n_layers,
+            "num_attention_heads": decoder.n_heads, "num_key_value_heads": decoder.n_kv_heads,
+            "max_position_embeddings": decoder.max_position, "rms_norm_eps": decoder.norm_eps,
+            "sliding_window": None, "vocab_size": decoder.vocab_size, "tie_word_embeddings": False,
+        } | rope(decoder.rope_theta, "default"),
+        "vision_config": {
+            "model_type": "pixtral", "hidden_size": vision.hidden_size, "head_dim": vision.head_dim,
+            "intermediate_size": vision.intermediate_size, "num_hidden_layers": vision.num_hidden_layers,
+            "num_attention_heads": vision.num_attention_heads, "num_channels": vision.num_channels,
+            "image_size": vision.image_size, "patch_size": vision.patch_size, "hidden_act": "silu",
+        } | rope(vision.rope_theta, "axial"),
+    }  # fmt: skip
