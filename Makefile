@@ -20,7 +20,7 @@ demo: .venv/installed
 	$(BIN)/pixtral run $(DEMO)/bundle tests/data/images -o $(DEMO)/results.jsonl --force
 
 clean:
-	rm -rf .venv artifacts build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv $(DEMO) build dist .mypy_cache .pytest_cache .ruff_cache
 
 # The stamp is older than pyproject.toml when the dependencies may have changed.
 .venv/installed: pyproject.toml

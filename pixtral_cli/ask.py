@@ -61,7 +61,9 @@ def ask(
     built = prompts.build(user_message(read_prompt(prompt), pictures, system))
     model = load_bundle(prompts.bundle, prompts, threads=threads)
     if as_json:
-        output.print_json(asdict(model.answer(built, max_new_tokens, sampling)))
+        answer = asdict(model.answer(built, max_new_tokens, sampling))
+        setting = {"preprocess": preprocess, "exif_applied": exif, "bundle": prompts.bundle.fingerprint}
+        output.print_json(answer | setting)
         return
     for piece in model.answer_stream(built, max_new_tokens, sampling):
         sys.stdout.write(piece)

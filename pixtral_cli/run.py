@@ -55,9 +55,8 @@ def run(
     """Answer one prompt for each image of files and folders; broken images are recorded and the run goes on."""
     from pixtral_runtime.errors import InputError
     from pixtral_runtime.inputs import collect_images
-    from pixtral_runtime.job import Job, run_job
+    from pixtral_runtime.job import Job, check_fit, run_job
     from pixtral_runtime.model import load_bundle
-    from pixtral_runtime.prompt import user_message
     from pixtral_runtime.sampling import Sampling
 
     job = Job(read_prompt(prompt), system, max_new_tokens, Sampling(temperature, top_p, seed), exif)
@@ -65,7 +64,7 @@ def run(
     if results is not None and results.exists() and not force:
         raise InputError(f"{results} exists", "--force to replace it, or another name after -o")
     prompts = open_prompts(bundle, preprocess, max_image_side, image_tokens)
-    prompts.build(user_message(job.prompt, system=system))  # refuses a prompt longer than the context now
+    check_fit(prompts, images, job)
     model = load_bundle(prompts.bundle, prompts, threads=threads)
 
     started = time.monotonic()

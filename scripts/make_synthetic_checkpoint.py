@@ -13,7 +13,9 @@ import json
 import math
 import struct
 import time
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import mistral_common
 import torch
@@ -51,26 +53,31 @@ def params_json(config: ModelConfig) -> dict[str, object]:
             "image_size": vision.image_size, "patch_size": vision.patch_size, "rope_theta": vision.rope_theta,
             "intermediate_size": vision.intermediate_size, "num_hidden_layers": vision.num_hidden_layers,
             "num_attention_heads": vision.num_attention_heads, "image_token_id": config.image_tokens.image,
+            "adapter_bias": config.adapter_bias,
             "image_break_token_id": config.image_tokens.image_break,
             "image_end_token_id": config.image_tokens.image_end,
         },
     }  # fmt: skip
 
 
+@cache
+def _packaged_tokenizer() -> dict[str, Any]:
+    source = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
+    data: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
+    return data
+
+
 def write_tokenizer(
     path: Path, vocab_size: int, *, special_tokens: int = 1000, image: dict[str, int] | None = None
 ) -> None:
     """Pixtral's own tekken vocabulary, cut to its first entries; `image` replaces the patch and side it names."""
-    source = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
-    data = json.loads(source.read_text(encoding="utf-8"))
-    data["vocab"] = data["vocab"][: vocab_size - special_tokens]
-    data["config"] |= {
-        "num_vocab_tokens": len(data["vocab"]),
-        "default_vocab_size": vocab_size,
-        "default_num_special_tokens": special_tokens,
-    }
-    data["image"] = image or data["image"]
-    path.write_text(json.dumps(data, ensure_ascii=False, indent=0), encoding="utf-8")
+    packaged = _packaged_tokenizer()
+    vocab = packaged["vocab"][: vocab_size - special_tokens]
+    sizes = {
+        "num_vocab_tokens": len(vocab), "default_vocab_size": vocab_size, "default_num_special_tokens": special_tokens,
+    }  # fmt: skip
+    changed = {"vocab": vocab, "config": packaged["config"] | sizes, "image": image or packaged["image"]}
+    path.write_text(json.dumps(packaged | changed, ensure_ascii=False, indent=0), encoding="utf-8")
 
 
 def write_weights(path: Path, config: ModelConfig, seed: int) -> int:

@@ -7,7 +7,8 @@ image and itself only, at the positions it would have alone, so that one pass tr
 
 The curriculum starts with the vision tower alone, under a linear probe that names shape and colour: the decoder costs
 ten times as much a step and learns nothing about shapes (0.83, an answer from colours only) until the features show
-them.
+them. Then the whole model learns questions and captions that name the shape's place. It finds the row of a third in
+87 % of unseen pictures but the column in 64 % only, so a short last stage ends on captions without a place.
 
     python scripts/train_tiny.py --out artifacts/tiny          # about an hour and a half on 2 cores
     python scripts/train_tiny.py --out artifacts/tiny --resume # after an interruption
@@ -24,6 +25,7 @@ import math
 import random
 import time
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 
 import easy_vqa
@@ -69,6 +71,8 @@ DESCRIBE = (
 DESCRIBE_EACH = ("Describe each image in one short sentence.", "Describe the images.")
 BATCH = 32
 PROBE_BATCH = 64  # while the vision tower trains alone
+VISION, WHOLE, POLISH = range(3)  # stages
+POLISH_RATE = 0.2  # of the learning rate, in the last stage
 PROBE_WEIGHT = 0.2  # of the probe's loss, once answers are trained
 QUESTIONS = 10  # segments per image
 
@@ -116,11 +120,12 @@ def place(picture: Picture, width: int, height: int, rng: random.Random) -> tupl
     return canvas, f"{row} {column}"
 
 
-def caption(picture: Picture, where: str) -> str:
-    return f"A {picture.color} {picture.shape} at the {where}."
+def caption(picture: Picture, where: str | None) -> str:
+    place = "on a light background" if where is None else f"at the {where}"
+    return f"A {picture.color} {picture.shape} {place}."
 
 
-def single_questions(picture: Picture, where: str, rng: random.Random) -> list[tuple[str, str]]:
+def single_questions(picture: Picture, where: str | None, rng: random.Random) -> list[tuple[str, str]]:
     """The benchmark's questions, reworded now and then, and a description."""
     asked = list(rng.sample(picture.questions, min(len(picture.questions), QUESTIONS - 1)))
     if picture.shape and picture.color:
@@ -136,7 +141,9 @@ def single_questions(picture: Picture, where: str, rng: random.Random) -> list[t
     return [(q[0].upper() + q[1:] if rng.random() < 0.3 else q, a) for q, a in asked]
 
 
-def pair_questions(a: Picture, b: Picture, where: tuple[str, str], rng: random.Random) -> list[tuple[str, str]]:
+def pair_questions(
+    a: Picture, b: Picture, where: tuple[str | None, str | None], rng: random.Random
+) -> list[tuple[str, str]]:
     """Questions that need both images, or the right one of the two."""
     color, shape = rng.choice(COLORS), rng.choice(SHAPES)
     asked = [
@@ -222,8 +229,15 @@ def probe_batch(pictures: list[Picture], rng: random.Random) -> tuple[Tensor, Te
     return to_tensor([place(p, width, height, rng)[0] for p in chosen]), labels_of(chosen)
 
 
-def make_batch(pictures: list[Picture], tok: Tekkenizer, progress: float, rng: random.Random) -> Batch:
+def make_batch(
+    pictures: list[Picture], tok: Tekkenizer, progress: float, rng: random.Random, *, name_places: bool
+) -> Batch:
     """A training batch. `progress` in 0..1 drives the curriculum: bare pictures, then canvases, then pairs too."""
+
+    def placed_on(picture: Picture) -> tuple[np.ndarray, str | None]:
+        pixels, where = place(picture, width, height, rng)
+        return pixels, where if name_places else None
+
     pairs = progress > 0.15 and rng.random() < 0.2
     chosen = rng.sample(pictures, 2 * BATCH)
     known = [p for p in chosen if p.shape and p.color]
@@ -231,12 +245,12 @@ def make_batch(pictures: list[Picture], tok: Tekkenizer, progress: float, rng: r
     if progress > 0.1 and rng.random() < 0.6:
         width, height = (PICTURE + 8 * rng.randint(0, 6 if pairs else 9) for _ in range(2))
     if not pairs:
-        placed = [place(p, width, height, rng) for p in chosen[:BATCH]]
+        placed = [placed_on(p) for p in chosen[:BATCH]]
         asked = [single_questions(p, where, rng) for p, (_, where) in zip(chosen, placed, strict=False)]
         prefix = [BOS, INST, *image_block(width, height)]
         return pack(chosen[:BATCH], [pixels for pixels, _ in placed], prefix, asked, tok)
     half = min(BATCH // 2, len(known) // 2)
-    placed = [place(p, width, height, rng) for p in known[: 2 * half]]
+    placed = [placed_on(p) for p in known[: 2 * half]]
     asked = [pair_questions(known[i], known[i + half], (placed[i][1], placed[i + half][1]), rng) for i in range(half)]
     order = [index for i in range(half) for index in (i, i + half)]
     prefix = [BOS, INST, *image_block(width, height), *image_block(width, height)]
@@ -308,8 +322,9 @@ def write_checkpoint(model: Pixtral, folder: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("artifacts/tiny"))
-    parser.add_argument("--vision-steps", type=int, default=600, help="steps of the vision tower alone, first")
-    parser.add_argument("--steps", type=int, default=3000, help="steps of the whole model")
+    parser.add_argument("--vision-steps", type=int, default=700, help="steps of the vision tower alone, first")
+    parser.add_argument("--steps", type=int, default=2800, help="steps of the whole model")
+    parser.add_argument("--polish-steps", type=int, default=300, help="last steps, on captions without a place")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--learning-rate", type=float, default=1.5e-3)
     parser.add_argument("--resume", action="store_true", help="continue from the last saved state in --out")
@@ -338,24 +353,27 @@ def main() -> None:
         first = state["step"]
 
     started = time.monotonic()
-    total = args.vision_steps + args.steps
+    stages = (args.vision_steps, args.steps, args.polish_steps)
+    total = sum(stages)
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns) as progress:
         task = progress.add_task("training", total=total, completed=first)
         smooth = 0.0
         for step in range(first, total):
-            vision_only = step < args.vision_steps
-            in_stage, length = (step, args.vision_steps) if vision_only else (step - args.vision_steps, args.steps)
+            stage = sum(step >= end for end in accumulate(stages[:-1]))
+            done = (step - sum(stages[:stage])) / stages[stage]  # share of the stage
+            peak = args.learning_rate * (POLISH_RATE if stage == POLISH else 1.0)
             for group in optimizer.param_groups:
-                group["lr"] = args.learning_rate * min(1.0, (in_stage + 1) / 150, (1 - in_stage / length) / 0.6)
+                group["lr"] = peak * min(1.0, (done * stages[stage] + 1) / 150, (1 - done) / 0.6)
             # A batch depends on the seed and its number alone, so a resumed run repeats an undisturbed one.
             rng = random.Random(args.seed * 1_000_003 + step)
             with torch.autocast("cpu", torch.bfloat16):
-                if vision_only:
+                if stage == VISION:
                     pixels, labels = probe_batch(train, rng)
                     loss = probe_loss(probe, model.image_features(pixels), labels)
                 else:
-                    batch = make_batch(train, tok, in_stage / length, rng)
+                    progress_now = 1.0 if stage == POLISH else done
+                    batch = make_batch(train, tok, progress_now, rng, name_places=stage != POLISH)
                     features = model.image_features(batch.pixels)
                     logits, targets = answer_logits(model, batch, features.flatten(0, 1))
                     loss = F.cross_entropy(logits, targets) + PROBE_WEIGHT * probe_loss(probe, features, batch.labels)
@@ -363,9 +381,9 @@ def main() -> None:
             loss.backward()
             torch.nn.utils.clip_grad_norm_(trained, 1.0)
             optimizer.step()
-            smooth = loss.item() if step in (first, args.vision_steps) else 0.98 * smooth + 0.02 * loss.item()
+            smooth = loss.item() if step in (first, stages[0]) else 0.98 * smooth + 0.02 * loss.item()
             progress.update(task, advance=1, description=f"loss {smooth:.3f}")
-            if (step + 1) % 250 == 0:
+            if (step + 1) % 250 == 0 or step + 1 == total:
                 saved = {
                     "model": model.state_dict(), "probe": probe.state_dict(), "optimizer": optimizer.state_dict(),
                     "step": step + 1,
@@ -383,7 +401,7 @@ def main() -> None:
     write_checkpoint(model, args.out)
     parameter_count = sum(p.numel() for p in model.parameters())
     print(json.dumps({
-        "vision_steps": args.vision_steps, "steps": args.steps, "seed": args.seed, "parameters": parameter_count,
+        "stages": stages, "seed": args.seed, "parameters": parameter_count,
         "train_s": round(time.monotonic() - started, 1),
         "easy_vqa_test_accuracy": round(accuracy(model, test, tok), 4),
     }))  # fmt: skip

@@ -22,13 +22,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import LlavaConfig, LlavaForConditionalGeneration
 
+from make_synthetic_checkpoint import params_json
 from pixtral_export.checkpoint import Checkpoint, open_checkpoint
 from pixtral_export.checkpoint_config import find_tokenizer, read_hf_config, read_mistral_config
 from pixtral_export.hub import resolve_checkpoint
 from pixtral_export.layout import halves_to_pairs, hf_new_name, pairs_to_halves, parameters
 from pixtral_runtime.config import ImageTokens
 from pixtral_runtime.errors import InputError, MachineError
-from tiny import hf_config, mistral_params, random_weights, tiny_config, write_checkpoint
+from tiny import hf_config, random_weights, tiny_config, write_checkpoint
 
 CONFIG = tiny_config()
 PARAMETERS = {parameter.name: parameter for parameter in parameters(CONFIG)}
@@ -420,7 +421,7 @@ def test_positions_are_bounded_by_what_the_model_was_trained_for(
 
 
 def test_head_dim_follows_from_the_heads_where_it_is_absent(tmp_path: Path) -> None:
-    (tmp_path / "params.json").write_text(json.dumps(mistral_params(CONFIG)), encoding="utf-8")
+    (tmp_path / "params.json").write_text(json.dumps(params_json(CONFIG)), encoding="utf-8")
     (tmp_path / "config.json").write_text(json.dumps(hf_config(CONFIG)), encoding="utf-8")
     edit_json(tmp_path / "config.json", with_value(None, "text_config", "head_dim"))
     assert read_mistral_config(edit_json(tmp_path / "params.json", without("head_dim")))[0].decoder.head_dim == 96 // 4

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,7 +20,6 @@ from pixtral_runtime.errors import CheckFailed, ImageError, InputError, MachineE
 from pixtral_runtime.version import __version__
 
 ROOT = Path(__file__).resolve().parents[1]
-HELP_LIMIT_S = 0.3  # seen 0.14 on 2 busy cores
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "mistral_common", "cv2", "numpy", "PIL", "rich")
 NAMES = [function.__name__ for function, _ in COMMANDS]
 
@@ -75,19 +73,12 @@ def test_version_is_one_line_on_stdout(arguments: tuple[str, ...]) -> None:
     assert (result.exit_code, result.stdout) == (0, f"pixtral {__version__}\n")
 
 
-def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
+def test_help_imports_nothing_heavy() -> None:
     spy = (
         f"import atexit, sys\natexit.register(lambda: print(sorted(set({HEAVY}) & set(sys.modules)), file=sys.stderr))"
     )
     done = terminal("-h", before=spy)
     assert (done.returncode, done.stderr) == (0, "[]\n")
-
-    def seconds() -> float:
-        start = time.perf_counter()
-        terminal("-h")
-        return time.perf_counter() - start
-
-    assert min(seconds() for _ in range(5)) < HELP_LIMIT_S
 
 
 @pytest.mark.parametrize(

@@ -158,9 +158,8 @@ def compile_with_tensorrt(bundle: Bundle, name: str, folder: Path) -> tuple[int,
 
 
 @pytest.mark.parametrize("name", GRAPHS)
+@pytest.mark.parametrize("bundle", ["float16", "bfloat16"], indirect=True)  # TensorRT fuses no float32 attention
 def test_tensorrt_rtx_compiles_for_three_gpu_generations(bundle: Bundle, name: str, tmp_path: Path) -> None:
-    if bundle.dtype == "float32":
-        pytest.skip("TensorRT's fused attention takes float16 and bfloat16 only")
     engine_bytes, messages = compile_with_tensorrt(bundle, name, tmp_path)
     assert engine_bytes > 10_000, messages
     assert not [message for message in messages if "Unused Input" in message or "unused" in message]

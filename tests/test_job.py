@@ -59,6 +59,7 @@ def test_exif_can_be_left_alone(model: Model, tmp_path: Path) -> None:
     assert (stored.width, stored.height, stored.exif_applied) == (64, 32, False)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest undoes the filters that image.py sets
 def test_every_shared_picture_gives_an_answer_or_one_error(model: Model, shared_images: Path) -> None:
     paths = sorted(path for path in shared_images.iterdir() if path.suffix != ".tsv")
     records = {Path(r.path).name: r for r in run_job(model, paths, Job("?", max_new_tokens=1))}

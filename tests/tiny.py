@@ -6,8 +6,6 @@ that activations stay near 1 and tokens get different logits; sizes are chosen s
 
 from __future__ import annotations
 
-import functools
-import importlib.resources
 import json
 import math
 from dataclasses import replace
@@ -18,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from make_synthetic_checkpoint import params_json, write_tokenizer
 from pixtral_export.layout import Parameter, hf_name, hf_new_name, pairs_to_halves, parameters
 from pixtral_runtime.config import DecoderConfig, ModelConfig, VisionConfig
 
@@ -38,32 +37,6 @@ def tiny_config(**changes: Any) -> ModelConfig:
         ),
     )  # fmt: skip
     return replace(config, **changes)
-
-
-@functools.cache
-def _tekken() -> dict[str, Any]:
-    source = importlib.resources.files("mistral_common").joinpath("data", "tekken_240911.json")
-    data: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
-    return data | {"vocab": data["vocab"][: VOCABULARY * 2]}
-
-
-def write_tekken(folder: Path, config: ModelConfig) -> Path:
-    """Write the first entries of Pixtral's own vocabulary, with this model's image sizes."""
-    text_tokens = config.decoder.vocab_size - SPECIAL
-    data = _tekken()
-    data = data | {
-        "vocab": data["vocab"][:text_tokens],
-        "config": data["config"]
-        | {
-            "num_vocab_tokens": text_tokens,
-            "default_vocab_size": config.decoder.vocab_size,
-            "default_num_special_tokens": SPECIAL,
-        },
-        "image": {"image_patch_size": config.vision.patch_size, "max_image_size": config.vision.image_size},
-    }
-    path = folder / "tekken.json"
-    path.write_text(json.dumps(data, ensure_ascii=False), encoding="utf-8")
-    return path
 
 
 def random_weights(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> dict[str, Tensor]:
@@ -96,7 +69,7 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     weights = random_weights(config, dtype, seed)
     if format == "mistral":
-        (folder / "params.json").write_text(json.dumps(mistral_params(config), indent=2), encoding="utf-8")
+        (folder / "params.json").write_text(json.dumps(params_json(config), indent=2), encoding="utf-8")
         _write_shards(folder, "consolidated", weights, shards, index=False)
     else:
         spell = {"hf": hf_name, "hf-new": hf_new_name}[format]
@@ -105,7 +78,8 @@ def write_checkpoint(
                 weights[parameter.name] = pairs_to_halves(weights[parameter.name], parameter.rotary_heads)
         (folder / "config.json").write_text(json.dumps(hf_config(config, format), indent=2), encoding="utf-8")
         _write_shards(folder, "model", {spell(name): tensor for name, tensor in weights.items()}, shards, index=True)
-    write_tekken(folder, config)
+    sizes = {"image_patch_size": config.vision.patch_size, "max_image_size": config.vision.image_size}
+    write_tokenizer(folder / "tekken.json", config.decoder.vocab_size, special_tokens=SPECIAL, image=sizes)
     return folder
 
 
@@ -120,25 +94,6 @@ def _write_shards(folder: Path, stem: str, weights: dict[str, Tensor], shards: i
     if index:
         content = {"metadata": {}, "weight_map": places}
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(content), encoding="utf-8")
-
-
-def mistral_params(config: ModelConfig) -> dict[str, Any]:
-    """The content of params.json, as Pixtral's newer revisions write it."""
-    decoder, vision, tokens = config.decoder, config.vision, config.image_tokens
-    return {
-        "dim": decoder.dim, "n_layers": decoder.n_layers, "head_dim": decoder.head_dim,
-        "hidden_dim": decoder.hidden_dim, "n_heads": decoder.n_heads, "n_kv_heads": decoder.n_kv_heads,
-        "rope_theta": decoder.rope_theta, "norm_eps": decoder.norm_eps, "vocab_size": decoder.vocab_size,
-        "max_position_embeddings": decoder.max_position,
-        "vision_encoder": {
-            "hidden_size": vision.hidden_size, "num_channels": vision.num_channels, "image_size": vision.image_size,
-            "patch_size": vision.patch_size, "rope_theta": vision.rope_theta,
-            "intermediate_size": vision.intermediate_size, "num_hidden_layers": vision.num_hidden_layers,
-            "num_attention_heads": vision.num_attention_heads, "adapter_bias": config.adapter_bias,
-            "image_token_id": tokens.image, "image_break_token_id": tokens.image_break,
-            "image_end_token_id": tokens.image_end,
-        },
-    }  # fmt: skip
 
 
 def hf_config(config: ModelConfig, format: str = "hf") -> dict[str, Any]:

@@ -125,8 +125,12 @@ def _check_decoder(
     encoded = generator.encode_images(prompt)
     if features:
         yield compare("vision", case, "image_features", encoded, table)
-    cache = generator.sessions.decoder.new_cache(1, len(prompt.token_ids))
     ids, index = torch.from_numpy(prompt.token_ids), torch.from_numpy(prompt.feature_index)
+    tokens, places = prompt.token_ids[None], prompt.feature_index[None]
+    embedded = generator.sessions.embed.run({"token_ids": tokens, "image_features": encoded, "feature_index": places})
+    hidden = reference.tok_embeddings(ids[None], table, index[None])
+    yield compare("embed", case, "hidden", embedded["hidden"].numpy(), hidden)
+    cache = generator.sessions.decoder.new_cache(1, len(prompt.token_ids))
     expected = reference_logits(reference, ids, index, table)
     yield compare("prefill", case, "logits", generator.prefill(prompt, encoded, cache, all_logits=True), expected)
     steps = []

@@ -29,6 +29,7 @@ import struct
 import warnings
 import zlib
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
@@ -104,6 +105,15 @@ def decode_image(data: bytes, name: str, *, apply_exif: bool = True, max_pixels:
     if apply_exif and orientation in _TO_UPRIGHT:
         rgb = rgb.transpose(_TO_UPRIGHT[orientation])
     return DecodedImage(rgb, image.format or "", _count_frames(image), orientation)
+
+
+def stored_size(path: Path) -> tuple[int, int] | None:
+    """(width, height) in pixels from a file's header, before any EXIF rotation; None where it cannot be read."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.size
+    except (*_DECODER_ERRORS, Image.DecompressionBombError):
+        return None
 
 
 def _to_rgb(image: Image.Image, name: str) -> Image.Image:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.image import decode_image
+from pixtral_runtime.image import decode_image, stored_size
 from pixtral_runtime.model import Model, read_image_file
-from pixtral_runtime.prompt import user_message
+from pixtral_runtime.preprocess import token_count
+from pixtral_runtime.prompt import PromptBuilder, user_message
 from pixtral_runtime.sampling import Sampling
 
 
@@ -49,6 +50,27 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def check_fit(prompts: PromptBuilder, paths: Sequence[Path], job: Job) -> None:
+    """Refuse a job that cannot be done, before any work: raises InputError.
+
+    The prompt must fit the context alone and with each image. Image headers are read only where the largest possible
+    image would not fit; what cannot be read is left for the run to record.
+    """
+    text_tokens = len(prompts.build(user_message(job.prompt, system=job.system)).token_ids)
+    room = prompts.bundle.limits.max_context - text_tokens - 1
+    if prompts.preprocess.largest_block <= room:
+        return
+    for path in paths:
+        size = stored_size(path)
+        tokens = 0 if size is None else token_count(*prompts.preprocess.grid(*size))
+        if tokens > room:
+            raise InputError(
+                f"{path} takes {tokens} tokens, the prompt {text_tokens}, and the bundle's context holds "
+                f"{prompts.bundle.limits.max_context}",
+                f"--image-tokens {room} for smaller images, or pixtral export … --max-context N",
+            )
 
 
 def run_job(model: Model, paths: Sequence[Path], job: Job) -> Iterator[Record]:

@@ -80,6 +80,12 @@ class Preprocess:
         grids = (self._grid_within(side, width, height) for side in sides)
         return next(grid for grid in grids if token_count(*grid) <= budget)
 
+    @property
+    def largest_block(self) -> int:
+        """The most tokens that any picture takes: a square one, unless the budget says less."""
+        square = token_count(*self.grid(self.max_side, self.max_side))
+        return square if self.image_tokens is None else min(square, self.image_tokens)
+
     def __call__(self, image: Image.Image) -> NDArray[np.float32]:
         """The normalized pixels, (3, rows * patch, columns * patch)."""
         if image.mode != "RGB":
