@@ -18,7 +18,7 @@ from pixtral_runtime.generate import PREFILL_CHUNK, StageTimes
 from pixtral_runtime.prompt import Prompt, user_message
 from tiny import tiny_config, write_checkpoint
 
-ATOL = 1e-4  # float32 logits of magnitude 4; seen 9e-6
+ATOL = 1e-4  # float32 logits of magnitude 5; seen 8e-6
 SIZES = ((80, 48), (16, 16), (33, 120), (256, 16))
 NEW_TOKENS = 12
 

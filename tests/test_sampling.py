@@ -19,7 +19,7 @@ def test_temperature_zero_takes_the_largest_logit() -> None:
 
 
 def test_draws_follow_the_softmax() -> None:
-    np.testing.assert_allclose(draws(Sampling(temperature=1.0, top_p=1.0)), np.exp(LOGITS), atol=0.04)  # seen 0.012
+    np.testing.assert_allclose(draws(Sampling(temperature=1.0, top_p=1.0)), np.exp(LOGITS), atol=0.04)  # seen 0.010
 
 
 def test_temperature_sharpens() -> None:

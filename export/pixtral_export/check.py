@@ -24,8 +24,8 @@ from pixtral_runtime.model import Model
 from pixtral_runtime.prompt import Prompt, user_message
 
 TOLERANCE = {
-    "float32": 1e-4,  # seen 1e-5 on the demo checkpoint
-    "float16": 3e-2,  # seen 4e-3
+    "float32": 1e-4,  # seen 2e-6 on the demo checkpoint
+    "float16": 2e-2,  # seen 4e-3
 }
 """Largest error allowed, as a share of the reference tensor's largest magnitude, by the bundle's dtype."""
 
