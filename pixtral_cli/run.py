@@ -71,6 +71,7 @@ def run(
     failed: list[dict[str, Any]] = []
     tokens = 0
     with output.open_results(results) as lines, output.progress() as bars:
+        bars.stage("images", 0, len(images))
         for done, record in enumerate(run_job(model, images, job), start=1):
             if lines is not None:
                 _write(lines, record.to_dict())
