@@ -29,3 +29,19 @@ def shared_images() -> Path:
     if not SHARED_IMAGES.is_dir():
         pytest.skip("no folder ../shared/images beside the project")
     return SHARED_IMAGES
+
+
+@pytest.fixture
+def mistral(tmp_path: Path) -> Path:
+    """A tiny checkpoint in Mistral's format."""
+    from tiny import tiny_config, write_checkpoint
+
+    return write_checkpoint(tmp_path / "mistral", tiny_config())
+
+
+@pytest.fixture
+def hf(tmp_path: Path) -> Path:
+    """A tiny checkpoint in Hugging Face's format, in two shards."""
+    from tiny import tiny_config, write_checkpoint
+
+    return write_checkpoint(tmp_path / "hf", tiny_config(), format="hf", shards=2)

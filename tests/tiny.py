@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from make_synthetic_checkpoint import params_json, write_tokenizer
+from pixtral_export.checkpoint import open_checkpoint
 from pixtral_export.layout import Parameter, hf_name, hf_new_name, pairs_to_halves, parameters
 from pixtral_runtime.config import DecoderConfig, ModelConfig, VisionConfig
+from pixtral_runtime.errors import InputError
 
+Change = Callable[[dict[str, Any]], Any]
 SPECIAL = 32  # tekken has 1,000 special tokens; only the first 20 have a meaning
 VOCABULARY = 512
 
@@ -123,3 +128,23 @@ def hf_config(config: ModelConfig, format: str = "hf") -> dict[str, Any]:
             "image_size": vision.image_size, "patch_size": vision.patch_size, "hidden_act": "silu",
         } | rope(vision.rope_theta, "axial"),
     }  # fmt: skip
+
+
+def edit_json(path: Path, change: Change) -> Path:
+    data = json.loads(path.read_text(encoding="utf-8"))
+    change(data)
+    path.write_text(json.dumps(data), encoding="utf-8")
+    return path
+
+
+def edit_weights(path: Path, change: Callable[[dict[str, Tensor]], Any]) -> None:
+    weights = {name: tensor.clone() for name, tensor in load_file(path).items()}
+    change(weights)
+    save_file(weights, path)
+
+
+def refusal(path: Path) -> InputError:
+    with pytest.raises(InputError) as caught:
+        open_checkpoint(path)
+    assert caught.value.hint
+    return caught.value
