@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,16 @@ def test_a_tensor_is_copied_only_where_rows_move(mistral: Path, tmp_path: Path) 
     assert mapped(hf.read(PARAMETERS[WQ]), hf.files[0])
     del kept
     assert str(file) not in Path("/proc/self/maps").read_text(encoding="utf-8")  # pages go with the last tensor
+
+
+@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="only Linux lists a process's mappings")
+def test_a_checkpoint_larger_than_memory_is_never_mapped_whole(mistral: Path) -> None:
+    """A private mapping of 25 GB is refused on a host of 24: only the span of the tensor itself may be mapped."""
+    checkpoint = open_checkpoint(mistral)
+    small, file = checkpoint.read(PARAMETERS["norm.weight"]), str(checkpoint.files[0])
+    (line,) = [line for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines() if file in line]
+    start, end = (int(address, 16) for address in line.split()[0].split("-"))
+    assert end - start <= small.nbytes + 2 * mmap.PAGESIZE < checkpoint.total_bytes
 
 
 def test_reading_after_the_file_is_gone_names_it(mistral: Path) -> None:

@@ -10,12 +10,14 @@ section 1.5.
 from __future__ import annotations
 
 import json
+import mmap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -50,6 +52,7 @@ class StoredTensor:
     file: Path
     dtype: str  # safetensors' code, such as BF16
     shape: tuple[int, ...]
+    offset: int  # of its first byte in the file
 
 
 @dataclass(frozen=True)
@@ -69,12 +72,12 @@ class Checkpoint:
     def read(self, parameter: Parameter) -> Tensor:
         """One tensor in its stored shape and dtype: linear weights (out, in), rotary rows in rotate-half order.
 
-        The result is a view of the mapped file, or a copy where Mistral's rotary rows are put into order. The file is
-        opened anew each time, so that mapped pages go with the tensor. Raises InputError where it cannot be opened.
+        The result is a view of the mapped file, or a copy where Mistral's rotary rows are put into order. Only the
+        tensor's own span is mapped, so that a checkpoint may be larger than memory, and the pages go with the tensor.
+        Raises InputError where the file cannot be opened.
         """
         stored = self.tensors[parameter.name]
-        with _opened(stored.file) as file:
-            tensor: Tensor = file.get_tensor(stored.name)
+        tensor = _mapped(stored)
         if parameter.rotary_heads and self.format == "mistral":
             return pairs_to_halves(tensor, parameter.rotary_heads)
         return tensor
@@ -90,8 +93,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     format_ = "mistral" if is_mistral else "hf-new" if is_new else "hf"
     tensors = _match(parameters(config), SPELLINGS[format_], stored, files)
     for file in files:
-        with _opened(file):  # the library's own checks of the header
-            pass
+        _check_header(file)
     tokenizer, substituted = find_tokenizer(path, config)
     sizes: Counter[str] = Counter()
     for tensor in tensors.values():
@@ -177,7 +179,10 @@ def _read_header(file: Path) -> list[StoredTensor]:
     try:
         entries = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
         ends = sorted((data_start + entry["data_offsets"][1], name) for name, entry in entries.items())
-        tensors = [StoredTensor(name, file, entry["dtype"], tuple(entry["shape"])) for name, entry in entries.items()]
+        tensors = [
+            StoredTensor(name, file, entry["dtype"], tuple(entry["shape"]), data_start + entry["data_offsets"][0])
+            for name, entry in entries.items()
+        ]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
         raise InputError(f"{file} is no safetensors file: its header is broken ({error!r})", DOWNLOAD_HINT) from error
     for end, name in ends:
@@ -236,8 +241,24 @@ def _few(names: Sequence[str]) -> str:
     return "; ".join(names[:LISTED]) + (f"; and {more} more" if more > 0 else "")
 
 
-def _opened(file: Path) -> safe_open:
+def _check_header(file: Path) -> None:
+    """The library's own checks: offsets without gaps, sizes that fit the shapes."""
     try:
-        return safe_open(file, framework="pt")
+        with safe_open(file, framework="np"):  # torch's way would map the whole file for writing
+            pass
     except (OSError, SafetensorError) as error:
         raise InputError(f"{file} cannot be read: {error}", DOWNLOAD_HINT) from error
+
+
+def _mapped(stored: StoredTensor) -> Tensor:
+    """A view of a tensor's bytes in its file."""
+    start = stored.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    dtype = getattr(torch, DTYPES[stored.dtype])
+    count = prod(stored.shape)
+    end = stored.offset + count * dtype.itemsize
+    try:
+        with stored.file.open("rb") as file:
+            span = mmap.mmap(file.fileno(), end - start, access=mmap.ACCESS_COPY, offset=start)
+    except (OSError, ValueError) as error:  # ValueError: the file has become shorter
+        raise InputError(f"{stored.file} cannot be read: {error}", DOWNLOAD_HINT) from error
+    return torch.frombuffer(span, dtype=dtype, count=count, offset=stored.offset - start).view(stored.shape)
