@@ -22,7 +22,6 @@ from PIL import Image, ImageOps
 from pixtral_runtime.errors import ImageError
 from pixtral_runtime.image import FORMATS, decode_image
 
-SHARED_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "images"
 LAB_TOLERANCE = 6  # of 255, seen 5: the colour is given in whole CIELAB steps
 LAB_MEAN_TOLERANCE = 6  # of 255, seen 4.97: the twin picture is AVIF, compressed with loss
 JPEG_TOLERANCE = 3  # of 255, seen 1: one flat colour
@@ -351,13 +350,6 @@ def test_eight_threads_get_what_one_gets() -> None:
     alone = [outcome(data) for data in files]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(outcome, files * 10)) == alone * 10
-
-
-@pytest.fixture
-def shared_images() -> Path:
-    if not SHARED_IMAGES.is_dir():
-        pytest.skip("no folder ../shared/images beside the project")
-    return SHARED_IMAGES
 
 
 def test_every_real_picture_decodes_to_its_size_or_is_refused(shared_images: Path) -> None:

@@ -19,7 +19,6 @@ from pixtral_runtime.errors import ImageError, InputError
 from pixtral_runtime.image import decode_image
 from pixtral_runtime.preprocess import PREPROCESS_MODES, Preprocess, token_count
 
-SHARED_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "images"
 MISTRAL_ATOL = 1e-4  # seen 0: the same functions run
 GOLDEN_RTOL = 1e-5  # seen 9e-7: a float32 sum over up to 3 million pixels
 WHITE = (1.9303361, 2.0748837, 2.145897)  # specification section 2.1, step 7
@@ -268,13 +267,6 @@ def test_unknown_mode_lists_the_valid_ones() -> None:
 def test_only_rgb_pictures_are_taken(mode: str) -> None:
     with pytest.raises(InputError, match="got RGBA"):
         Preprocess(16, 1024, mode)(Image.new("RGBA", (20, 20)))
-
-
-@pytest.fixture
-def shared_images() -> Path:
-    if not SHARED_IMAGES.is_dir():
-        pytest.skip("no folder ../shared/images beside the project")
-    return SHARED_IMAGES
 
 
 def test_real_pictures_have_their_listed_grids(shared_images: Path) -> None:
