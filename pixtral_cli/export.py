@@ -22,6 +22,19 @@ def export(
     max_image_side: Annotated[
         int | None, typer.Option(help="Longest image edge in pixels. Default: the model's own.")
     ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Quantize: int4, int8, fp8 or nvfp4. Default: weights in --dtype.")
+    ] = None,
+    group_size: Annotated[int, typer.Option(help="Weights that share a scale in int4: 32, 64 or 128.")] = 128,
+    method: Annotated[str, typer.Option(help="How 4-bit weights are rounded: gptq, awq or rtn.")] = "gptq",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN=DTYPE", help="Store layers otherwise, as in 'layers.0.*=float16'; repeatable."),
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Images (a folder), or JSON Lines of image and prompt, to calibrate with.")
+    ] = None,
+    calibration_samples: Annotated[int, typer.Option(min=1, help="How many of them to take.")] = 16,
     opset: Annotated[int, typer.Option(help="ONNX opset of the graphs.")] = 24,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print sizes and estimates, write nothing.")] = False,
@@ -34,15 +47,20 @@ def export(
     from pixtral_export.export import export as write_bundle
     from pixtral_export.hub import resolve_checkpoint
 
+    settings = ExportSettings(
+        dtype, max_context, max_image_side, opset, precision, group_size, method, tuple(keep or ()), calibration,
+        calibration_samples,
+    )  # fmt: skip
     opened = open_checkpoint(resolve_checkpoint(checkpoint))
     for warning in opened.warnings:
         output.warn(warning)
-    plan: ExportPlan = plan_export(opened, ExportSettings(dtype, max_context, max_image_side, opset))
+    plan: ExportPlan = plan_export(opened, settings)
     summary: dict[str, Any] = {
         "checkpoint": str(opened.path),
         "format": opened.format,
         "bundle": str(bundle),
         "dtype": dtype,
+        "precision": plan.recipe.name,
         "max_context": plan.limits.max_context,
         "max_image_side": plan.limits.max_image_side,
         "bundle_bytes": plan.bundle_bytes,
@@ -51,7 +69,7 @@ def export(
         summary |= {"peak_memory_bytes": plan.peak_memory_bytes, "seconds": round(plan.seconds, 1)}
     else:
         with output.progress() as bars:
-            written = write_bundle(opened, plan, bundle, force=force, progress=bars.stage)
+            written = write_bundle(opened, plan, bundle, force=force, progress=bars.stage, warn=output.warn)
         summary |= {
             "bundle_bytes": sum(entry.bytes for entry in written.files.values()),
             "fingerprint": written.fingerprint,

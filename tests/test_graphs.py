@@ -9,29 +9,16 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
-import tensorrt_rtx as trt
 import torch
 
 from bundles import export_tiny
+from compiling import compile_with_tensorrt
 from pixtral_export import graphs, layout
 from pixtral_export.check import load_reference
 from pixtral_export.checkpoint import open_checkpoint
 from pixtral_runtime.bundle import Bundle, open_bundle
 from pixtral_runtime.spec import GRAPHS
 from tiny import tiny_config, write_checkpoint
-
-TARGETS = ("SM86", "SM89", "SM120")
-CACHE_ROWS = 256
-RANGES = {
-    "B": (1, 1, 2),
-    "T": (1, 64, 256),
-    "R": (1, 1, 256),
-    "F": (1, 64, 512),
-    "H": (16, 64, 256),
-    "W": (16, 64, 256),
-    "C": (CACHE_ROWS,) * 3,
-}
-"""Smallest, usual and largest size of each dynamic dimension in the engine profiles."""
 
 
 @pytest.fixture(scope="module")
@@ -115,46 +102,6 @@ def test_a_stamped_decoder_equals_a_whole_trace(checkpoint: Path, tmp_path: Path
     seen = session.run(None, {k: v.numpy() for k, v in (feeds | dict(zip(caches, past, strict=True))).items()})
     for a, b in zip(seen, [logits, *present], strict=True):
         np.testing.assert_allclose(a, b.numpy(), atol=2e-5)  # seen 2e-6
-
-
-class _Log(trt.ILogger):  # type: ignore[misc]
-    """Keeps what TensorRT says: its importer drops inputs it does not understand with no more than a warning."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.messages: list[str] = []
-
-    def log(self, severity: trt.ILogger.Severity, message: str) -> None:
-        if severity in (trt.ILogger.ERROR, trt.ILogger.INTERNAL_ERROR, trt.ILogger.WARNING):
-            self.messages.append(message)
-
-
-def compile_with_tensorrt(bundle: Bundle, name: str, folder: Path) -> tuple[int, list[str]]:
-    """Engine bytes for all TARGETS, and what TensorRT-RTX complained of."""
-    model = onnx.load(bundle.graph_path(name), load_external_data=False)
-    for value in [*model.graph.input, *model.graph.output]:  # TensorRT wants a static cache length
-        for dim in value.type.tensor_type.shape.dim:
-            if dim.dim_param == "C":
-                dim.dim_value = CACHE_ROWS
-    path = folder / f"{name}.onnx"
-    onnx.save(model, path)
-    (folder / "weights.bin").symlink_to(bundle.path.absolute() / "weights.bin")
-    log = _Log()
-    builder = trt.Builder(log)
-    network = builder.create_network(0)
-    parser = trt.OnnxParser(network, log)
-    assert parser.parse_from_file(str(path)), [parser.get_error(i).desc() for i in range(parser.num_errors)]
-    config = builder.create_builder_config()
-    config.num_compute_capabilities = len(TARGETS)
-    for index, target in enumerate(TARGETS):
-        config.set_compute_capability(getattr(trt.ComputeCapability, target), index)
-    profile = builder.create_optimization_profile()
-    for tensor in bundle.graph_spec(name).inputs:
-        ranges = [RANGES.get(str(dim), (dim, dim, dim)) for dim in tensor.shape]
-        profile.set_shape(tensor.name, *zip(*ranges, strict=True))
-    config.add_optimization_profile(profile)
-    engine = builder.build_serialized_network(network, config)
-    return (0 if engine is None else engine.nbytes), log.messages
 
 
 @pytest.mark.parametrize("name", GRAPHS)

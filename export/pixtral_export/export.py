@@ -1,25 +1,40 @@
 """From a checkpoint to a bundle.
 
-Traces the graphs, streams the weights, copies the tokenizer and writes the manifest, all in a folder beside the target
-that takes the target's name at the very end: an interrupted export leaves no half bundle. The same input gives the same
+Streams the weights, quantized as the recipe says, traces the graphs, copies the tokenizer and writes the manifest, all
+in a folder beside the target that takes the target's name at the very end: an interrupted export leaves no half bundle.
+An interrupted calibration leaves that folder, and the same command goes on from there. The same input gives the same
 bytes.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib.metadata
 import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from pixtral_export.checkpoint import Checkpoint
+from pixtral_export.layout import parameters
 from pixtral_export.ops import OPSET
-from pixtral_export.weights import PlannedTensor, plan_weights, weight_file_bytes, write_weights
+from pixtral_export.recipes import Recipe, Stored, check_patterns, make_recipe
+from pixtral_export.samples import (
+    DEFAULT_SAMPLES,
+    IMAGE_TOKENS,
+    build_samples,
+    fingerprint,
+    packaged_requests,
+    read_requests,
+)
+from pixtral_export.walk import JOURNAL, SCRATCH, Journal, Walk
+from pixtral_export.weights import plan_weights, weight_file_bytes
 from pixtral_runtime.bundle import MANIFEST, TOKENIZER, WEIGHTS, Bundle, FileEntry, Limits
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.files import sha256_of_file
+from pixtral_runtime.model import default_preprocess
+from pixtral_runtime.prompt import Prompt, PromptBuilder
 from pixtral_runtime.spec import ACTIVATION_DTYPES, GRAPHS
 
 DEFAULT_CONTEXT = 16_384
@@ -39,6 +54,12 @@ class ExportSettings:
     max_context: int | None = None  # None: 16,384, or the model's own where that is less
     max_image_side: int | None = None  # None: the checkpoint's own
     opset: int = OPSET
+    precision: str | None = None  # a key of RECIPES; None: weights in the dtype
+    group_size: int = 128
+    method: str = "gptq"  # how 4-bit codes are chosen: gptq, awq or rtn
+    keep: tuple[str, ...] = ()  # PATTERN=DTYPE
+    calibration: Path | None = None  # folder of images or JSON Lines; None: the packaged samples
+    calibration_samples: int = DEFAULT_SAMPLES
 
 
 @dataclass(frozen=True)
@@ -47,7 +68,8 @@ class ExportPlan:
 
     settings: ExportSettings
     limits: Limits
-    weights: list[PlannedTensor]
+    recipe: Recipe
+    weights: list[Stored] = field(repr=False)
     weight_bytes: int
     bundle_bytes: int
     peak_memory_bytes: int
@@ -79,12 +101,21 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
             f"--max-context {default_context}",
         )
     limits = Limits(context, side)
-    weights = plan_weights(config, settings.dtype, limits)
+    recipe = make_recipe(
+        settings.precision or settings.dtype,
+        settings.dtype,
+        group_size=settings.group_size,
+        method=settings.method,
+        keep=settings.keep,
+    )
+    check_patterns(recipe, parameters(config))
+    weights = plan_weights(config, settings.dtype, limits, recipe)
     weight_bytes = weight_file_bytes(weights)
-    largest = max(item.place.nbytes for item in weights)
+    largest = max(item.nbytes for item in weights)
     return ExportPlan(
         settings,
         limits,
+        recipe,
         weights,
         weight_bytes=weight_bytes,
         bundle_bytes=weight_bytes + GRAPH_FILE_BYTES + checkpoint.tokenizer.stat().st_size,
@@ -93,7 +124,15 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
     )
 
 
-def export(checkpoint: Checkpoint, plan: ExportPlan, target: Path, *, force: bool, progress: Progress) -> Bundle:
+def export(
+    checkpoint: Checkpoint,
+    plan: ExportPlan,
+    target: Path,
+    *,
+    force: bool,
+    progress: Progress,
+    warn: Callable[[str], None] = lambda _: None,
+) -> Bundle:
     """Write the bundle. Raises InputError where the target exists, MachineError where the disk is too small."""
     free = shutil.disk_usage(_existing_parent(target)).free
     if free < plan.bundle_bytes:
@@ -101,13 +140,20 @@ def export(checkpoint: Checkpoint, plan: ExportPlan, target: Path, *, force: boo
             f"{target} needs {plan.bundle_bytes / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free",
             "pixtral export … -o ON_A_LARGER_DISK",
         )
-    with _appears_when_whole(target, force) as folder:
-        files: dict[str, FileEntry] = {}
-        for done, graph in enumerate(GRAPHS):
-            progress("tracing graphs", done, len(GRAPHS))
-            files[f"{graph}.onnx"] = _write_graph(graph, checkpoint, plan, folder)
-        progress("tracing graphs", len(GRAPHS), len(GRAPHS))
-
+    recipe = plan.recipe
+    with _appears_when_whole(target, force, keep_partial=recipe.calibrated) as folder:
+        shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
+        unfinished = Bundle(
+            path=folder,
+            model=checkpoint.config,
+            dtype=plan.settings.dtype,
+            precision=recipe.name,
+            limits=plan.limits,
+            opset=plan.settings.opset,
+            files={},
+            tools={name: importlib.metadata.version(name) for name in TOOLS},
+        )
+        samples, notes = _samples(unfinished, plan, warn) if recipe.calibrated else ([], {})
         written = 0
 
         def advance(count: int) -> None:
@@ -115,48 +161,84 @@ def export(checkpoint: Checkpoint, plan: ExportPlan, target: Path, *, force: boo
             written += count
             progress("writing weights", written, plan.weight_bytes)
 
-        files[WEIGHTS] = write_weights(folder / WEIGHTS, plan.weights, checkpoint, plan.limits, advance)
-        progress("writing weights", plan.weight_bytes, plan.weight_bytes)
-        shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
+        key = _key(checkpoint, plan, notes)
+        walk = Walk(checkpoint, recipe, plan.settings.dtype, plan.limits, samples, folder, key)
+        stage = "calibrating" if samples else "reading layers"
+        weights, journal = walk.run(advance, lambda done, total: progress(stage, done, total))
+        progress("writing weights", weights.bytes, weights.bytes)
+        files: dict[str, FileEntry] = {}
+        for done, graph in enumerate(GRAPHS):
+            progress("tracing graphs", done, len(GRAPHS))
+            files[f"{graph}.onnx"] = _write_graph(graph, checkpoint, plan, journal, folder)
+        progress("tracing graphs", len(GRAPHS), len(GRAPHS))
+        files[WEIGHTS] = weights
         files[TOKENIZER] = FileEntry((folder / TOKENIZER).stat().st_size, sha256_of_file(folder / TOKENIZER))
-        bundle = Bundle(
-            path=folder,
-            model=checkpoint.config,
-            dtype=plan.settings.dtype,
-            precision=plan.settings.dtype,
-            limits=plan.limits,
-            opset=plan.settings.opset,
-            files=files,
-            tools={name: importlib.metadata.version(name) for name in TOOLS},
-        )
+        shutil.rmtree(folder / SCRATCH, ignore_errors=True)
+        bundle = replace(unfinished, files=files, quantization=_quantization(plan, journal, notes))
         bundle.write()
-    return Bundle(**{**vars(bundle), "path": target})
+    return replace(bundle, path=target)
 
 
-def _write_graph(name: str, checkpoint: Checkpoint, plan: ExportPlan, folder: Path) -> FileEntry:
+def _samples(bundle: Bundle, plan: ExportPlan, warn: Callable[[str], None]) -> tuple[list[Prompt], dict[str, object]]:
+    """The calibration samples, and what the manifest says of them."""
+    source, count = plan.settings.calibration, plan.settings.calibration_samples
+    if source is None:
+        warn("calibrating with the packaged samples; your own images fit better: --calibration FOLDER")
+    requests = packaged_requests() if source is None else read_requests(source)
+    preprocess = default_preprocess(bundle, image_tokens=IMAGE_TOKENS)
+    samples, refused = build_samples(requests, PromptBuilder(bundle, preprocess), count)
+    for reason in refused:
+        warn(f"left out of the calibration: {reason}")
+    tokens = sum(len(sample.token_ids) for sample in samples)
+    return samples, {
+        "calibration": "packaged" if source is None else "own",
+        "samples": len(samples),
+        "sample_tokens": tokens,
+        "samples_fingerprint": fingerprint(samples),
+    }
+
+
+def _quantization(plan: ExportPlan, journal: Journal, notes: dict[str, object]) -> dict[str, object]:
+    """What the manifest says of the recipe; nothing where there was none."""
+    recipe = plan.recipe
+    if recipe.name == plan.settings.dtype:
+        return {}
+    scheme = recipe.decoder
+    return {
+        "group_size": scheme.group if scheme else None,
+        "method": recipe.method if scheme and scheme.group else "smoothquant" if recipe.smooth else "rtn",
+        "keep": list(plan.settings.keep),
+        "unquantized_inputs": journal.fallbacks,
+        **notes,
+    }
+
+
+def _key(checkpoint: Checkpoint, plan: ExportPlan, notes: dict[str, object]) -> str:
+    """Stands for all that decides the weight file, so that an interrupted export is not continued as another one."""
+    files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in checkpoint.files]
+    return hashlib.sha256(repr((str(checkpoint.path), files, plan.recipe, plan.weights, notes)).encode()).hexdigest()
+
+
+def _write_graph(name: str, checkpoint: Checkpoint, plan: ExportPlan, journal: Journal, folder: Path) -> FileEntry:
     import onnx
     import onnx_ir as ir
 
     from pixtral_export.graphs import build_graph
 
-    places = {item.name: item.place for item in plan.weights}
-    model = build_graph(name, checkpoint.config, plan.settings.dtype, places, WEIGHTS)
+    places = {place.name: place for place in journal.places}
+    model = build_graph(name, checkpoint.config, plan.settings.dtype, places, journal.input_scales, WEIGHTS)
     path = folder / f"{name}.onnx"
     path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
-    _allocate(folder / WEIGHTS, plan.weight_bytes)
     onnx.checker.check_model(path, full_check=True)
     return FileEntry(path.stat().st_size, sha256_of_file(path))
 
 
-def _allocate(path: Path, size: int) -> None:
-    """Give the weight file its size before its bytes, so that the checker finds what the graphs point to."""
-    with path.open("ab") as file:
-        file.truncate(size)
-
-
 @contextmanager
-def _appears_when_whole(target: Path, force: bool) -> Iterator[Path]:
-    """A folder to fill, which takes the target's name if all went well and vanishes otherwise."""
+def _appears_when_whole(target: Path, force: bool, *, keep_partial: bool) -> Iterator[Path]:
+    """A folder to fill, which takes the target's name if all went well.
+
+    Otherwise it vanishes, unless an interrupted calibration may go on from it: `keep_partial`.
+    """
     if target.exists() and not _is_empty_folder(target):
         if not (target / MANIFEST).is_file():
             raise InputError(
@@ -165,9 +247,10 @@ def _appears_when_whole(target: Path, force: bool) -> Iterator[Path]:
         if not force:
             raise InputError(f"{target} exists", "pixtral export … --force to replace it, or -o NEW_FOLDER")
     partial = target.with_name(f".{target.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    if not keep_partial:
+        shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir(parents=True)
+        partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{target} cannot be written: {error.strerror}", "pixtral export … -o NEW_FOLDER") from error
     try:
@@ -175,8 +258,15 @@ def _appears_when_whole(target: Path, force: bool) -> Iterator[Path]:
         if target.exists():
             shutil.rmtree(target)
         partial.rename(target)
-    finally:
+    except KeyboardInterrupt as error:
+        if keep_partial and (partial / SCRATCH / JOURNAL).is_file():
+            raise KeyboardInterrupt(f"the layers done so far are in {partial}; the same command goes on") from error
         shutil.rmtree(partial, ignore_errors=True)
+        raise
+    except BaseException:
+        if not (keep_partial and (partial / SCRATCH / JOURNAL).is_file()):
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
 
 
 def _is_empty_folder(path: Path) -> bool:

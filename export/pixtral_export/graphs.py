@@ -111,12 +111,20 @@ def decoder_model(config: ModelConfig, dtype: torch.dtype, builder: GraphBuilder
 
 
 def build_graph(
-    name: str, config: ModelConfig, dtype: str, weights: Mapping[str, ExternalWeight], location: str
+    name: str,
+    config: ModelConfig,
+    dtype: str,
+    weights: Mapping[str, ExternalWeight],
+    input_scales: Mapping[str, str],
+    location: str,
 ) -> ir.Model:
-    """Build the graph called vision, embed or decoder for activations of `dtype`."""
+    """Build the graph called vision, embed or decoder for activations of `dtype`.
+
+    `weights` says what the weight file holds; `input_scales` maps weights with quantized inputs to the inputs' scales.
+    """
     spec: GraphSpec = graph_spec(name, config, dtype)
     model = {"vision": vision_model, "embed": embed_model, "decoder": decoder_model}[name]
-    return model(config, getattr(torch, dtype), GraphBuilder(spec, weights, location))
+    return model(config, getattr(torch, dtype), GraphBuilder(spec, weights, input_scales, location))
 
 
 class _Function(nn.Module):

@@ -12,11 +12,13 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
 
 from pixtral_export.ops import OPSET
+from pixtral_export.recipes import global_scale_name, scale_name
 from pixtral_runtime.spec import GraphSpec
 
 IR_VERSION = 11
@@ -29,6 +31,7 @@ Axes = dict[int, torch.export.Dim]
 class ExternalWeight:
     """Where an initializer's bytes lie in the weight file."""
 
+    name: str
     shape: tuple[int, ...]
     dtype: str
     offset: int
@@ -66,14 +69,22 @@ def trace(module: nn.Module, inputs: Sequence[Tensor], axes: Sequence[Axes]) -> 
 
 
 class GraphBuilder:
-    """Builds one graph of the bundle from traced pieces; `weights` maps initializer names to the weight file."""
+    """Builds one graph of the bundle from traced pieces; `weights` maps initializer names to the weight file.
 
-    def __init__(self, spec: GraphSpec, weights: Mapping[str, ExternalWeight], location: str) -> None:
+    A weight that the file holds as codes, with scales beside it, is dequantized where a MatMul or Gather reads it;
+    `input_scales` names the scale of a MatMul's input where that is quantized too.
+    """
+
+    def __init__(
+        self, spec: GraphSpec, weights: Mapping[str, ExternalWeight], input_scales: Mapping[str, str], location: str
+    ) -> None:
         self._spec = spec
         self._weights = weights
+        self._input_scales = input_scales
         self._location = location
         self._nodes: list[ir.Node] = []
         self._initializers: dict[str, ir.Value] = {}
+        self._rounded: dict[tuple[ir.Value, str], ir.Value] = {}
         self._inputs = [_value(t.name, t.dtype, t.shape) for t in spec.inputs]
 
     def inputs(self, *names: str) -> list[ir.Value]:
@@ -106,10 +117,14 @@ class GraphBuilder:
             outputs = [ir.Value(name=f"{prefix}{v.name}", type=v.type) for v in node.outputs]
             values.update(zip(node.outputs, outputs, strict=True))
             read = [None if v is None else values[v] for v in node.inputs]
-            attributes = list(node.attributes.values())
-            self._nodes.append(
-                ir.Node(node.domain, node.op_type, read, attributes, outputs=outputs, name=f"{prefix}{node.name}")
-            )
+            name = f"{prefix}{node.name}"
+            if node.op_type == "MatMul" and self._is_quantized(read[1]):
+                self._quantized_matmul(name, read[0], read[1], outputs[0])
+            elif node.op_type == "Gather" and self._is_quantized(read[0]):
+                self._quantized_gather(name, read[0], read[1], outputs[0])
+            else:
+                attributes = list(node.attributes.values())
+                self._nodes.append(ir.Node(node.domain, node.op_type, read, attributes, outputs=outputs, name=name))
         return [values[value] for value in graph.outputs]
 
     def _copy_initializer(self, name: str, value: ir.Value) -> ir.Value:
@@ -122,6 +137,68 @@ class GraphBuilder:
             name=name, type=value.type, shape=value.shape, const_value=ir.tensor(constant.numpy(), name=name)
         )
         return self._initializers.setdefault(name, copy)
+
+    def _is_quantized(self, value: ir.Value | None) -> bool:
+        return value is not None and scale_name(str(value.name)) in self._weights
+
+    def _quantized_matmul(self, name: str, x: ir.Value | None, weight: ir.Value | None, y: ir.Value) -> None:
+        """MatMul with a dequantized weight, its input through QuantizeLinear and DequantizeLinear where it has a scale.
+
+        Quantized inputs are scaled in float32 whatever the activations' dtype: ONNX Runtime has its fast int8 kernels
+        for float32 only, and scales of small activations would underflow in float16.
+        """
+        assert x is not None and weight is not None and weight.name is not None and y.dtype is not None
+        matrix = self._dequantized(weight.name)
+        if weight.name not in self._input_scales:
+            self._add("MatMul", [x, matrix], name, output=y)
+            return
+        scale = self.weight(self._input_scales[weight.name])
+        assert weight.dtype is not None
+        if (x, str(scale.name)) not in self._rounded:
+            zero = self._zero_point(weight.dtype)
+            wide = self._add("Cast", [x], f"{scale.name}.wide", ir.AttrInt64("to", ir.DataType.FLOAT))
+            codes = self._add("QuantizeLinear", [wide, scale, zero], f"{scale.name}.quantize")
+            self._rounded[x, str(scale.name)] = self._add(
+                "DequantizeLinear", [codes, scale, zero], f"{scale.name}.dequantize"
+            )
+        product = self._add("MatMul", [self._rounded[x, str(scale.name)], matrix], name)
+        self._add("Cast", [product], f"{name}.cast", ir.AttrInt64("to", y.dtype), output=y)
+
+    def _quantized_gather(self, name: str, table: ir.Value | None, index: ir.Value | None, y: ir.Value) -> None:
+        """Rows of a quantized table, gathered first: to dequantize first would do it for the whole table."""
+        assert table is not None and index is not None and table.name is not None
+        scales = self.weight(scale_name(table.name))
+        rows = self._add("Gather", [table, index], name)
+        scale_rows = self._add("Gather", [scales, index], f"{name}.scales")
+        block = self._weights[table.name].shape[1] // self._weights[scale_name(table.name)].shape[1]
+        attributes = (ir.AttrInt64("axis", -1), ir.AttrInt64("block_size", block))
+        self._add("DequantizeLinear", [rows, scale_rows], f"{name}.dequantize", *attributes, output=y)
+
+    def _dequantized(self, name: str) -> ir.Value:
+        codes, scales = self.weight(name), self.weight(scale_name(name))
+        shape, scale_shape = self._weights[name].shape, self._weights[scale_name(name)].shape
+        if len(scale_shape) == 1:
+            return self._add("DequantizeLinear", [codes, scales], f"{name}.dequantize", ir.AttrInt64("axis", 1))
+        block = shape[0] // scale_shape[0]
+        if global_scale_name(name) in self._weights:
+            unit = self.weight(global_scale_name(name))
+            scales = self._add("DequantizeLinear", [scales, unit], f"{scales.name}.dequantize")
+        attributes = (ir.AttrInt64("axis", 0), ir.AttrInt64("block_size", block))
+        return self._add("DequantizeLinear", [codes, scales], f"{name}.dequantize", *attributes)
+
+    def _zero_point(self, dtype: ir.DataType) -> ir.Value:
+        """The zero of a type, which tells QuantizeLinear its output type."""
+        name = f"zero_{dtype.name.lower()}"
+        value = ir.Value(name=name, type=ir.TensorType(dtype), shape=ir.Shape([]))
+        value.const_value = ir.tensor(np.zeros([], dtype.numpy()), dtype=dtype, name=name)
+        return self._initializers.setdefault(name, value)
+
+    def _add(
+        self, op: str, inputs: Sequence[ir.Value], name: str, *attributes: ir.Attr, output: ir.Value | None = None
+    ) -> ir.Value:
+        value = ir.Value(name=f"{name}_output") if output is None else output
+        self._nodes.append(ir.Node("", op, inputs, attributes, outputs=[value], name=name))
+        return value
 
     def finish(self, outputs: Sequence[ir.Value]) -> ir.Model:
         """Name the outputs as the spec does and close the graph."""

@@ -32,6 +32,11 @@ def rope_tables(config: VisionConfig) -> tuple[Tensor, Tensor]:
     return angles.cos(), angles.sin()
 
 
+def position_ids(rows: int, columns: int, max_grid: int) -> Tensor:
+    """Rows of the rotary tables for a grid of patches, row-major: (rows · columns,)."""
+    return (torch.arange(rows)[:, None] * max_grid + torch.arange(columns)[None]).flatten()
+
+
 class PatchEmbedding(nn.Module):
     """Cuts images into patches and numbers the patches by row and column."""
 
@@ -47,9 +52,8 @@ class PatchEmbedding(nn.Module):
         """pixels (B, 3, H, W) -> hidden (B, P, D) and position_ids (B, P)."""
         grid = self.patch_conv(pixels)  # (B, D, rows, columns)
         batch, _, rows, columns = grid.shape
-        row = torch.arange(rows)[:, None] * self.config.max_grid
-        position_ids = (row + torch.arange(columns)[None]).flatten()  # (P,)
-        return self.ln_pre(grid.flatten(2).transpose(1, 2)), position_ids[None].expand(batch, -1)
+        positions = position_ids(rows, columns, self.config.max_grid)  # (P,)
+        return self.ln_pre(grid.flatten(2).transpose(1, 2)), positions[None].expand(batch, -1)
 
 
 class Adapter(nn.Module):

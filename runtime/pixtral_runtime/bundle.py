@@ -56,6 +56,7 @@ class Bundle:
     tools: dict[str, str]
     preprocess: str = "mistral"
     schema: int = SCHEMA
+    quantization: dict[str, Any] = field(default_factory=dict)  # how the recipe was applied
     engines: dict[str, Any] = field(default_factory=dict)
 
     def graph_path(self, name: str) -> Path:

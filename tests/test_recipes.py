@@ -1,0 +1,101 @@
+"""Which scheme each weight gets, and what a user's wish is refused for."""
+
+from __future__ import annotations
+
+import pytest
+
+from make_synthetic_checkpoint import pixtral_12b
+from pixtral_export.layout import Parameter, parameters
+from pixtral_export.recipes import Recipe, Scheme, check_patterns, make_recipe, stored_tensors
+from pixtral_export.weights import plan_weights, weight_file_bytes
+from pixtral_runtime.bundle import Limits
+from pixtral_runtime.errors import InputError
+
+LAYERS = {parameter.name.removesuffix(".weight"): parameter for parameter in parameters(pixtral_12b())}
+
+
+def scheme(recipe: Recipe, layer: str) -> Scheme | None:
+    return recipe.scheme(LAYERS[layer])
+
+
+def test_int4_is_for_the_decoder_and_int8_for_the_rest() -> None:
+    recipe = make_recipe("int4", "float16", group_size=64)
+    assert scheme(recipe, "layers.39.feed_forward.w2") == Scheme("int4", 64)
+    assert scheme(recipe, "vision_encoder.transformer.layers.0.attention.wq") == Scheme("int8")
+    assert scheme(recipe, "vision_language_adapter.w_out") == Scheme("int8")
+    assert scheme(recipe, "tok_embeddings") == scheme(recipe, "output") == Scheme("int8", 128)
+
+
+@pytest.mark.parametrize("precision", ["int4", "int8", "fp8", "nvfp4"])
+def test_norms_biases_and_the_patch_convolution_are_never_quantized(precision: str) -> None:
+    recipe = make_recipe(precision, "float16", keep=["*=int8"])
+    for layer in ("layers.0.attention_norm", "norm", "vision_encoder.ln_pre", "vision_encoder.patch_conv"):
+        assert scheme(recipe, layer) is None
+    assert scheme(recipe, "vision_language_adapter.w_in.bias") is None
+
+
+def test_the_first_pattern_that_fits_decides() -> None:
+    keep = ["layers.0.attention.wq=float16", "layers.0.*=int8", "output=int4-32"]
+    recipe = make_recipe("int4", "float16", keep=keep)
+    assert scheme(recipe, "layers.0.attention.wq") is None
+    assert scheme(recipe, "layers.0.attention.wk") == Scheme("int8")
+    assert scheme(recipe, "layers.1.attention.wk") == Scheme("int4", 128)
+    assert scheme(recipe, "output") == Scheme("int4", 32)
+
+
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        ({"precision": "int3"}, "--precision float16|int4|int8|fp8|nvfp4"),
+        ({"precision": "int4", "group_size": 48}, "--group-size 32|64|128"),
+        ({"precision": "int4", "method": "magic"}, "--method gptq|awq|rtn"),
+        ({"precision": "int4", "keep": ["output"]}, "--keep"),
+        ({"precision": "int4", "keep": ["output=int5"]}, "--keep"),
+        ({"precision": "int4", "keep": ["tok_embeddings=int4-32"]}, "--keep tok_embeddings=int8"),
+    ],
+)
+def test_a_wish_that_cannot_be_met_is_refused(settings: dict[str, object], hint: str) -> None:
+    def ask() -> list[Scheme | None]:
+        recipe = make_recipe(**settings, dtype="float16")  # type: ignore[arg-type]
+        return [recipe.scheme(parameter) for parameter in LAYERS.values()]
+
+    with pytest.raises(InputError) as caught:
+        ask()
+    assert hint in caught.value.hint
+
+
+def test_a_pattern_that_names_no_layer_is_refused() -> None:
+    with pytest.raises(InputError, match="layer\\.0"):
+        check_patterns(make_recipe("int4", "float16", keep=["layer.0.*=int8"]), LAYERS.values())
+
+
+def test_a_group_that_does_not_divide_a_layer_is_refused() -> None:
+    with pytest.raises(InputError, match="96 inputs"):
+        make_recipe("int4", "float16").scheme(Parameter("layers.0.attention.wq.weight", (128, 96)))
+
+
+@pytest.mark.parametrize(
+    ("precision", "bytes_a_weight"),  # of the decoder's 40 layers, scales included
+    [("float16", 2), ("int8", 1), ("fp8", 1), ("int4", 1 / 2 + 2 / 128), ("nvfp4", 1 / 2 + 1 / 16)],
+)
+def test_sizes_of_the_12b(precision: str, bytes_a_weight: float) -> None:
+    """Against the parameter counts of specification section 1.2."""
+    tables, layers, vision = 2 * 131_072 * 5120, 12_247_782_400 - 2 * 131_072 * 5120, 403_489_792 + 31_467_520
+    expected = layers * bytes_a_weight
+    expected += 2 * (tables + vision) if precision == "float16" else tables * (1 + 2 / 128) + vision
+    plan = plan_weights(pixtral_12b(), "float16", Limits(16_384, 1024), make_recipe(precision, "float16"))
+    assert weight_file_bytes(plan) == pytest.approx(expected, rel=2e-3)
+
+
+def test_a_quantized_layer_is_stored_as_codes_and_scales() -> None:
+    wq = LAYERS["layers.0.attention.wq"]
+    tensors = stored_tensors(wq, Scheme("int4", 128), "float16")
+    assert [(t.name, t.shape, t.dtype, t.nbytes) for t in tensors] == [
+        (wq.name, (5120, 4096), "int4", 5120 * 4096 // 2),
+        (f"{wq.name}_scale", (40, 4096), "float16", 40 * 4096 * 2),
+    ]
+    assert [t.name for t in stored_tensors(wq, Scheme("int8", activation="int8"), "float16")] == [
+        wq.name,
+        f"{wq.name}_scale",
+        "layers.0.attention.input_scale",
+    ]
