@@ -1,9 +1,12 @@
 """Write a checkpoint of Pixtral-12B's exact names and shapes with random weights, to measure without the real ones.
 
+    python scripts/make_synthetic_checkpoint.py artifacts/synthetic --size pixtral-12b --format hf
     python scripts/make_synthetic_checkpoint.py artifacts/synthetic-4 --layers 4 --vision-layers 2
 
-Mistral format, bfloat16, streamed: memory stays at one tensor. Depth can be cut; widths are the real ones unless
-`--vocab-size` says otherwise. The tokenizer is the one mistral-common ships for Pixtral. The last line is JSON.
+Mistral's format in one file, or Hugging Face's in shards as mistral-community/pixtral-12b has them. Both hold the same
+model for the same seed: their exports are equal byte for byte. bfloat16, streamed: memory stays at one tensor. Depth
+can be cut; widths are the real ones unless `--vocab-size` says otherwise. The tokenizer is the one mistral-common ships
+for Pixtral. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -13,17 +16,22 @@ import json
 import math
 import struct
 import time
+from collections.abc import Iterable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import mistral_common
 import torch
+from torch import Tensor
 
-from pixtral_export.layout import Parameter, parameters
+from pixtral_export.checkpoint import SPELLINGS
+from pixtral_export.layout import Parameter, pairs_to_halves, parameters
 from pixtral_runtime.config import DecoderConfig, ModelConfig, VisionConfig
 
 BLOCK = 1 << 24  # values drawn at a time
+SHARD_BYTES = 5_000_000_000  # as the shards on the hub
+SIZES = {"pixtral-12b": (40, 24)}  # layers of the decoder and of the vision tower
 
 
 def pixtral_12b(layers: int = 40, vision_layers: int = 24, vocab_size: int = 131_072) -> ModelConfig:
@@ -60,6 +68,35 @@ def params_json(config: ModelConfig) -> dict[str, object]:
     }  # fmt: skip
 
 
+def hf_config(config: ModelConfig, format: str = "hf") -> dict[str, Any]:
+    """The content of config.json in the words of transformers 4 ("hf") or 5 ("hf-new")."""
+    decoder, vision = config.decoder, config.vision
+
+    def rope(theta: float, kind: str) -> dict[str, Any]:
+        old = {"rope_theta": theta}
+        return old if format == "hf" else {"rope_parameters": old | {"rope_type": kind}}
+
+    return {
+        "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "image_seq_length": 1,
+        "image_token_index": config.image_tokens.image, "projector_hidden_act": "gelu",
+        "multimodal_projector_bias": config.adapter_bias, "vision_feature_layer": -1,
+        "vision_feature_select_strategy": "full", "tie_word_embeddings": False,
+        "text_config": {
+            "model_type": "mistral", "hidden_size": decoder.dim, "head_dim": decoder.head_dim,
+            "intermediate_size": decoder.hidden_dim, "num_hidden_layers": decoder.n_layers,
+            "num_attention_heads": decoder.n_heads, "num_key_value_heads": decoder.n_kv_heads,
+            "max_position_embeddings": decoder.max_position, "rms_norm_eps": decoder.norm_eps,
+            "sliding_window": None, "vocab_size": decoder.vocab_size, "tie_word_embeddings": False,
+        } | rope(decoder.rope_theta, "default"),
+        "vision_config": {
+            "model_type": "pixtral", "hidden_size": vision.hidden_size, "head_dim": vision.head_dim,
+            "intermediate_size": vision.intermediate_size, "num_hidden_layers": vision.num_hidden_layers,
+            "num_attention_heads": vision.num_attention_heads, "num_channels": vision.num_channels,
+            "image_size": vision.image_size, "patch_size": vision.patch_size, "hidden_act": "silu",
+        } | rope(vision.rope_theta, "axial"),
+    }  # fmt: skip
+
+
 @cache
 def _packaged_tokenizer() -> dict[str, Any]:
     source = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
@@ -80,28 +117,95 @@ def write_tokenizer(
     path.write_text(json.dumps(packaged | changed, ensure_ascii=False, indent=0), encoding="utf-8")
 
 
+def write_checkpoint(
+    folder: Path, config: ModelConfig, *, format: str = "mistral", seed: int = 0, shard_bytes: int = SHARD_BYTES
+) -> int:
+    """Stream a checkpoint of random bfloat16 tensors into `folder`, in the format "mistral" or "hf".
+
+    A shard of Hugging Face's format holds at most `shard_bytes` of tensors, or one tensor that is larger. Mistral's has
+    one file. Returns the bytes of the weight files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_tokenizer(
+        folder / "tekken.json",
+        config.decoder.vocab_size,
+        special_tokens=min(1000, config.decoder.vocab_size // 4),  # tekken's 1,000 unless the vocabulary is tiny
+        image={"image_patch_size": config.vision.patch_size, "max_image_size": config.vision.image_size},
+    )
+    if format == "mistral":
+        _write_json(folder / "params.json", params_json(config))
+        return write_weights(folder / "consolidated.safetensors", config, seed)
+    _write_json(folder / "config.json", hf_config(config))
+    shards = list(_shards(parameters(config), shard_bytes))
+    random = torch.Generator().manual_seed(seed)
+    places: dict[str, str] = {}
+    total = 0
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        places |= {SPELLINGS[format](parameter.name): file for parameter in shard}
+        total += _write_shard(folder / file, shard, config, random, format)
+    tensor_bytes = sum(_nbytes(parameter) for shard in shards for parameter in shard)
+    index = {"metadata": {"total_size": tensor_bytes}, "weight_map": places}
+    _write_json(folder / "model.safetensors.index.json", index)
+    return total
+
+
 def write_weights(path: Path, config: ModelConfig, seed: int) -> int:
-    """Stream random bfloat16 tensors into one safetensors file. Returns its bytes."""
-    header: dict[str, object] = {}
+    """Stream random bfloat16 tensors into one safetensors file in Mistral's format. Returns its bytes."""
+    return _write_shard(path, list(parameters(config)), config, torch.Generator().manual_seed(seed), "mistral")
+
+
+def _nbytes(parameter: Parameter) -> int:
+    return 2 * math.prod(parameter.shape)
+
+
+def _shards(wanted: Iterable[Parameter], limit: int) -> Iterator[list[Parameter]]:
+    """Parameters in their order, as many to a shard as its limit holds, but at least one."""
+    shard: list[Parameter] = []
+    held = 0
+    for parameter in wanted:
+        if shard and held + _nbytes(parameter) > limit:
+            yield shard
+            shard, held = [], 0
+        shard.append(parameter)
+        held += _nbytes(parameter)
+    yield shard
+
+
+def _write_shard(path: Path, shard: list[Parameter], config: ModelConfig, random: torch.Generator, format: str) -> int:
+    """Draw and write a file's tensors in turn. Returns its bytes."""
+    header: dict[str, object] = {} if format == "mistral" else {"__metadata__": {"format": "pt"}}
     offset = 0
-    for parameter in parameters(config):
-        nbytes = 2 * math.prod(parameter.shape)
-        header[parameter.name] = {
-            "dtype": "BF16", "shape": list(parameter.shape), "data_offsets": [offset, offset + nbytes],
+    for parameter in shard:
+        end = offset + _nbytes(parameter)
+        header[SPELLINGS[format](parameter.name)] = {
+            "dtype": "BF16", "shape": list(parameter.shape), "data_offsets": [offset, end],
         }  # fmt: skip
-        offset += nbytes
+        offset = end
     encoded = json.dumps(header).encode()
     encoded += b" " * (-len(encoded) % 8)
-    random = torch.Generator().manual_seed(seed)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
-        for parameter in parameters(config):
-            mean, std = _moments(parameter, config)
-            for start in range(0, math.prod(parameter.shape), BLOCK):
-                count = min(BLOCK, math.prod(parameter.shape) - start)
-                values = torch.randn(count, generator=random) * std + mean
-                file.write(values.to(torch.bfloat16).view(torch.uint8).numpy().data)
-    return path.stat().st_size
+        for parameter in shard:
+            pieces: Iterable[Tensor] = _random_values(parameter, config, random)
+            if parameter.rotary_heads and format != "mistral":
+                whole = torch.cat(list(pieces)).view(parameter.shape)
+                pieces = [pairs_to_halves(whole, parameter.rotary_heads)]
+            for piece in pieces:
+                file.write(piece.contiguous().view(torch.uint8).numpy().data)
+        return file.tell()
+
+
+def _random_values(parameter: Parameter, config: ModelConfig, random: torch.Generator) -> Iterator[Tensor]:
+    """A tensor's values in Mistral's order, in flat pieces of `BLOCK`."""
+    mean, std = _moments(parameter, config)
+    for start in range(0, math.prod(parameter.shape), BLOCK):
+        count = min(BLOCK, math.prod(parameter.shape) - start)
+        yield (torch.randn(count, generator=random) * std + mean).to(torch.bfloat16)
+
+
+def _write_json(path: Path, content: object) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def _moments(parameter: Parameter, config: ModelConfig) -> tuple[float, float]:
@@ -116,17 +220,22 @@ def _moments(parameter: Parameter, config: ModelConfig) -> tuple[float, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--layers", type=int, default=40)
-    parser.add_argument("--vision-layers", type=int, default=24)
+    parser.add_argument("--size", choices=SIZES, default="pixtral-12b")
+    parser.add_argument("--format", choices=("mistral", "hf"), default="mistral")
+    parser.add_argument("--layers", type=int, help="fewer decoder layers than the size has")
+    parser.add_argument("--vision-layers", type=int, help="fewer vision layers than the size has")
     parser.add_argument("--vocab-size", type=int, default=131_072)
+    parser.add_argument("--shard-bytes", type=int, default=SHARD_BYTES, help="largest shard of --format hf")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    config = pixtral_12b(args.layers, args.vision_layers, args.vocab_size)
-    args.out.mkdir(parents=True, exist_ok=True)
+    layers, vision_layers = SIZES[args.size]
+    config = pixtral_12b(
+        layers if args.layers is None else args.layers,
+        vision_layers if args.vision_layers is None else args.vision_layers,
+        args.vocab_size,
+    )
     started = time.monotonic()
-    (args.out / "params.json").write_text(json.dumps(params_json(config), indent=2) + "\n", encoding="utf-8")
-    write_tokenizer(args.out / "tekken.json", config.decoder.vocab_size)
-    size = write_weights(args.out / "consolidated.safetensors", config, args.seed)
+    size = write_checkpoint(args.out, config, format=args.format, seed=args.seed, shard_bytes=args.shard_bytes)
     print(json.dumps({"path": str(args.out), "weight_bytes": size, "wall_s": round(time.monotonic() - started, 1)}))
 
 

@@ -12,12 +12,12 @@ import pytest
 import torch
 from transformers import LlavaConfig
 
-from make_synthetic_checkpoint import params_json
+from make_synthetic_checkpoint import hf_config, params_json
 from pixtral_export.checkpoint import open_checkpoint
 from pixtral_export.checkpoint_config import find_tokenizer, read_hf_config, read_mistral_config
 from pixtral_export.layout import parameters
 from pixtral_runtime.config import ImageTokens
-from tiny import Change, edit_json, hf_config, refusal, tiny_config
+from tiny import Change, edit_json, refusal, tiny_config
 
 CONFIG = tiny_config()
 FORMATS = ("mistral", "hf", "hf-new")

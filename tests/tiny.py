@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from make_synthetic_checkpoint import params_json, write_tokenizer
+from make_synthetic_checkpoint import hf_config, params_json, write_tokenizer
 from pixtral_export.checkpoint import open_checkpoint
 from pixtral_export.layout import Parameter, hf_name, hf_new_name, pairs_to_halves, parameters
 from pixtral_runtime.config import DecoderConfig, ModelConfig, VisionConfig
@@ -99,35 +99,6 @@ def _write_shards(folder: Path, stem: str, weights: dict[str, Tensor], shards: i
     if index:
         content = {"metadata": {}, "weight_map": places}
         (folder / f"{stem}.safetensors.index.json").write_text(json.dumps(content), encoding="utf-8")
-
-
-def hf_config(config: ModelConfig, format: str = "hf") -> dict[str, Any]:
-    """The content of config.json in the words of transformers 4 ("hf") or 5 ("hf-new")."""
-    decoder, vision = config.decoder, config.vision
-
-    def rope(theta: float, kind: str) -> dict[str, Any]:
-        old = {"rope_theta": theta}
-        return old if format == "hf" else {"rope_parameters": old | {"rope_type": kind}}
-
-    return {
-        "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "image_seq_length": 1,
-        "image_token_index": config.image_tokens.image, "projector_hidden_act": "gelu",
-        "multimodal_projector_bias": config.adapter_bias, "vision_feature_layer": -1,
-        "vision_feature_select_strategy": "full", "tie_word_embeddings": False,
-        "text_config": {
-            "model_type": "mistral", "hidden_size": decoder.dim, "head_dim": decoder.head_dim,
-            "intermediate_size": decoder.hidden_dim, "num_hidden_layers": decoder.n_layers,
-            "num_attention_heads": decoder.n_heads, "num_key_value_heads": decoder.n_kv_heads,
-            "max_position_embeddings": decoder.max_position, "rms_norm_eps": decoder.norm_eps,
-            "sliding_window": None, "vocab_size": decoder.vocab_size, "tie_word_embeddings": False,
-        } | rope(decoder.rope_theta, "default"),
-        "vision_config": {
-            "model_type": "pixtral", "hidden_size": vision.hidden_size, "head_dim": vision.head_dim,
-            "intermediate_size": vision.intermediate_size, "num_hidden_layers": vision.num_hidden_layers,
-            "num_attention_heads": vision.num_attention_heads, "num_channels": vision.num_channels,
-            "image_size": vision.image_size, "patch_size": vision.patch_size, "hidden_act": "silu",
-        } | rope(vision.rope_theta, "axial"),
-    }  # fmt: skip
 
 
 def edit_json(path: Path, change: Change) -> Path:
