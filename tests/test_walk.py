@@ -20,10 +20,11 @@ from pixtral_export.export import ExportSettings, export, plan_export
 from pixtral_export.model import Pixtral
 from pixtral_export.quantize import FORMATS, expand_scales, fake_quantize
 from pixtral_export.walk import units
+from pixtral_runtime import load
 from pixtral_runtime.bundle import Bundle, open_bundle
 from pixtral_runtime.config import DecoderConfig, ModelConfig, VisionConfig
-from pixtral_runtime.errors import InputError
-from tiny import write_checkpoint
+from pixtral_runtime.errors import InputError, MachineError
+from tiny import edit_weights, write_checkpoint
 
 PRECISIONS = ("int4", "int8", "fp8")
 SAMPLES = 4
@@ -214,8 +215,6 @@ def test_another_recipe_does_not_go_on_with_the_first(checkpoint: Path, tmp_path
 
 def test_a_layer_whose_inputs_cannot_be_rounded_keeps_them(config: ModelConfig, tmp_path: Path) -> None:
     """One image channel a million times the others drowns them in any static scale; smoothing cannot reach w_in."""
-    from tiny import edit_weights
-
     checkpoint = write_checkpoint(tmp_path / "c", config, dtype=torch.float32)
 
     def spike(weights: dict[str, Tensor]) -> None:
@@ -252,3 +251,10 @@ def test_bad_calibration_input_is_refused(checkpoint: Path, tmp_path: Path) -> N
         quantized(checkpoint, tmp_path / "b", precision="int4", calibration=lines)
     with pytest.raises(InputError, match="cannot be read"):
         quantized(checkpoint, tmp_path / "b", precision="int4", calibration=tmp_path / "absent.jsonl")
+
+
+def test_nvfp4_is_refused_by_onnx_runtime_with_a_way_out(checkpoint: Path, tmp_path: Path) -> None:
+    quantized(checkpoint, tmp_path / "b", precision="nvfp4")
+    with pytest.raises(MachineError, match="no float4 kernels") as caught:
+        load(tmp_path / "b")
+    assert "--precision int4" in caught.value.hint

@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from math import prod
 from pathlib import Path
 
 from pixtral_export.checkpoint import Checkpoint
@@ -31,6 +32,7 @@ from pixtral_export.samples import (
 from pixtral_export.walk import JOURNAL, SCRATCH, Journal, Walk
 from pixtral_export.weights import plan_weights, weight_file_bytes
 from pixtral_runtime.bundle import MANIFEST, TOKENIZER, WEIGHTS, Bundle, FileEntry, Limits
+from pixtral_runtime.config import ModelConfig
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.files import sha256_of_file
 from pixtral_runtime.model import default_preprocess
@@ -43,6 +45,8 @@ GRAPH_FILE_BYTES = 2_000_000  # three graphs without weights; 0.7 MB seen for Pi
 TRACE_S = 10.0  # seen: 11 s for the three graphs of Pixtral-12B on 2 cores
 COPY_BYTES_PER_S = 100e6  # seen 75 to 140: read, cast, transpose, hash and write, on 2 cores
 BASE_MEMORY_BYTES = 950_000_000  # torch and onnx loaded, graphs traced; 2.27 GB seen in all for Pixtral-12B
+
+CALIBRATION_S_PER_WEIGHT = 2.7e-7  # seen: 49 min for the 12B's 10.9e9, int4 by GPTQ, 16 samples, 2 busy cores
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, steps done and steps in all."""
@@ -111,7 +115,7 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
     check_patterns(recipe, parameters(config))
     weights = plan_weights(config, settings.dtype, limits, recipe)
     weight_bytes = weight_file_bytes(weights)
-    largest = max(item.nbytes for item in weights)
+    peak_memory_bytes, seconds = _cost(config, recipe, weight_bytes)
     return ExportPlan(
         settings,
         limits,
@@ -119,9 +123,24 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
         weights,
         weight_bytes=weight_bytes,
         bundle_bytes=weight_bytes + GRAPH_FILE_BYTES + checkpoint.tokenizer.stat().st_size,
-        peak_memory_bytes=BASE_MEMORY_BYTES + largest,
-        seconds=TRACE_S + weight_bytes / COPY_BYTES_PER_S,
+        peak_memory_bytes=peak_memory_bytes,
+        seconds=seconds,
     )
+
+
+def _cost(config: ModelConfig, recipe: Recipe, weight_bytes: int) -> tuple[int, float]:
+    """Peak memory in bytes and time in seconds.
+
+    Memory is the largest tensor of the checkpoint, mapped, or while calibrating one block in float32 with three more
+    copies of its largest layer and the second moments of its inputs.
+    """
+    counts = {parameter.name: prod(parameter.shape) for parameter in parameters(config)}
+    memory, seconds = BASE_MEMORY_BYTES + 2 * max(counts.values()), TRACE_S + weight_bytes / COPY_BYTES_PER_S
+    if recipe.calibrated:
+        block = [count for name, count in counts.items() if name.startswith("layers.0.")]
+        memory = max(memory, BASE_MEMORY_BYTES + 4 * (sum(block) + 3 * max(block)))
+        seconds += CALIBRATION_S_PER_WEIGHT * sum(block) * config.decoder.n_layers
+    return memory, seconds
 
 
 def export(

@@ -74,6 +74,11 @@ class OrtSession:
             raise MachineError(
                 "ONNX Runtime has no bfloat16 kernels on the CPU", "pixtral export CHECKPOINT -o BUNDLE --dtype float16"
             )
+        if bundle.precision == "nvfp4":
+            raise MachineError(
+                "ONNX Runtime has no float4 kernels: nvfp4 is for TensorRT on Blackwell and Thor",
+                "pixtral export CHECKPOINT -o BUNDLE --precision int4",
+            )
         try:
             import onnxruntime as ort
         except ImportError as error:

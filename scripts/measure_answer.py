@@ -1,0 +1,100 @@
+"""What a bundle takes on this machine's CPU: load time, memory, prefill and decode speed, share of memory bandwidth.
+
+    python scripts/measure_answer.py artifacts/synthetic-int4 --prompt-tokens 128 --steps 8
+
+Random text tokens, greedy, one request. Decode reads every weight of decoder graph and head once a token: bytes a token
+times tokens a second, over the bandwidth that as many threads reach when they sum a large array, is the share. The
+embedding is looked up row by row and not counted. The last line is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import onnx
+
+from pixtral_runtime import load
+from pixtral_runtime.bundle import Bundle
+from pixtral_runtime.prompt import Prompt
+
+
+def decode_bytes(bundle: Bundle) -> int:
+    """Bytes of the decoder graph's weights, without the rotary tables."""
+    model = onnx.load(bundle.graph_path("decoder"), load_external_data=False)
+    lengths = (
+        {entry.key: entry.value for entry in tensor.external_data}.get("length", "0")
+        for tensor in model.graph.initializer
+        if "rope" not in tensor.name
+    )
+    return sum(map(int, lengths))
+
+
+def read_bandwidth(threads: int, size: int = 1 << 30) -> float:
+    """Bytes a second, the best of five passes over `size` bytes."""
+    parts = np.array_split(np.ones(size // 8, np.int64), threads)
+    rates = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(5):
+            started = time.perf_counter()
+            list(pool.map(np.sum, parts))
+            rates.append(size / (time.perf_counter() - started))
+    return max(rates)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("--prompt-tokens", type=int, default=128)
+    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    args = parser.parse_args()
+    started = time.perf_counter()
+    model = load(args.bundle, threads=args.threads)
+    load_s = time.perf_counter() - started
+    vocabulary = model.bundle.model.decoder.vocab_size
+    ids = np.random.default_rng(0).integers(vocabulary // 2, vocabulary, args.prompt_tokens)
+    prompt = Prompt(ids, np.full(len(ids), -1), (), 0)
+    generator = model.generator
+    cache = generator.sessions.decoder.new_cache(1, len(ids) + args.steps + 1)
+    features = generator.encode_images(prompt)
+    generator.prefill(prompt, features, cache)  # pages weights in
+    started = time.perf_counter()
+    logits = generator.prefill(prompt, features, cache)[-1]
+    prefill_s = time.perf_counter() - started
+    times = []
+    for position in range(len(ids), len(ids) + args.steps):
+        started = time.perf_counter()
+        logits = generator.decode(int(logits.argmax()), position, cache)
+        times.append(time.perf_counter() - started)
+    peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    median_s = statistics.median(times)
+    bandwidth, weights = read_bandwidth(args.threads), decode_bytes(model.bundle)
+    print(
+        json.dumps(
+            {
+                "precision": model.bundle.precision,
+                "layers": model.bundle.model.decoder.n_layers,
+                "threads": args.threads,
+                "load_s": round(load_s, 1),
+                "peak_rss_bytes": peak_rss_bytes,
+                "prefill_tokens_per_s": round(len(ids) / prefill_s, 2),
+                "decode_tokens_per_s": round(1 / median_s, 3),
+                "decode_ms": [round(t * 1e3, 1) for t in (min(times), median_s, max(times))],
+                "decode_weight_bytes": weights,
+                "read_bandwidth_bytes_per_s": round(bandwidth),
+                "share_of_bandwidth": round(weights / median_s / bandwidth, 3),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
