@@ -55,6 +55,9 @@ class OrtCache:
             self._arrays[index][:, :, :filled] = old
         self._wrap()
 
+    def layers(self) -> list[tuple[Array, Array]]:
+        return list(zip(self._arrays[::2], self._arrays[1::2], strict=True))  # `cache_names` has key before value
+
     def bind(self, binding: ort.IOBinding) -> None:
         for past, value in zip(self._names, self._values, strict=True):
             binding.bind_ortvalue_input(past, value)

@@ -33,6 +33,9 @@ class KVCache(Protocol):
     def reserve(self, rows: int) -> None:
         """Grow to at least `rows` rows a slot, keeping what is there. Never shrinks."""
 
+    def layers(self) -> list[tuple[Array, Array]]:
+        """Key and value of each layer on the host, (slots, K, rows, E) each. No copies: the next step changes them."""
+
 
 class Session(Protocol):
     """One graph, ready to run."""
