@@ -31,6 +31,9 @@ def export(
         list[str] | None,
         typer.Option(metavar="PATTERN=DTYPE", help="Store layers otherwise, as in 'layers.0.*=float16'; repeatable."),
     ] = None,
+    kv_cache: Annotated[
+        str | None, typer.Option(help="Keep keys and values in int8: half the cache. Default: in --dtype.")
+    ] = None,
     calibration: Annotated[
         Path | None, typer.Option(help="Images (a folder), or JSON Lines of image and prompt, to calibrate with.")
     ] = None,
@@ -48,8 +51,8 @@ def export(
     from pixtral_export.hub import resolve_checkpoint
 
     settings = ExportSettings(
-        dtype, max_context, max_image_side, opset, precision, group_size, method, tuple(keep or ()), calibration,
-        calibration_samples,
+        dtype, max_context, max_image_side, opset, precision, group_size, method, tuple(keep or ()), kv_cache,
+        calibration, calibration_samples,
     )  # fmt: skip
     opened = open_checkpoint(resolve_checkpoint(checkpoint))
     for warning in opened.warnings:
@@ -61,6 +64,7 @@ def export(
         "bundle": str(bundle),
         "dtype": dtype,
         "precision": plan.recipe.name,
+        "kv_cache": plan.recipe.kv_cache or dtype,
         "max_context": plan.limits.max_context,
         "max_image_side": plan.limits.max_image_side,
         "bundle_bytes": plan.bundle_bytes,

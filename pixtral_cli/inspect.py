@@ -33,6 +33,7 @@ def inspect(
         "schema": opened.schema,
         "dtype": opened.dtype,
         "precision": opened.precision,
+        "kv_cache": opened.cache_dtype,
         "opset": opened.opset,
         "preprocess": opened.preprocess,
         "max_context": opened.limits.max_context,

@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import tensorrt_rtx as trt
 
-from pixtral_engines.lowering import dequantize_before_gather, fix_cache_rows
+from pixtral_engines.lowering import dequantize_before_gather, fix_cache_rows, scatter_into_int8_cache
 from pixtral_runtime.bundle import Bundle
 
 TARGETS = ("SM86", "SM89", "SM120")
@@ -43,6 +43,7 @@ def compile_with_tensorrt(
     model = onnx.load(bundle.graph_path(name), load_external_data=False)
     fix_cache_rows(model, CACHE_ROWS)
     dequantize_before_gather(model)
+    scatter_into_int8_cache(model)
     path = folder / f"{name}.onnx"
     onnx.save(model, path)
     (folder / "weights.bin").symlink_to(bundle.path.absolute() / "weights.bin")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
     import onnx
 
@@ -14,6 +16,31 @@ def fix_cache_rows(model: onnx.ModelProto, rows: int) -> None:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == "C":
                 dim.dim_value = rows
+
+
+def scatter_into_int8_cache(model: onnx.ModelProto) -> None:
+    """Replace TensorScatter by ScatterElements where the cache holds int8, which TensorRT's cache operator refuses.
+
+    A token is written to the row of its position, the one its mask counts from.
+    """
+    from onnx import TensorProto, helper, numpy_helper
+
+    caches = {v.name for v in model.graph.input if v.type.tensor_type.elem_type == TensorProto.INT8}
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type != "TensorScatter" or node.input[0] not in caches:
+            nodes.append(node)
+            continue
+        past, codes = node.input[:2]
+        if not any(made.output[0] == "cache_rows" for made in nodes):
+            model.graph.initializer.append(numpy_helper.from_array(np.array([1, 3]), "cache_axes"))
+            nodes.append(helper.make_node("Unsqueeze", ["position_ids", "cache_axes"], ["cache_rows"]))  # (B, 1, T, 1)
+        shape, rows = f"{past}_shape", f"{past}_rows"
+        nodes.append(helper.make_node("Shape", [codes], [shape]))
+        nodes.append(helper.make_node("Expand", ["cache_rows", shape], [rows]))
+        scatter = helper.make_node("ScatterElements", [past, rows, codes], node.output, node.name, axis=2)
+        nodes.append(scatter)
+    _replace(model, nodes)
 
 
 def dequantize_before_gather(model: onnx.ModelProto) -> None:
@@ -35,6 +62,10 @@ def dequantize_before_gather(model: onnx.ModelProto) -> None:
             nodes += [node, codes]
         else:
             nodes.append(node)
+    _replace(model, nodes)
+
+
+def _replace(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)

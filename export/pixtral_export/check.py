@@ -78,7 +78,7 @@ def check_bundle(model: Model, reference: Pixtral) -> Iterator[Comparison]:
         raise InputError(
             "the bundle was made from a checkpoint of another configuration", "name the checkpoint it came from"
         )
-    is_quantized = model.bundle.precision != model.bundle.dtype
+    is_quantized = model.bundle.precision != model.bundle.dtype or model.bundle.kv_cache is not None
     tolerance = QUANTIZED_TOLERANCE if is_quantized else TOLERANCE[model.bundle.dtype]
     generator = model.generator
 

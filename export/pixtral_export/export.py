@@ -62,6 +62,7 @@ class ExportSettings:
     group_size: int = 128
     method: str = "gptq"  # how 4-bit codes are chosen: gptq, awq or rtn
     keep: tuple[str, ...] = ()  # PATTERN=DTYPE
+    kv_cache: str | None = None  # int8; None: the dtype
     calibration: Path | None = None  # folder of images or JSON Lines; None: the packaged samples
     calibration_samples: int = DEFAULT_SAMPLES
 
@@ -111,6 +112,7 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
         group_size=settings.group_size,
         method=settings.method,
         keep=settings.keep,
+        kv_cache=settings.kv_cache,
     )
     check_patterns(recipe, parameters(config))
     weights = plan_weights(config, settings.dtype, limits, recipe)
@@ -170,6 +172,7 @@ def export(
             limits=plan.limits,
             opset=plan.settings.opset,
             files={},
+            kv_cache=recipe.kv_cache,
             tools={name: importlib.metadata.version(name) for name in TOOLS},
         )
         samples, notes = _samples(unfinished, plan, warn) if recipe.calibrated else ([], {})
@@ -220,7 +223,7 @@ def _samples(bundle: Bundle, plan: ExportPlan, warn: Callable[[str], None]) -> t
 def _quantization(plan: ExportPlan, journal: Journal, notes: dict[str, object]) -> dict[str, object]:
     """What the manifest says of the recipe; nothing where there was none."""
     recipe = plan.recipe
-    if recipe.name == plan.settings.dtype:
+    if recipe.name == plan.settings.dtype and recipe.kv_cache is None:
         return {}
     scheme = recipe.decoder
     return {
@@ -245,7 +248,9 @@ def _write_graph(name: str, checkpoint: Checkpoint, plan: ExportPlan, journal: J
     from pixtral_export.graphs import build_graph
 
     places = {place.name: place for place in journal.places}
-    model = build_graph(name, checkpoint.config, plan.settings.dtype, places, journal.input_scales, WEIGHTS)
+    model = build_graph(
+        name, checkpoint.config, plan.settings.dtype, plan.recipe.kv_cache, places, journal.input_scales, WEIGHTS
+    )
     path = folder / f"{name}.onnx"
     path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
     onnx.checker.check_model(path, full_check=True)

@@ -114,15 +114,16 @@ def build_graph(
     name: str,
     config: ModelConfig,
     dtype: str,
+    cache_dtype: str | None,
     weights: Mapping[str, ExternalWeight],
     input_scales: Mapping[str, str],
     location: str,
 ) -> ir.Model:
-    """Build the graph called vision, embed or decoder for activations of `dtype`.
+    """Build the graph called vision, embed or decoder for activations of `dtype` and a KV cache of `cache_dtype`.
 
     `weights` says what the weight file holds; `input_scales` maps weights with quantized inputs to the inputs' scales.
     """
-    spec: GraphSpec = graph_spec(name, config, dtype)
+    spec: GraphSpec = graph_spec(name, config, dtype, cache_dtype)
     model = {"vision": vision_model, "embed": embed_model, "decoder": decoder_model}[name]
     return model(config, getattr(torch, dtype), GraphBuilder(spec, weights, input_scales, location))
 

@@ -47,13 +47,14 @@ class Recipe:
     tables: bool = False  # embedding and head in int8 blocks
     smooth: bool = False  # move outliers of activations into weights
     method: str = "rtn"  # how int4 codes are chosen: rtn, awq or gptq
+    kv_cache: str | None = None  # the format keys and values are cached in, by a static scale each layer
     keep: tuple[tuple[str, Scheme | None], ...] = field(default=())
 
     @property
     def calibrated(self) -> bool:
         """Whether activations of samples must be seen."""
         activations = any(scheme is not None and scheme.activation for scheme in (self.decoder, self.vision))
-        return activations or self.method != "rtn"
+        return activations or self.method != "rtn" or self.kv_cache is not None
 
     def scheme(self, parameter: Parameter) -> Scheme | None:
         """How a parameter is stored; None: in the bundle's dtype. Raises InputError where a group does not fit."""
@@ -108,6 +109,7 @@ def nvfp4(group_size: int, method: str) -> Recipe:
 
 RECIPES: dict[str, Callable[[int, str], Recipe]] = {"int4": int4, "int8": int8, "fp8": fp8, "nvfp4": nvfp4}
 METHODS = ("gptq", "awq", "rtn")
+KV_CACHES = ("int8",)
 KEEP_SCHEMES: dict[str, Scheme | None] = {
     "int8": Scheme("int8"),
     "fp8": Scheme("float8e4m3fn"),
@@ -117,7 +119,13 @@ KEEP_SCHEMES: dict[str, Scheme | None] = {
 
 
 def make_recipe(
-    precision: str, dtype: str, *, group_size: int = 128, method: str = "gptq", keep: Iterable[str] = ()
+    precision: str,
+    dtype: str,
+    *,
+    group_size: int = 128,
+    method: str = "gptq",
+    keep: Iterable[str] = (),
+    kv_cache: str | None = None,
 ) -> Recipe:
     """The recipe a user asks for. `keep` holds `PATTERN=DTYPE`. Raises InputError on a name that does not exist."""
     if precision == dtype:
@@ -130,6 +138,11 @@ def make_recipe(
         raise InputError(f"no method '{method}'", f"--method {'|'.join(METHODS)}")
     else:
         recipe = RECIPES[precision](group_size, method)
+    if kv_cache not in (None, dtype, *KV_CACHES):
+        raise InputError(
+            f"no KV cache in '{kv_cache}': neither ONNX Runtime's cache operator nor TensorRT's takes it",
+            f"--kv-cache {'|'.join((dtype, *KV_CACHES))}",
+        )
     schemes = {dtype: None, **KEEP_SCHEMES}
     kept = []
     for entry in keep:
@@ -140,7 +153,7 @@ def make_recipe(
                 f"--keep 'layers.*.feed_forward.w2={dtype}'",
             )
         kept.append((pattern, schemes[name]))
-    return replace(recipe, keep=tuple(kept))
+    return replace(recipe, keep=tuple(kept), kv_cache=None if kv_cache == dtype else kv_cache)
 
 
 def check_patterns(recipe: Recipe, parameters: Iterable[Parameter]) -> None:

@@ -85,6 +85,7 @@ class GraphBuilder:
         self._nodes: list[ir.Node] = []
         self._initializers: dict[str, ir.Value] = {}
         self._rounded: dict[tuple[ir.Value, str], ir.Value] = {}
+        self._cached: dict[ir.Value, ir.Value] = {}  # dequantized cache tensors to the stored ones
         self._inputs = [_value(t.name, t.dtype, t.shape) for t in spec.inputs]
 
     def inputs(self, *names: str) -> list[ir.Value]:
@@ -122,10 +123,12 @@ class GraphBuilder:
                 self._quantized_matmul(name, read[0], read[1], outputs[0])
             elif node.op_type == "Gather" and self._is_quantized(read[0]):
                 self._quantized_gather(name, read[0], read[1], outputs[0])
+            elif node.op_type == "TensorScatter" and self._is_quantized(read[0]):
+                values[node.outputs[0]] = self._quantized_cache(name, read, outputs[0])
             else:
                 attributes = list(node.attributes.values())
                 self._nodes.append(ir.Node(node.domain, node.op_type, read, attributes, outputs=outputs, name=name))
-        return [values[value] for value in graph.outputs]
+        return [self._cached.get(values[value], values[value]) for value in graph.outputs]
 
     def _copy_initializer(self, name: str, value: ir.Value) -> ir.Value:
         if name in self._weights:
@@ -173,6 +176,18 @@ class GraphBuilder:
         block = self._weights[table.name].shape[1] // self._weights[scale_name(table.name)].shape[1]
         attributes = (ir.AttrInt64("axis", -1), ir.AttrInt64("block_size", block))
         self._add("DequantizeLinear", [rows, scale_rows], f"{name}.dequantize", *attributes, output=y)
+
+    def _quantized_cache(self, name: str, read: Sequence[ir.Value | None], y: ir.Value) -> ir.Value:
+        """TensorScatter of rounded rows into a cache of codes. Returns the whole cache dequantized, for attention."""
+        past, new, index = read
+        assert past is not None and past.name is not None and past.dtype is not None and new is not None and index
+        scale, zero = self.weight(scale_name(past.name)), self._zero_point(past.dtype)
+        codes = self._add("QuantizeLinear", [new, scale, zero], f"{name}.quantize")
+        axis, mode = ir.AttrInt64("axis", 2), ir.AttrString("mode", "linear")
+        self._add("TensorScatter", [past, codes, index], name, axis, mode, output=y)
+        wide = self._add("DequantizeLinear", [y, scale, zero], f"{name}.dequantize")
+        self._cached[wide] = y
+        return wide
 
     def _dequantized(self, name: str) -> ir.Value:
         codes, scales = self.weight(name), self.weight(scale_name(name))

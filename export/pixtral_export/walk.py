@@ -26,13 +26,15 @@ from pixtral_export import decoder, vision
 from pixtral_export.calibrate import ADAPTER_GROUPS, BLOCK_GROUPS, quantize_block, watch
 from pixtral_export.checkpoint import Checkpoint
 from pixtral_export.layout import Parameter, parameters
-from pixtral_export.recipes import Recipe, Scheme, input_scale_name
+from pixtral_export.quantize import FORMATS
+from pixtral_export.recipes import Recipe, Scheme, Stored, input_scale_name, scale_name
 from pixtral_export.trace import ExternalWeight
 from pixtral_export.weights import Advance, WeightFile, rope_tables, rope_tensors
 from pixtral_runtime.bundle import WEIGHTS, FileEntry, Limits
 from pixtral_runtime.config import ModelConfig
 from pixtral_runtime.files import write_atomically
 from pixtral_runtime.prompt import Prompt
+from pixtral_runtime.spec import cache_names
 
 SCRATCH, JOURNAL = "calibration", "journal.json"
 PATCHES, ADAPTER, EMBEDDING, HEAD = "vision_encoder", "vision_language_adapter", "tok_embeddings", "head"
@@ -51,6 +53,7 @@ class Journal:
     places: list[ExternalWeight] = field(default_factory=list)
     input_scales: dict[str, str] = field(default_factory=dict)  # of weights with quantized inputs
     fallbacks: dict[str, float] = field(default_factory=dict)  # layers that keep their inputs after all, and SNR in dB
+    cache_largest: list[float] = field(default_factory=list)  # magnitudes of keys and of values, layer after layer
 
     @classmethod
     def load(cls, path: Path, key: str) -> Journal:
@@ -133,6 +136,12 @@ class Walk:
                         if before:
                             Activations(scratch).drop(before)
                 before = unit
+            if self.recipe.kv_cache:
+                format = FORMATS[self.recipe.kv_cache]
+                caches = cache_names("past", config.decoder.n_layers)
+                for name, magnitude in zip(caches, journal.cache_largest, strict=True):
+                    item = Stored(scale_name(name), (), self.dtype)
+                    file.add_values(item, torch.tensor(max(magnitude, 1e-5) / format.largest))
             for item, table in zip(
                 rope_tensors(config, self.dtype, self.limits), rope_tables(config, self.limits), strict=True
             ):
@@ -166,8 +175,14 @@ class Walk:
             yield from self._vision(block, inputs.load(before))
         elif unit != HEAD:
             block = self._load(lambda: decoder.decoder_block(config.decoder), unit, members)
-            self._quantize(file, journal, unit, block, members, lambda: self._decoder(block, inputs.load(before)))
-            yield from self._decoder(block, inputs.load(before))
+            largest = [0.0, 0.0]
+
+            def run() -> Iterator[Tensor]:
+                return self._decoder(block, inputs.load(before), largest)
+
+            self._quantize(file, journal, unit, block, members, run)
+            yield from run()
+            journal.cache_largest += largest
 
     def _load(self, build: Callable[[], nn.Module], unit: str, members: Sequence[Parameter]) -> nn.Module:
         """A module with the unit's weights in float32."""
@@ -244,10 +259,13 @@ class Walk:
                 x[index >= 0] = torch.cat([next(features)[0] for _ in prompt.images])
             yield x[None]
 
-    def _decoder(self, block: nn.Module, inputs: Iterator[Tensor]) -> Iterator[Tensor]:
+    def _decoder(self, block: nn.Module, inputs: Iterator[Tensor], largest: list[float]) -> Iterator[Tensor]:
+        """Outputs of a block. `largest` keeps the magnitudes of its keys and values."""
         longest = max(len(prompt.token_ids) for prompt in self.prompts)
         cos, sin = (table.float() for table in decoder.rope_tables(self.checkpoint.config.decoder, longest))
         for x in inputs:
             positions = torch.arange(x.shape[1])
             mask = (positions[:, None] >= positions)[None, None]
-            yield block(x, cos, sin, positions[None], mask)[0]
+            y, *cached = block(x, cos, sin, positions[None], mask)
+            largest[:] = [max(old, float(new.abs().max())) for old, new in zip(largest, cached, strict=True)]
+            yield y

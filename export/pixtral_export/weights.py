@@ -44,6 +44,7 @@ from pixtral_export.trace import ExternalWeight
 from pixtral_runtime.bundle import FileEntry, Limits
 from pixtral_runtime.config import ModelConfig
 from pixtral_runtime.errors import InputError
+from pixtral_runtime.spec import cache_names
 
 ALIGNMENT = 4096
 SLAB_VALUES = 16 << 20
@@ -57,7 +58,9 @@ def plan_weights(config: ModelConfig, dtype: str, limits: Limits, recipe: Recipe
     planned: dict[str, Stored] = {}
     for parameter in parameters(config):
         planned |= {item.name: item for item in stored_tensors(parameter, recipe.scheme(parameter), dtype)}
-    return [*planned.values(), *rope_tensors(config, dtype, limits)]
+    caches = cache_names("past", config.decoder.n_layers) if recipe.kv_cache else ()
+    cache_scales = [Stored(scale_name(name), (), dtype) for name in caches]
+    return [*planned.values(), *cache_scales, *rope_tensors(config, dtype, limits)]
 
 
 def rope_tensors(config: ModelConfig, dtype: str, limits: Limits) -> list[Stored]:

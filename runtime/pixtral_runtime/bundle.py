@@ -20,7 +20,7 @@ from typing import Any
 from pixtral_runtime.config import ModelConfig
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.files import sha256_of_file, write_atomically
-from pixtral_runtime.spec import GRAPHS, GraphSpec, graph_spec
+from pixtral_runtime.spec import GRAPHS, GraphSpec, graph_spec, kv_cache_bytes_per_token
 
 SCHEMA = 1
 MANIFEST = "bundle.json"
@@ -55,6 +55,7 @@ class Bundle:
     files: dict[str, FileEntry]
     tools: dict[str, str]
     preprocess: str = "mistral"
+    kv_cache: str | None = None  # dtype of the KV cache where it is not that of the activations
     schema: int = SCHEMA
     quantization: dict[str, Any] = field(default_factory=dict)  # how the recipe was applied
     engines: dict[str, Any] = field(default_factory=dict)
@@ -63,7 +64,11 @@ class Bundle:
         return self.path / f"{name}.onnx"
 
     def graph_spec(self, name: str) -> GraphSpec:
-        return graph_spec(name, self.model, self.dtype)
+        return graph_spec(name, self.model, self.dtype, self.kv_cache)
+
+    @property
+    def cache_dtype(self) -> str:
+        return self.kv_cache or self.dtype
 
     @property
     def tokenizer_path(self) -> Path:
@@ -79,9 +84,7 @@ class Bundle:
 
     @property
     def kv_cache_bytes_per_token(self) -> int:
-        decoder = self.model.decoder
-        itemsize = 4 if self.dtype == "float32" else 2
-        return 2 * decoder.n_layers * decoder.n_kv_heads * decoder.head_dim * itemsize
+        return kv_cache_bytes_per_token(self.model, self.cache_dtype)
 
     def write(self) -> None:
         """Write `bundle.json`, the last step of making a bundle."""

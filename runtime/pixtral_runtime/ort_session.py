@@ -113,4 +113,4 @@ class OrtSession:
         decoder = self._bundle.model.decoder
         names = cache_names("past", decoder.n_layers)
         rows = -(-rows // CACHE_STEP) * CACHE_STEP
-        return OrtCache(names, (slots, decoder.n_kv_heads, rows, decoder.head_dim), self._bundle.dtype)
+        return OrtCache(names, (slots, decoder.n_kv_heads, rows, decoder.head_dim), self._bundle.cache_dtype)

@@ -54,7 +54,7 @@ def embed_graph(config: ModelConfig, dtype: str) -> GraphSpec:
     )
 
 
-def decoder_graph(config: ModelConfig, dtype: str) -> GraphSpec:
+def decoder_graph(config: ModelConfig, dtype: str, cache_dtype: str) -> GraphSpec:
     """Hidden states to logits. Each present tensor is its past tensor with T rows written from `write_index` on."""
     decoder = config.decoder
     cache = ("B", decoder.n_kv_heads, "C", decoder.head_dim)
@@ -65,11 +65,11 @@ def decoder_graph(config: ModelConfig, dtype: str) -> GraphSpec:
             TensorSpec("position_ids", ("B", "T"), "int64"),
             TensorSpec("write_index", ("B",), "int64"),
             TensorSpec("logits_index", ("R",), "int64"),
-            *(TensorSpec(name, cache, dtype) for name in cache_names("past", decoder.n_layers)),
+            *(TensorSpec(name, cache, cache_dtype) for name in cache_names("past", decoder.n_layers)),
         ),
         outputs=(
             TensorSpec("logits", ("R", decoder.vocab_size), "float32"),
-            *(TensorSpec(name, cache, dtype) for name in cache_names("present", decoder.n_layers)),
+            *(TensorSpec(name, cache, cache_dtype) for name in cache_names("present", decoder.n_layers)),
         ),
     )
 
@@ -79,5 +79,15 @@ def cache_names(when: str, layers: int) -> tuple[str, ...]:
     return tuple(f"{when}_{kind}_{layer}" for layer in range(layers) for kind in ("key", "value"))
 
 
-def graph_spec(name: str, config: ModelConfig, dtype: str) -> GraphSpec:
-    return {"vision": vision_graph, "embed": embed_graph, "decoder": decoder_graph}[name](config, dtype)
+def graph_spec(name: str, config: ModelConfig, dtype: str, cache_dtype: str | None = None) -> GraphSpec:
+    """The graph called `name`, for activations of `dtype` and a KV cache of `cache_dtype` (None: the same)."""
+    if name == "decoder":
+        return decoder_graph(config, dtype, cache_dtype or dtype)
+    return {"vision": vision_graph, "embed": embed_graph}[name](config, dtype)
+
+
+def kv_cache_bytes_per_token(config: ModelConfig, cache_dtype: str) -> int:
+    """Keys and values of one token in all layers."""
+    decoder = config.decoder
+    itemsize = {"float32": 4, "float16": 2, "bfloat16": 2, "int8": 1}[cache_dtype]
+    return 2 * decoder.n_layers * decoder.n_kv_heads * decoder.head_dim * itemsize
