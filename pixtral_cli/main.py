@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pixtral_cli import ask, check, compare, doctor, export, inspect, output, run
+from pixtral_cli import ask, check, compare, doctor, export, inspect, output, plan, run
 from pixtral_runtime.errors import InputError, MachineError, PixtralError
 from pixtral_runtime.version import __version__
 
@@ -29,6 +29,7 @@ COMMANDS = (
     (ask.ask, ask.EPILOG),
     (check.check, check.EPILOG),
     (compare.compare, compare.EPILOG),
+    (plan.plan, plan.EPILOG),
     (inspect.inspect, inspect.EPILOG),
     (doctor.doctor, doctor.EPILOG),
 )

@@ -22,6 +22,7 @@ from pixtral_export.export import ExportSettings, export, plan_export
 from pixtral_export.quantize import FORMATS, fake_quantize
 from pixtral_runtime import load
 from pixtral_runtime.bundle import Bundle, open_bundle
+from pixtral_runtime.compare import DEFAULT_PROMPT, CompareSettings, compare_bundles
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.prompt import Prompt
 from pixtral_runtime.spec import cache_names
@@ -118,6 +119,12 @@ def test_the_cache_takes_a_quarter_of_a_float32_one_and_says_so(bundle: Bundle) 
     caches = [v for v in (*model.graph.input, *model.graph.output) if v.name.startswith(("past_", "present_"))]
     assert len(caches) == 4 * decoder.n_layers
     assert {v.type.tensor_type.elem_type for v in caches} == {TensorProto.INT8}
+
+
+def test_comparing_bundles_reads_codes_as_numbers(bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
+    plain = quantized(checkpoint, tmp_path / "plain", kv_cache=None)
+    found = compare_bundles(plain, bundle, [], [DEFAULT_PROMPT], CompareSettings(4), lambda *_: None)
+    assert all(30 < layer.worst_db < 60 for layer in found.layers)  # 127 steps to the largest value
 
 
 def test_it_joins_any_recipe(checkpoint: Path, tmp_path: Path) -> None:

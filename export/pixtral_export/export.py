@@ -41,7 +41,7 @@ from pixtral_runtime.spec import ACTIVATION_DTYPES, GRAPHS
 
 DEFAULT_CONTEXT = 16_384
 TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir")
-GRAPH_FILE_BYTES = 2_000_000  # three graphs without weights; 0.7 MB seen for Pixtral-12B
+GRAPH_BYTES_PER_LAYER = 20_000  # three graphs without weights; 11 to 19 kB a layer seen
 TRACE_S = 10.0  # seen: 11 s for the three graphs of Pixtral-12B on 2 cores
 COPY_BYTES_PER_S = 100e6  # seen 75 to 140: read, cast, transpose, hash and write, on 2 cores
 BASE_MEMORY_BYTES = 950_000_000  # torch and onnx loaded, graphs traced; 2.27 GB seen in all for Pixtral-12B
@@ -117,6 +117,7 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
     check_patterns(recipe, parameters(config))
     weights = plan_weights(config, settings.dtype, limits, recipe)
     weight_bytes = weight_file_bytes(weights)
+    graph_bytes = GRAPH_BYTES_PER_LAYER * (config.vision.num_hidden_layers + config.decoder.n_layers)
     peak_memory_bytes, seconds = _cost(config, recipe, weight_bytes)
     return ExportPlan(
         settings,
@@ -124,7 +125,7 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
         recipe,
         weights,
         weight_bytes=weight_bytes,
-        bundle_bytes=weight_bytes + GRAPH_FILE_BYTES + checkpoint.tokenizer.stat().st_size,
+        bundle_bytes=weight_bytes + graph_bytes + checkpoint.tokenizer.stat().st_size,
         peak_memory_bytes=peak_memory_bytes,
         seconds=seconds,
     )
@@ -230,6 +231,7 @@ def _quantization(plan: ExportPlan, journal: Journal, notes: dict[str, object]) 
         "group_size": scheme.group if scheme else None,
         "method": recipe.method if scheme and scheme.group else "smoothquant" if recipe.smooth else "rtn",
         "keep": list(plan.settings.keep),
+        "cache_scales": journal.cache_scales,
         "unquantized_inputs": journal.fallbacks,
         **notes,
     }

@@ -53,7 +53,7 @@ class Journal:
     places: list[ExternalWeight] = field(default_factory=list)
     input_scales: dict[str, str] = field(default_factory=dict)  # of weights with quantized inputs
     fallbacks: dict[str, float] = field(default_factory=dict)  # layers that keep their inputs after all, and SNR in dB
-    cache_largest: list[float] = field(default_factory=list)  # magnitudes of keys and of values, layer after layer
+    cache_scales: list[float] = field(default_factory=list)  # of the tensors of a quantized cache
 
     @classmethod
     def load(cls, path: Path, key: str) -> Journal:
@@ -137,11 +137,9 @@ class Walk:
                             Activations(scratch).drop(before)
                 before = unit
             if self.recipe.kv_cache:
-                format = FORMATS[self.recipe.kv_cache]
-                caches = cache_names("past", config.decoder.n_layers)
-                for name, magnitude in zip(caches, journal.cache_largest, strict=True):
-                    item = Stored(scale_name(name), (), self.dtype)
-                    file.add_values(item, torch.tensor(max(magnitude, 1e-5) / format.largest))
+                names = cache_names("past", config.decoder.n_layers)
+                for name, scale in zip(names, journal.cache_scales, strict=True):
+                    file.add_values(Stored(scale_name(name), (), self.dtype), torch.tensor(scale))
             for item, table in zip(
                 rope_tensors(config, self.dtype, self.limits), rope_tables(config, self.limits), strict=True
             ):
@@ -182,7 +180,9 @@ class Walk:
 
             self._quantize(file, journal, unit, block, members, run)
             yield from run()
-            journal.cache_largest += largest
+            if self.recipe.kv_cache:
+                steps = FORMATS[self.recipe.kv_cache].largest
+                journal.cache_scales += [max(magnitude, 1e-5) / steps for magnitude in largest]
 
     def _load(self, build: Callable[[], nn.Module], unit: str, members: Sequence[Parameter]) -> nn.Module:
         """A module with the unit's weights in float32."""

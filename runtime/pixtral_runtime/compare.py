@@ -43,7 +43,7 @@ from pixtral_runtime.errors import ImageError, InputError
 from pixtral_runtime.model import Answer, Model, default_preprocess, load_bundle, open_image
 from pixtral_runtime.preprocess import Preprocess
 from pixtral_runtime.prompt import Prompt, PromptBuilder, user_message
-from pixtral_runtime.session import Array
+from pixtral_runtime.session import Array, KVCache
 
 DEFAULT_PROMPT = "Describe this image in one short sentence."
 CACHE_ROWS = 512  # rows of keys and values compared a case, evenly spaced: all rows of 3,000 tokens at 12B are 490 MB
@@ -286,7 +286,16 @@ def _forced_pass(model: Model, prompt: Prompt, tokens: Sequence[int]) -> _Pass:
             f"pixtral export CHECKPOINT -o {model.bundle.path} --force --dtype float32",
         )
     kept = np.unique(np.linspace(0, filled - 1, min(filled, CACHE_ROWS)).round().astype(np.int64))
-    return _Pass(features, logits, [(key[0][:, kept], value[0][:, kept]) for key, value in cache.layers()])
+    return _Pass(features, logits, _rows(model.bundle, cache, kept))
+
+
+def _rows(bundle: Bundle, cache: KVCache, kept: Array) -> list[tuple[Array, Array]]:
+    """Keys and values of slot 0 at some rows, (K, rows, E) each, as numbers where the cache holds codes."""
+    tensors = [tensor[0][:, kept] for layer in cache.layers() for tensor in layer]
+    if bundle.kv_cache is not None:
+        scales: list[float] = bundle.quantization["cache_scales"]
+        tensors = [codes * np.float32(scale) for codes, scale in zip(tensors, scales, strict=True)]
+    return list(zip(tensors[::2], tensors[1::2], strict=True))
 
 
 def _save(file: Path, prompt: Prompt, run: _Pass) -> None:
