@@ -1,0 +1,104 @@
+"""Which TensorRT is at hand: `tensorrt`, or `tensorrt_rtx` from PyPI. They share one API; only this file names them.
+
+TensorRT keeps one logger per process and ignores a second one while a builder lives, so there is one log per package.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+from dataclasses import dataclass, field
+from functools import lru_cache
+from types import ModuleType
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from pixtral_runtime.errors import extra_missing
+from pixtral_runtime.session import Array
+
+Flavor = Literal["trt", "rtx"]
+PACKAGES: dict[Flavor, tuple[str, str]] = {"trt": ("tensorrt", "tensorrt"), "rtx": ("tensorrt_rtx", "rtx")}
+"""Package and the extra that installs it. An engine of one does not run in the other."""
+
+
+DTYPES: dict[str, np.dtype[Any]] = {
+    name: np.dtype(dtype)
+    for name, dtype in {
+        "FLOAT": np.float32, "HALF": np.float16, "BF16": ml_dtypes.bfloat16, "FP8": ml_dtypes.float8_e4m3fn,
+        "FP4": ml_dtypes.float4_e2m1fn, "INT64": np.int64, "INT32": np.int32, "INT8": np.int8, "INT4": ml_dtypes.int4,
+        "UINT8": np.uint8, "BOOL": np.bool_,
+    }.items()
+}  # fmt: skip
+"""NumPy's types for TensorRT's."""
+
+
+@dataclass
+class Log:
+    """What TensorRT warned of and complained of, oldest first. `logger` is the object TensorRT writes to."""
+
+    warnings: list[str] = field(default_factory=list)
+    errors: list[str] = field(default_factory=list)
+    logger: Any = None
+
+
+def load(flavor: Flavor) -> ModuleType:
+    """Import a TensorRT. Raises MachineError where it is not installed."""
+    package, extra = PACKAGES[flavor]
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise extra_missing(package, extra, "Reading and building engines") from error
+
+
+@lru_cache
+def log_of(trt: ModuleType) -> Log:
+    """The process's log of a TensorRT package."""
+    log = Log()
+    lists = {
+        trt.ILogger.INTERNAL_ERROR: log.errors,
+        trt.ILogger.ERROR: log.errors,
+        trt.ILogger.WARNING: log.warnings,
+    }
+
+    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in lists:
+                lists[severity].append(message)
+
+    log.logger = Logger()
+    return log
+
+
+class _Weights(ctypes.Structure):
+    """nvinfer1::Weights."""
+
+    _fields_ = (("type", ctypes.c_int32), ("values", ctypes.c_void_p), ("count", ctypes.c_int64))
+
+
+def weights_array(weights: Any) -> Array:
+    """Weights of any type as a flat array that views TensorRT's memory; 4-bit codes are unpacked, low nibble first.
+
+    The bindings give NumPy arrays for NumPy's own types only, and no address for the others. Theirs is read from the
+    pybind11 object, which starts with a pointer to the C++ one, and checked against the type and size they do give.
+    """
+    if isinstance(weights, np.ndarray):
+        return weights
+    address = ctypes.c_void_p.from_address(id(weights) + object.__basicsize__).value
+    found = _Weights.from_address(address or 0) if address else None
+    if found is None or (found.type, found.count) != (int(weights.dtype), weights.size):
+        raise RuntimeError("the memory layout of TensorRT's Weights is not the known one")
+    if found.count == 0:
+        return np.zeros(0, DTYPES[weights.dtype.name])
+    is_packed = weights.dtype.name in ("INT4", "FP4")
+    nbytes = -(-found.count // 2) if is_packed else found.count * DTYPES[weights.dtype.name].itemsize
+    raw = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(found.values or 0), np.uint8)
+    if is_packed:
+        raw = np.stack([raw & 0xF, raw >> 4], -1).reshape(-1)[: found.count]
+        if weights.dtype.name == "INT4":
+            return ((raw ^ 8).astype(np.int8) - 8).astype(ml_dtypes.int4)
+    return raw.view(DTYPES[weights.dtype.name])
