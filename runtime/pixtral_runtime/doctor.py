@@ -37,8 +37,13 @@ OPTIONAL = {
         ("onnx_ir", "onnx-ir"),
         ("huggingface_hub", "huggingface-hub"),
     ),
-    "tensorrt": (("tensorrt", "tensorrt"),),
-    "rtx": (("tensorrt_rtx", "tensorrt-rtx"), ("polygraphy", "polygraphy")),
+    "tensorrt": (("tensorrt", "tensorrt"), ("onnx", "onnx"), ("ml_dtypes", "ml-dtypes")),
+    "rtx": (
+        ("tensorrt_rtx", "tensorrt-rtx"),
+        ("polygraphy", "polygraphy"),
+        ("onnx", "onnx"),
+        ("ml_dtypes", "ml-dtypes"),
+    ),
 }
 ORT_PACKAGES = ("onnxruntime", "onnxruntime-gpu")  # both write the folder onnxruntime/: one breaks the other
 LOW_MEMORY_BYTES = 2_000_000_000
@@ -74,7 +79,8 @@ def examine() -> list[Row]:
         fix = f"pip install 'pixtral[{extra}]'"
         if extra == "tensorrt" and jetson:
             fix = "sudo apt install python3-libnvinfer"  # a Jetson's TensorRT comes with JetPack
-        rows += [_package(module, names, fix) for module, *names in packages]
+        shown = {row.name for row in rows}  # extras share packages
+        rows += [_package(module, names, fix) for module, *names in packages if names[0] not in shown]
     if jetson:
         rows.append(Row("jetson", jetson))
     rows += [gpu, Row("system", f"{platform.system()} {platform.machine()}"), Row("cpu", _cpu()), _memory(), _disk()]
