@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from pixtral_cli import output
+from pixtral_cli.build import build_targets
 
 EPILOG = "Example: pixtral export mistralai/Pixtral-12B-2409 -o pixtral-12b --dtype float16"
 
@@ -39,6 +40,9 @@ def export(
     ] = None,
     calibration_samples: Annotated[int, typer.Option(min=1, help="How many of them to take.")] = 16,
     opset: Annotated[int, typer.Option(help="ONNX opset of the graphs.")] = 24,
+    build: Annotated[
+        str | None, typer.Option(metavar="TARGET", help="Build engines as well, as 'pixtral build --target' does.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print sizes and estimates, write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -54,6 +58,10 @@ def export(
         dtype, max_context, max_image_side, opset, precision, group_size, method, tuple(keep or ()), kv_cache,
         calibration, calibration_samples,
     )  # fmt: skip
+    if build is not None:  # a wrong name is found before the hours of work, not after
+        from pixtral_engines.targets import parse_targets
+
+        parse_targets(build)
     opened = open_checkpoint(resolve_checkpoint(checkpoint))
     for warning in opened.warnings:
         output.warn(warning)
@@ -78,6 +86,8 @@ def export(
             "bundle_bytes": sum(entry.bytes for entry in written.files.values()),
             "fingerprint": written.fingerprint,
         }
+        if build is not None:
+            summary["engines"] = build_targets(written, build)["targets"]
     if as_json:
         output.print_json(summary)
     else:

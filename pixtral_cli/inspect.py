@@ -57,6 +57,7 @@ def inspect(
                     }
                     for name, spec in graphs.items()
                 },
+                "engines": opened.engines,
             }
         )
         return
@@ -64,6 +65,13 @@ def inspect(
     output.print_table(
         ("file", "bytes", "sha256"), [(n, f"{e.bytes:,}", e.sha256[:16]) for n, e in opened.files.items()]
     )
+    if opened.engines:
+        engines = [
+            (target, graph, e) for target, built in opened.engines.items() for graph, e in built["graphs"].items()
+        ]
+        output.print_table(
+            ("engine", "graph", "bytes", "sha256"), [(t, g, f"{e['bytes']:,}", e["sha256"][:16]) for t, g, e in engines]
+        )
     rows = [
         (name, kind, tensor.name, " x ".join(map(str, tensor.shape)), tensor.dtype)
         for name in GRAPHS

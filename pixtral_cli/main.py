@@ -19,12 +19,13 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pixtral_cli import ask, check, compare, doctor, export, inspect, output, plan, run
+from pixtral_cli import ask, build, check, compare, doctor, export, inspect, output, plan, run
 from pixtral_runtime.errors import InputError, MachineError, PixtralError
 from pixtral_runtime.version import __version__
 
 COMMANDS = (
     (export.export, export.EPILOG),
+    (build.build, build.EPILOG),
     (run.run, run.EPILOG),
     (ask.ask, ask.EPILOG),
     (check.check, check.EPILOG),

@@ -21,7 +21,8 @@ def fix_cache_rows(model: onnx.ModelProto, rows: int) -> None:
 def scatter_into_int8_cache(model: onnx.ModelProto) -> None:
     """Replace TensorScatter by ScatterElements where the cache holds int8, which TensorRT's cache operator refuses.
 
-    A token is written to the row of its position, the one its mask counts from.
+    The tokens of a call have consecutive positions, so a token's row is as far from its slot's `write_index` as its
+    position is from the first one.
     """
     from onnx import TensorProto, helper, numpy_helper
 
@@ -33,8 +34,15 @@ def scatter_into_int8_cache(model: onnx.ModelProto) -> None:
             continue
         past, codes = node.input[:2]
         if not any(made.output[0] == "cache_rows" for made in nodes):
-            model.graph.initializer.append(numpy_helper.from_array(np.array([1, 3]), "cache_axes"))
-            nodes.append(helper.make_node("Unsqueeze", ["position_ids", "cache_axes"], ["cache_rows"]))  # (B, 1, T, 1)
+            constants = {"cache_zero": [0], "cache_one": [1], "cache_axes": [1, 3]}
+            model.graph.initializer.extend(numpy_helper.from_array(np.array(v), k) for k, v in constants.items())
+            nodes += [
+                helper.make_node("Slice", ["position_ids", "cache_zero", "cache_one", "cache_one"], ["cache_first"]),
+                helper.make_node("Sub", ["position_ids", "cache_first"], ["cache_steps"]),  # (B, T)
+                helper.make_node("Unsqueeze", ["write_index", "cache_one"], ["cache_start"]),
+                helper.make_node("Add", ["cache_start", "cache_steps"], ["cache_places"]),
+                helper.make_node("Unsqueeze", ["cache_places", "cache_axes"], ["cache_rows"]),  # (B, 1, T, 1)
+            ]
         shape, rows = f"{past}_shape", f"{past}_rows"
         nodes.append(helper.make_node("Shape", [codes], [shape]))
         nodes.append(helper.make_node("Expand", ["cache_rows", shape], [rows]))

@@ -1,0 +1,234 @@
+"""From a bundle's graphs to TensorRT engines, on a machine with or without a GPU.
+
+Networks are strongly typed: the graph says what each layer computes in. What TensorRT drops, widens to float32 or
+cannot read stops the build with the node's name. Engines go to disk as TensorRT makes them, and the bundle's manifest
+lists each with what it was built from.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from pixtral_engines import trt
+from pixtral_engines.network import ParsedNetwork, parse_graph
+from pixtral_engines.profiles import Profile, Shapes, profiles, ranges
+from pixtral_engines.targets import Target, refuse_types
+from pixtral_runtime.bundle import Bundle
+from pixtral_runtime.doctor import available_memory_bytes
+from pixtral_runtime.engines import Engine, EngineSet, open_engines, source_of, with_engines
+from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.spec import GRAPHS
+
+UNUSED = "Unused Input"
+BASE_MEMORY_BYTES = 1_500_000_000  # TensorRT loaded and compiling a graph without weights
+MEMORY_PER_ENGINE_BYTE = 2.0
+
+Progress = Callable[[str, int, int], None]
+"""Called with the stage's name, steps done and steps in all."""
+
+
+@dataclass(frozen=True)
+class BuildSettings:
+    optimization_level: int | None = None  # 0 to 5; None: TensorRT's default
+    timing_cache: Path | None = (
+        None  # kernels' times for the next build; None: beside the engines. TensorRT-RTX has none
+    )
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What building takes. Bytes of engines are those of the weights each graph reads."""
+
+    target: Target
+    shapes: Shapes
+    profiles: Mapping[str, list[Profile]]
+    engine_bytes: Mapping[str, int]
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Of the largest engine: they are built one after another."""
+        return BASE_MEMORY_BYTES + round(MEMORY_PER_ENGINE_BYTE * max(self.engine_bytes.values()))
+
+
+def plan_build(bundle: Bundle, target: Target, shapes: Shapes) -> BuildPlan:
+    """Check that the target has the bundle's types, and say what building takes. Raises InputError."""
+    refuse_types(bundle, target)
+    return BuildPlan(
+        target,
+        shapes,
+        {graph: profiles(bundle, graph, shapes) for graph in GRAPHS},
+        {graph: graph_weight_bytes(bundle.graph_path(graph)) for graph in GRAPHS},
+    )
+
+
+def graph_weight_bytes(path: Path) -> int:
+    """Bytes of the weight file that a graph reads."""
+    import onnx
+
+    model = onnx.load(path, load_external_data=False)
+    places = [{e.key: e.value for e in tensor.external_data} for tensor in model.graph.initializer]
+    return sum(int(place["length"]) for place in places if place)
+
+
+def build(bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Progress) -> Bundle:
+    """Build a target's engines and list them in the manifest, each as soon as it is done.
+
+    Raises MachineError where memory or disk will not do, InputError where TensorRT refuses a graph.
+    """
+    _refuse_small_machine(bundle, plan)
+    package = trt.load(plan.target.flavor)
+    version = version_of(package)
+    done: dict[str, Engine] = {}
+    for graph in GRAPHS:
+        done[graph] = _build_graph(bundle, graph, plan, settings, package, progress)
+        shapes = plan.shapes
+        engines = EngineSet(
+            plan.target.name, version, bundle.precision, shapes.context, shapes.batch, shapes.chunk, done
+        )
+        bundle = with_engines(bundle, engines)
+        bundle.write()
+    open_engines(bundle, plan.target.name, version)
+    return bundle
+
+
+def version_of(package: ModuleType) -> str:
+    """Package and version, as manifests name it."""
+    return f"{package.__name__} {package.__version__}"
+
+
+def _refuse_small_machine(bundle: Bundle, plan: BuildPlan) -> None:
+    needed, free = sum(plan.engine_bytes.values()), shutil.disk_usage(bundle.path).free
+    if free < needed:
+        raise MachineError(
+            f"engines for {plan.target.name} take {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free", "df -h"
+        )
+    available = available_memory_bytes()
+    if available is not None and available < plan.peak_memory_bytes:
+        raise MachineError(
+            f"building for {plan.target.name} takes some {plan.peak_memory_bytes / 1e9:.1f} GB of memory, "
+            f"{available / 1e9:.1f} GB are available",
+            "build on a larger machine, which needs no GPU for rtx targets, and copy the bundle; or --precision int4",
+        )
+
+
+def _build_graph(
+    bundle: Bundle, graph: str, plan: BuildPlan, settings: BuildSettings, package: ModuleType, progress: Progress
+) -> Engine:
+    log = trt.log_of(package)
+    parsed = parse_graph(bundle, graph, package, plan.shapes.context)
+    if parsed.widened:
+        raise InputError(
+            f"{graph}: TensorRT computes {', '.join(parsed.widened[:3])} in float32, which the graph does not ask for",
+            "pixtral doctor, and report the versions it names",
+        )
+    config = _configure(bundle, graph, plan, settings.optimization_level, parsed)
+    timing_cache = settings.timing_cache or bundle.path / plan.target.folder / "timing.cache"
+    if plan.target.flavor == "trt":
+        _load_timing_cache(config, timing_cache)
+    monitor = config.progress_monitor = _monitor(package, f"{plan.target.name} {graph}", progress)
+    file = f"{plan.target.folder}/{graph}.engine"
+    path = bundle.path / file
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".partial")
+    warned, failed = len(log.warnings), len(log.errors)
+    try:
+        with partial.open("wb") as stream:
+            writer = _writer(package, stream)
+            built = parsed.builder.build_serialized_network_to_stream(parsed.network, config, writer)
+        if monitor.interrupted:
+            raise KeyboardInterrupt(f"{plan.target.name} {graph}")
+        if writer.error is not None:
+            raise writer.error
+        if not built:
+            first = next(iter(log.errors[failed:]), "no reason given")
+            raise InputError(f"TensorRT cannot build {graph} for {plan.target.name}: {first}", "another --target")
+        if dropped := [text for text in log.warnings[warned:] if UNUSED in text]:
+            raise InputError(f"TensorRT drops an input of {graph}: {dropped[0]}", "pip install --upgrade pixtral")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+    if plan.target.flavor == "trt":
+        timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+    listed = [{letter: list(sizes) for letter, sizes in profile.items()} for profile in plan.profiles[graph]]
+    return Engine(file, path.stat().st_size, writer.digest.hexdigest(), source_of(bundle, graph), listed)
+
+
+def _configure(bundle: Bundle, graph: str, plan: BuildPlan, level: int | None, parsed: ParsedNetwork) -> Any:
+    package = parsed.trt
+    config = parsed.builder.create_builder_config()
+    if plan.target.capability is not None:
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(getattr(package.ComputeCapability, f"SM{plan.target.capability}"), 0)
+    if level is not None:
+        config.builder_optimization_level = level
+    for sizes in plan.profiles[graph]:
+        profile = parsed.builder.create_optimization_profile()
+        for tensor in bundle.graph_spec(graph).inputs:
+            profile.set_shape(tensor.name, *ranges(tensor, sizes))
+        config.add_optimization_profile(profile)
+    return config
+
+
+def _load_timing_cache(config: Any, path: Path) -> None:
+    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
+        raise InputError(f"TensorRT cannot use the timing cache {path}", f"rm {path}")
+
+
+def _writer(package: ModuleType, stream: Any) -> Any:
+    """An IStreamWriter into a file, with the sha256 of what went through and the error that stopped it."""
+
+    class Writer(package.IStreamWriter):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.digest = hashlib.sha256()
+            self.error: OSError | None = None
+
+        def write(self, data: bytes) -> int:
+            try:
+                stream.write(data)
+            except OSError as error:  # must not travel through TensorRT
+                self.error = error
+                return 0
+            self.digest.update(data)
+            return len(data)
+
+    return Writer()
+
+
+def _monitor(package: ModuleType, stage: str, progress: Progress) -> Any:
+    """An IProgressMonitor that reports the outermost phase, and stops the build at Ctrl-C."""
+
+    class Monitor(package.IProgressMonitor):  # type: ignore[misc,name-defined]
+        def __init__(self) -> None:
+            super().__init__()
+            self.interrupted = False
+            self.steps: dict[str, int] = {}
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            if parent_phase is None:
+                self.steps[phase_name] = num_steps
+                self._report(phase_name, 0)
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            if phase_name in self.steps:
+                self._report(phase_name, step + 1)
+            return not self.interrupted
+
+        def phase_finish(self, phase_name: str) -> None:
+            if phase_name in self.steps:
+                self._report(phase_name, self.steps.pop(phase_name))
+
+        def _report(self, phase: str, step: int) -> None:
+            try:
+                progress(f"{stage}: {phase}", step, self.steps.get(phase, step))
+            except KeyboardInterrupt:  # must not travel through TensorRT
+                self.interrupted = True
+
+    return Monitor()

@@ -1,0 +1,64 @@
+"""What an engine is built for: a TensorRT flavor, and the GPU generation where one is named.
+
+TensorRT-RTX compiles ahead of time for a compute capability, on any machine. TensorRT proper (`trt`) measures kernels,
+so it builds for the GPU of the machine it runs on: JetPack's on a Jetson, the one from pip elsewhere.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pixtral_engines.trt import Flavor
+from pixtral_runtime.bundle import Bundle
+from pixtral_runtime.errors import InputError
+from pixtral_runtime.footprint import LEAST_CAPABILITY
+
+RTX_CAPABILITIES = (75, 80, 86, 89, 120, 121)  # tensorrt_rtx.ComputeCapability
+
+
+@dataclass(frozen=True)
+class Target:
+    """`capability` is CUDA's, 89 for 8.9; None is the GPU of this machine."""
+
+    flavor: Flavor
+    capability: int | None = None
+
+    @property
+    def name(self) -> str:
+        """As users type it."""
+        return self.flavor if self.capability is None else f"{self.flavor}:sm{self.capability}"
+
+    @property
+    def folder(self) -> str:
+        """Where its engines lie in a bundle."""
+        return f"engines/{self.name.replace(':', '-')}"
+
+
+TARGETS = {
+    target.name: target for target in (*(Target("rtx", capability) for capability in RTX_CAPABILITIES), Target("trt"))
+}
+
+
+def parse_targets(text: str) -> list[Target]:
+    """Comma-separated names. Raises InputError with the valid ones."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    unknown = [name for name in names if name not in TARGETS]
+    if unknown or not names:
+        raise InputError(f"no target '{', '.join(unknown)}'", f"--target {'|'.join(TARGETS)}")
+    return [TARGETS[name] for name in dict.fromkeys(names)]
+
+
+def refuse_types(bundle: Bundle, target: Target) -> None:
+    """Raise InputError where a bundle computes in types that the target lacks."""
+    if bundle.dtype == "float32":
+        raise InputError(
+            "TensorRT's attention takes no float32",
+            f"pixtral export CHECKPOINT -o {bundle.path} --dtype float16 --force",
+        )
+    least = LEAST_CAPABILITY.get(bundle.precision, 0)
+    if target.capability is not None and target.capability < least:
+        able = [name for name, other in TARGETS.items() if (other.capability or 0) >= least]
+        raise InputError(
+            f"{target.name} does not compute in {bundle.precision}",
+            f"--target {'|'.join(able)}, or pixtral export CHECKPOINT --precision int4",
+        )
