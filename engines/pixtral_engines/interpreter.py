@@ -212,18 +212,20 @@ def _concatenation(layer: Any, inputs: Sequence[Array], output: _Tensor) -> Arra
 
 
 def _slice(layer: Any, inputs: Sequence[Array], output: _Tensor) -> Array:
-    """Start, size and stride for every axis, each an input or an attribute. A stride of 0 repeats."""
-    if layer.mode.name != "STRICT_BOUNDS" or layer.axes is not None:
-        raise UnknownLayer(layer, f"the slice mode {layer.mode.name} with axes {layer.axes}")
+    """Start, size and stride of every axis or of those named, each an input or an attribute. A stride of 0 repeats."""
+    if layer.mode.name != "STRICT_BOUNDS":
+        raise UnknownLayer(layer, f"the slice mode {layer.mode.name}")
     given = [*inputs[1:], None, None, None]
     start, size, stride = (
         attribute if value is None else value
         for value, attribute in zip(given[:3], (layer.start, layer.shape, layer.stride), strict=True)
     )
-    places = [first + step * np.arange(n) for first, n, step in zip(start, size, stride, strict=True)]
-    for axis, place in enumerate(places):
-        _check_indices(layer, place, inputs[0].shape[axis])
-    return inputs[0][np.ix_(*places)]
+    places = [np.arange(n) for n in inputs[0].shape]
+    axes = range(inputs[0].ndim) if layer.axes is None else layer.axes
+    for axis, first, n, step in zip(axes, start, size, stride, strict=True):
+        places[axis] = first + step * np.arange(n)
+        _check_indices(layer, places[axis], inputs[0].shape[axis])
+    return np.asarray(inputs[0][np.ix_(*places)])
 
 
 def _fill(layer: Any, inputs: Sequence[Array], output: _Tensor) -> Array:

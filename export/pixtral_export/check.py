@@ -1,8 +1,7 @@
 """Does a bundle compute what its checkpoint means? Torch against ONNX Runtime, stage by stage.
 
-The reference is the eager model in float32 with the checkpoint's weights, run without a cache. The sweep covers the
-shapes where exports go wrong: one patch, a tall and a wide strip, the largest grid, two images a batch, and prompts
-with no, one, two and four images, first as a chunked prefill and then decoded token by token.
+The reference is the eager model in float32 with the checkpoint's weights, run without a cache, over the inputs of
+`pixtral_runtime.sweep`; a prompt is prefilled in chunks and then decoded token by token.
 """
 
 from __future__ import annotations
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
 from pixtral_export.checkpoint import Checkpoint
 from pixtral_export.layout import parameters
@@ -21,7 +19,8 @@ from pixtral_export.model import Pixtral
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.generate import Generator
 from pixtral_runtime.model import Model
-from pixtral_runtime.prompt import Prompt, user_message
+from pixtral_runtime.prompt import Prompt
+from pixtral_runtime.sweep import DECODE_STEPS, prompt_cases, vision_cases
 
 TOLERANCE = {
     "float32": 1e-4,  # seen 2e-6 on the demo checkpoint
@@ -30,9 +29,6 @@ TOLERANCE = {
 """Largest error allowed, as a share of the reference tensor's largest magnitude, by the bundle's dtype."""
 QUANTIZED_TOLERANCE = 0.3  # seen 0.08 (int4) to 0.14 (fp8) on the demo checkpoint
 """For a quantized bundle against the unquantized reference: finds broken graphs, says nothing of answers."""
-
-IMAGE_COUNTS = (0, 1, 2, 4)
-DECODE_STEPS = 4
 
 
 @dataclass(frozen=True)
@@ -92,31 +88,18 @@ def check_bundle(model: Model, reference: Pixtral) -> Iterator[Comparison]:
 
     with torch.inference_mode():
         yield from _check_vision(model, reference, compare)
-        for images in IMAGE_COUNTS:
-            prompt = _prompt(model, images)
-            yield from _check_decoder(generator, reference, prompt, f"{images} images", compare)
+        for case, prompt in prompt_cases(model.prompts):
+            yield from _check_decoder(generator, reference, prompt, case, compare)
 
 
 Compare = Callable[[str, str, str, npt.ArrayLike, torch.Tensor], Comparison]
 
 
 def _check_vision(model: Model, reference: Pixtral, compare: Compare) -> Iterator[Comparison]:
-    bundle, side = model.bundle, model.bundle.limits.max_image_side // model.bundle.model.vision.patch_size
-    random = np.random.default_rng(0)
-    cases = {
-        "1x1 patch": (1, 1, 1),
-        "tall": (1, side, 1),
-        "wide": (1, 1, side),
-        "largest": (1, side, side),
-        "batch 2": (2, 2, 3),
-    }
-    for case, (batch, rows, columns) in cases.items():
-        patch = bundle.model.vision.patch_size
-        pixels = random.standard_normal((batch, 3, rows * patch, columns * patch), np.float32)
-        features = model.generator.sessions.vision.run({"pixels": pixels.astype(bundle.dtype)})["image_features"]
-        yield compare(
-            "vision", case, "image_features", features.numpy(), reference.image_features(torch.from_numpy(pixels))
-        )
+    for case, pixels in vision_cases(model.bundle):
+        run = model.generator.sessions.vision.run({"pixels": pixels.astype(model.bundle.dtype)})
+        expected = reference.image_features(torch.from_numpy(pixels))
+        yield compare("vision", case, "image_features", run["image_features"].numpy(), expected)
 
 
 def _check_decoder(
@@ -155,12 +138,3 @@ def reference_logits(
     hidden = reference.hidden(x, torch.arange(length)[None], mask)
     logits: torch.Tensor = reference(hidden, torch.arange(length))
     return logits
-
-
-def _prompt(model: Model, images: int) -> Prompt:
-    """A prompt with noise images of mixed sizes."""
-    random = np.random.default_rng(images)
-    patch = model.bundle.model.vision.patch_size
-    sizes = [(3 * patch, 2 * patch), (patch, 5 * patch), (4 * patch + 1, patch - 1), (2 * patch, 2 * patch)]
-    pictures = [Image.fromarray(random.integers(0, 256, (h, w, 3), np.uint8)) for w, h in sizes[:images]]
-    return model.prompts.build(user_message("What is shown?", pictures), DECODE_STEPS)

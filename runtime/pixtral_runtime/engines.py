@@ -12,6 +12,8 @@ from typing import Any
 
 from pixtral_runtime.bundle import WEIGHTS, Bundle
 from pixtral_runtime.errors import InputError
+from pixtral_runtime.files import sha256_of_file
+from pixtral_runtime.spec import GRAPHS
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,23 @@ def open_engines(bundle: Bundle, target: str, tensorrt: str) -> EngineSet:
             f"the engines for {target} were built by {engines.tensorrt}, here is {tensorrt}: plans do not travel",
             rebuild,
         )
-    for graph in ("vision", "embed", "decoder"):
+    for graph in GRAPHS:
         if graph not in engines.graphs:
             raise InputError(f"{bundle.path} has no {graph} engine for {target}", rebuild)
         stale = _reason(bundle, graph, engines.graphs[graph])
         if stale:
             raise InputError(f"{bundle.path / engines.graphs[graph].file}: {stale}", rebuild)
     return engines
+
+
+def verify_engines(bundle: Bundle, engines: EngineSet) -> None:
+    """Read every engine and compare its hash. Raises InputError where one was changed."""
+    for engine in engines.graphs.values():
+        if sha256_of_file(bundle.path / engine.file) != engine.sha256:
+            raise InputError(
+                f"{bundle.path / engine.file}: the file was changed",
+                f"pixtral build {bundle.path} --target {engines.target}",
+            )
 
 
 def _reason(bundle: Bundle, graph: str, engine: Engine) -> str:

@@ -1,0 +1,191 @@
+"""Does TensorRT understand a bundle's graphs as ONNX Runtime computes them?
+
+ONNX Runtime runs the portable graph as it stands, nothing fused; the interpreter runs the network that TensorRT parsed.
+Both get the same inputs, call by call, over the sweep of `pixtral_runtime.sweep`, so that one wrong step cannot hide in
+the next. Where they part, the first layer that differs is named. Every layer's largest activation is kept: float16 ends
+at 65504, and Pixtral was trained in bfloat16.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from pixtral_engines.interpreter import Interpreter
+from pixtral_engines.network import lower, parse_graph
+from pixtral_runtime.bundle import Bundle
+from pixtral_runtime.errors import MachineError
+from pixtral_runtime.footprint import NOT_ON_CPU
+from pixtral_runtime.prompt import Prompt, PromptBuilder
+from pixtral_runtime.session import Array
+from pixtral_runtime.spec import GRAPHS, cache_names
+from pixtral_runtime.sweep import DECODE_STEPS, prompt_cases, vision_cases
+
+CHUNK = 64  # tokens of a prefill step, so that short prompts take several
+FLOAT16_LARGEST = 65504.0
+
+TOLERANCE = {"float32": 1e-4, "float16": 1e-2}  # seen 1e-6 and 3e-3 on the demo checkpoint
+"""Largest error allowed, as a share of the tensor's largest magnitude, by the dtype of activations."""
+ROUNDED_TOLERANCE = 0.3  # seen 0.1 in float16
+"""Where activations are rounded to 8 bits: what float16 rounds the other way moves a whole step."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """One output tensor of one call. `error` is max |a - b| / max |reference|; `layer` where it began, if it failed."""
+
+    graph: str
+    case: str
+    tensor: str
+    error: float
+    tolerance: float
+    layer: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance  # NaN fails
+
+
+@dataclass
+class Activations:
+    """Largest magnitude each layer of a graph made, over all calls."""
+
+    largest: dict[str, float] = field(default_factory=dict)
+
+    def observe(self, layer: str, tensor: str, value: Array) -> None:
+        if value.dtype.kind == "f" or value.dtype.name == "bfloat16":
+            wide = value.astype(np.float32, copy=False)
+            peak = float(np.abs(wide).max(initial=0.0)) if np.isfinite(wide).all() else float("inf")
+            self.largest[layer] = max(self.largest.get(layer, 0.0), peak)
+
+    @property
+    def worst(self) -> tuple[str, float]:
+        return max(self.largest.items(), key=lambda item: item[1], default=("", 0.0))
+
+
+class NetworkCheck:
+    """Both sides of every graph of a bundle. Raises MachineError where ONNX Runtime cannot run the bundle."""
+
+    def __init__(self, bundle: Bundle, prompts: PromptBuilder, package: ModuleType) -> None:
+        if absent := [name for name in NOT_ON_CPU if name in (bundle.dtype, bundle.precision)]:
+            raise MachineError(
+                f"ONNX Runtime has no kernels for {absent[0]} to compare with",
+                "check a float16 or int4 bundle of the same checkpoint",
+            )
+        self.bundle, self._package = bundle, package
+        self._prompts = list(prompt_cases(prompts))
+        self.rows = max(len(prompt.token_ids) for _, prompt in self._prompts) + DECODE_STEPS
+        self.activations = {graph: Activations() for graph in GRAPHS}
+        is_rounded = bundle.precision in ("int8", "fp8") or bundle.kv_cache is not None
+        self.tolerance = ROUNDED_TOLERANCE if is_rounded else TOLERANCE[bundle.dtype]
+        self._reference: dict[str, Any] = {}
+        self._network: dict[str, Interpreter] = {}
+        for graph in GRAPHS:
+            self._reference[graph] = _session(bundle.graph_path(graph))
+            parsed = parse_graph(bundle, graph, package, self.rows)
+            self._network[graph] = Interpreter(parsed.network, package, keep=parsed, cache_constants=True)
+
+    def run(self) -> Iterator[Agreement]:
+        """Compare every output of every call of the sweep."""
+        for case, pixels in vision_cases(self.bundle):
+            yield from self._call("vision", case, {"pixels": pixels.astype(self.bundle.dtype)}, {})
+        for case, prompt in self._prompts:
+            yield from self._answer(case, prompt)
+
+    def _answer(self, case: str, prompt: Prompt) -> Iterator[Agreement]:
+        """Encode a prompt's images, prefill in chunks and decode greedily, each call fed by the reference."""
+        found: dict[str, Array] = {}
+        features: list[Array] = []
+        for image in prompt.images:
+            yield from self._call("vision", case, {"pixels": image[None].astype(self.bundle.dtype)}, found)
+            features.append(found["image_features"][0])
+        decoder = self.bundle.model.decoder
+        table = np.concatenate(features) if features else np.zeros((1, decoder.dim), self.bundle.dtype)
+        shape = (1, decoder.n_kv_heads, self.rows, decoder.head_dim)
+        cache = {name: np.zeros(shape, self.bundle.cache_dtype) for name in cache_names("past", decoder.n_layers)}
+        tokens, index, start = prompt.token_ids, prompt.feature_index, 0
+        for step in range(-(-len(tokens) // CHUNK) + DECODE_STEPS):
+            count = min(CHUNK, len(tokens) - start)
+            if count == 0:  # the prompt is read: append the reference's choice
+                tokens, index, count = np.append(tokens, found["logits"][-1].argmax()), np.append(index, -1), 1
+            here, now = slice(start, start + count), f"{case}, step {step}"
+            embed = {"token_ids": tokens[None, here], "image_features": table, "feature_index": index[None, here]}
+            yield from self._call("embed", now, embed, found)
+            feeds = {
+                "hidden": found["hidden"],
+                "position_ids": np.arange(start, start + count)[None],
+                "write_index": np.array([start]),
+                "logits_index": np.array([count - 1]),
+            }
+            yield from self._call("decoder", now, feeds | cache, found)
+            cache = {name: found[name.replace("past", "present", 1)] for name in cache}
+            start += count
+
+    def _call(self, graph: str, case: str, feeds: dict[str, Array], found: dict[str, Array]) -> Iterator[Agreement]:
+        """Run both sides; the reference's outputs go into `found`."""
+        session = self._reference[graph]
+        expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
+        seen = self._network[graph].run(feeds, self.activations[graph].observe)
+        errors = {name: relative_error(seen[name], value) for name, value in expected.items()}
+        layer = ""
+        for name, error in errors.items():
+            if not error <= self.tolerance:
+                layer = layer or self._first_difference(graph, feeds)
+            yield Agreement(graph, case, name, error, self.tolerance, layer if not error <= self.tolerance else "")
+        found.update(expected)
+
+    def _first_difference(self, graph: str, feeds: Mapping[str, Array]) -> str:
+        """The first layer, in the network's order, whose output is not the tensor of the same name in the graph."""
+        wanted = _all_tensors(self.bundle, graph, self.rows, feeds)
+        first: list[str] = []
+
+        def observe(layer: str, tensor: str, value: Array) -> None:
+            known = wanted.get(tensor)
+            if first or known is None or (known.shape, known.dtype) != (value.shape, value.dtype):
+                return
+            if not relative_error(value, known) <= self.tolerance:
+                first.append(layer)
+
+        self._network[graph].run(feeds, observe)
+        return first[0] if first else "no single layer"
+
+
+def relative_error(seen: Array, expected: Array) -> float:
+    """max |a - b| / max |expected|; infinite where one of them is not finite."""
+    a, b = seen.astype(np.float64), expected.astype(np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("inf")
+    return float(np.abs(a - b).max(initial=0.0) / max(float(np.abs(b).max(initial=0.0)), 1e-30))
+
+
+def _session(path: Path) -> Any:
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.log_severity_level = 3
+    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _all_tensors(bundle: Bundle, graph: str, rows: int, feeds: Mapping[str, Array]) -> dict[str, Array]:
+    """Every tensor of a graph, as ONNX Runtime computes it."""
+    import onnx
+
+    model = lower(bundle.graph_path(graph), rows)
+    inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
+    made = {value.name for value in model.graph.output}
+    model.graph.output.extend(value for value in inferred if value.name not in made)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, f"{graph}.onnx")
+        path.write_bytes(model.SerializeToString())
+        for name in {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}:
+            Path(folder, name).hardlink_to(bundle.path / name)
+        session = _session(path)
+        names = [output.name for output in session.get_outputs()]
+        return dict(zip(names, session.run(None, dict(feeds)), strict=True))
