@@ -10,6 +10,7 @@ import typer
 
 from pixtral_cli import output
 from pixtral_cli.options import (
+    BackendOption,
     BundleArgument,
     ExifOption,
     ImageTokensOption,
@@ -46,6 +47,7 @@ def ask(
     preprocess: PreprocessOption = "mistral",
     exif: ExifOption = True,
     threads: ThreadsOption = 0,
+    backend: BackendOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
     """Ask one question about images, and see the answer as it comes."""
@@ -59,7 +61,8 @@ def ask(
     pictures = [open_image(path, apply_exif=exif) for path in images or []]
     prompts = open_prompts(bundle, preprocess, max_image_side, image_tokens)
     built = prompts.build(user_message(read_prompt(prompt), pictures, system))
-    model = load_bundle(prompts.bundle, prompts, threads=threads)
+    model = load_bundle(prompts.bundle, prompts, threads=threads, backend=backend)
+    output.verbose(model.backend)
     if as_json:
         answer = asdict(model.answer(built, max_new_tokens, sampling))
         setting = {"preprocess": preprocess, "exif_applied": exif, "bundle": prompts.bundle.fingerprint}

@@ -62,7 +62,7 @@ def _against_checkpoint(
     prompts = open_prompts(bundle, "mistral", None, None)
     checkpoint = open_checkpoint(resolve_checkpoint(against))
     reference = load_reference(checkpoint, prompts.bundle.limits.max_context, available_memory_bytes())
-    model = load_bundle(prompts.bundle, prompts, threads=threads)
+    model = load_bundle(prompts.bundle, prompts, threads=threads, backend="ort-cpu")
     seen = []
     for comparison in check_bundle(model, reference):
         seen.append(comparison)
@@ -94,15 +94,14 @@ def _against_checkpoint(
 def _against_network(path: Path, target: str, results: dict[str, Any], *, show: bool) -> list[Failure]:
     """ONNX Runtime against the network that TensorRT parses, and the engines' files against what was built."""
     output.require("onnx", "rtx", "Checking engines")
-    from pixtral_engines import trt
-    from pixtral_engines.build import version_of
     from pixtral_engines.check import FLOAT16_LARGEST, NetworkCheck
     from pixtral_engines.targets import parse_targets
     from pixtral_runtime.engines import open_engines, verify_engines
     from pixtral_runtime.errors import CheckFailed, InputError
+    from pixtral_runtime.trt_package import load, version_of
 
     (chosen,) = parse_targets(target)
-    package = trt.load(chosen.flavor)
+    package = load(chosen.flavor)
     prompts = open_prompts(path, "mistral", None, None)
     is_built = chosen.name in prompts.bundle.engines
     if is_built:

@@ -24,6 +24,9 @@ ImageTokensOption = Annotated[
 PreprocessOption = Annotated[str, typer.Option(help="Whose image preprocessing: mistral or hf.")]
 ExifOption = Annotated[bool, typer.Option("--exif/--no-exif", help="Turn pictures as their EXIF orientation says.")]
 ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all cores.")]
+BackendOption = Annotated[
+    str, typer.Option(help="auto (engines for this GPU where the bundle has them), ort-cpu, rtx or trt.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 

@@ -12,6 +12,7 @@ import typer
 
 from pixtral_cli import output
 from pixtral_cli.options import (
+    BackendOption,
     BundleArgument,
     ExifOption,
     ImageTokensOption,
@@ -49,6 +50,7 @@ def run(
     preprocess: PreprocessOption = "mistral",
     exif: ExifOption = True,
     threads: ThreadsOption = 0,
+    backend: BackendOption = "auto",
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output file.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -65,7 +67,8 @@ def run(
         raise InputError(f"{results} exists", "--force to replace it, or another name after -o")
     prompts = open_prompts(bundle, preprocess, max_image_side, image_tokens)
     check_fit(prompts, images, job)
-    model = load_bundle(prompts.bundle, prompts, threads=threads)
+    model = load_bundle(prompts.bundle, prompts, threads=threads, backend=backend)
+    output.verbose(model.backend)
 
     started = time.monotonic()
     failed: list[dict[str, Any]] = []

@@ -11,12 +11,12 @@ import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
 
-from pixtral_engines import trt
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import ParsedNetwork, parse_model
 from pixtral_runtime.session import Array
+from pixtral_runtime.trt_package import load
 
-RTX = trt.load("rtx")
+RTX = load("rtx")
 
 
 def make_model(

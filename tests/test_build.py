@@ -17,8 +17,7 @@ from typer.testing import CliRunner, Result
 
 from pixtral_cli.main import app
 from pixtral_engines import build as building
-from pixtral_engines import trt
-from pixtral_engines.build import BuildSettings, build, plan_build, version_of
+from pixtral_engines.build import BuildSettings, build, plan_build
 from pixtral_engines.profiles import Shapes, profiles
 from pixtral_engines.targets import TARGETS, parse_targets
 from pixtral_export.checkpoint import open_checkpoint
@@ -28,9 +27,10 @@ from pixtral_runtime.engines import open_engines
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.files import sha256_of_file
 from pixtral_runtime.spec import GRAPHS
+from pixtral_runtime.trt_package import load, version_of
 
 DEMO = Path(__file__).parent / "data" / "tiny-pixtral"
-VERSION = version_of(trt.load("rtx"))
+VERSION = version_of(load("rtx"))
 SETTINGS = {
     "float16": ExportSettings(),
     "bfloat16": ExportSettings(dtype="bfloat16"),

@@ -17,7 +17,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from pixtral_cli.main import app
-from pixtral_engines import interpreter, trt
+from pixtral_engines import interpreter
 from pixtral_engines.check import Agreement, NetworkCheck
 from pixtral_export.checkpoint import open_checkpoint
 from pixtral_export.export import ExportSettings, export, plan_export
@@ -26,9 +26,10 @@ from pixtral_runtime.model import default_preprocess
 from pixtral_runtime.prompt import PromptBuilder
 from pixtral_runtime.session import Array
 from pixtral_runtime.spec import GRAPHS
+from pixtral_runtime.trt_package import load
 from tiny import edit_weights, tiny_config, write_checkpoint
 
-RTX = trt.load("rtx")
+RTX = load("rtx")
 SETTINGS = {
     "float16": ExportSettings(),
     "int4": ExportSettings(precision="int4", group_size=32, method="rtn"),

@@ -14,9 +14,9 @@ from onnx import helper, numpy_helper
 
 from networks import RTX, interpret, make_model, parse, relative_error, run_in_onnx_runtime
 from pixtral_engines import interpreter
+from pixtral_engines.arrays import DTYPES, weights_array
 from pixtral_engines.interpreter import Interpreter, UnknownLayer
 from pixtral_engines.network import parse_graph
-from pixtral_engines.trt import DTYPES, log_of, weights_array
 from pixtral_export.checkpoint import open_checkpoint
 from pixtral_export.export import ExportSettings, export, plan_export
 from pixtral_runtime import Model, load
@@ -25,6 +25,7 @@ from pixtral_runtime.errors import InputError
 from pixtral_runtime.generate import Sessions
 from pixtral_runtime.session import Array, Buffer, KVCache
 from pixtral_runtime.spec import GRAPHS
+from pixtral_runtime.trt_package import log_of
 
 CHECKPOINT = Path(__file__).parent / "data" / "tiny-pixtral"
 IMAGES = Path(__file__).parent / "data" / "images"
@@ -41,13 +42,13 @@ SETTINGS = {
 }
 TOLERANCE = {
     "float16": 6e-3,  # seen 2.6e-3
-    "bfloat16": 4e-2,  # seen 1.3e-2, against float16
-    "int4": 6e-3,  # seen 2.0e-3
-    "nvfp4": 6e-3,  # seen 2.2e-3
+    "bfloat16": 4e-2,  # seen 1.0e-2, against float16
+    "int4": 6e-3,  # seen 1.4e-3
+    "nvfp4": 6e-3,  # seen 1.4e-3
     "int8": 0.2,  # seen 7.3e-2: where float16 rounds an activation the other way, its code moves a whole step
-    "int8 in float32": 3e-2,  # seen 9e-3, one such step; the decoder agrees to 6e-7
-    "fp8 in float32": 1e-4,  # seen 1e-6
-    "int8 cache in float32": 1e-4,  # seen 1e-6
+    "int8 in float32": 3e-2,  # seen 9.4e-7, and 9e-3 where one such step remains
+    "fp8 in float32": 1e-4,  # seen 1.1e-6
+    "int8 cache in float32": 1e-4,  # seen 2.5e-6
 }
 """Share of a tensor's largest magnitude."""
 

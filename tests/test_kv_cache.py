@@ -13,7 +13,6 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from compiling import compile_with_tensorrt
 from pixtral_engines.lowering import scatter_into_int8_cache
 from pixtral_export import ops
 from pixtral_export.check import load_reference, reference_logits
@@ -155,12 +154,6 @@ def test_the_form_for_tensorrt_computes_the_same(bundle: Bundle, tmp_path: Path)
     assert "TensorScatter" not in {node.op_type for node in model.graph.node}
     for a, b in zip(expected, run(), strict=True):
         np.testing.assert_array_equal(a, b)
-
-
-def test_tensorrt_rtx_compiles_a_decoder_with_an_int8_cache(checkpoint: Path, tmp_path: Path) -> None:
-    half = quantized(checkpoint, tmp_path / "half", dtype="float16")
-    engine_bytes, messages = compile_with_tensorrt(half, "decoder", tmp_path, ("SM80", "SM89", "SM120"))
-    assert engine_bytes > 10_000, messages
 
 
 def test_an_fp8_cache_is_refused_with_what_works(checkpoint: Path, tmp_path: Path) -> None:

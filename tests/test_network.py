@@ -12,10 +12,10 @@ from onnx import helper
 from onnx.external_data_helper import convert_model_to_external_data
 
 from networks import RTX, interpret, make_model, parse, relative_error, run_in_onnx_runtime
-from pixtral_engines import trt
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import _Layer, _widened_layers, refuse_dropped_inputs
 from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.trt_package import PACKAGES, Flavor, load
 
 RANDOM = np.random.default_rng(0)
 ROWS, FILLED = 16, np.array([5, 9])
@@ -123,10 +123,10 @@ def test_a_cut_weight_file_is_refused(tmp_path: Path) -> None:
         parse(onnx.load(tmp_path / "model.onnx", load_external_data=False), tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("flavor", trt.PACKAGES)
-def test_a_missing_tensorrt_says_what_to_install(flavor: trt.Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
-    package, extra = trt.PACKAGES[flavor]
+@pytest.mark.parametrize("flavor", PACKAGES)
+def test_a_missing_tensorrt_says_what_to_install(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
+    package, extra = PACKAGES[flavor]
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MachineError, match=package) as caught:
-        trt.load(flavor)
+        load(flavor)
     assert caught.value.hint == f"pip install 'pixtral[{extra}]'"

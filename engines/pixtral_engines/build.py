@@ -15,7 +15,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from pixtral_engines import trt
 from pixtral_engines.network import ParsedNetwork, parse_graph
 from pixtral_engines.profiles import Profile, Shapes, profiles, ranges
 from pixtral_engines.targets import Target, refuse_types
@@ -24,6 +23,7 @@ from pixtral_runtime.doctor import available_memory_bytes
 from pixtral_runtime.engines import Engine, EngineSet, open_engines, source_of, with_engines
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.spec import GRAPHS
+from pixtral_runtime.trt_package import load, log_of, version_of
 
 UNUSED = "Unused Input"
 BASE_MEMORY_BYTES = 1_500_000_000  # TensorRT loaded and compiling a graph without weights
@@ -82,7 +82,7 @@ def build(bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Pr
     Raises MachineError where memory or disk will not do, InputError where TensorRT refuses a graph.
     """
     _refuse_small_machine(bundle, plan)
-    package = trt.load(plan.target.flavor)
+    package = load(plan.target.flavor)
     version = version_of(package)
     done: dict[str, Engine] = {}
     for graph in GRAPHS:
@@ -95,11 +95,6 @@ def build(bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Pr
         bundle.write()
     open_engines(bundle, plan.target.name, version)
     return bundle
-
-
-def version_of(package: ModuleType) -> str:
-    """Package and version, as manifests name it."""
-    return f"{package.__name__} {package.__version__}"
 
 
 def _refuse_small_machine(bundle: Bundle, plan: BuildPlan) -> None:
@@ -120,7 +115,7 @@ def _refuse_small_machine(bundle: Bundle, plan: BuildPlan) -> None:
 def _build_graph(
     bundle: Bundle, graph: str, plan: BuildPlan, settings: BuildSettings, package: ModuleType, progress: Progress
 ) -> Engine:
-    log = trt.log_of(package)
+    log = log_of(package)
     parsed = parse_graph(bundle, graph, package, plan.shapes.context)
     if parsed.widened:
         raise InputError(

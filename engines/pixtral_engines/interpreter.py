@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from pixtral_engines.trt import DTYPES, weights_array
+from pixtral_engines.arrays import DTYPES, weights_array
 from pixtral_runtime.errors import InputError, PixtralError
 from pixtral_runtime.session import Array
 

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pixtral_engines.lowering import dequantize_before_gather, fix_cache_rows, scatter_into_int8_cache
-from pixtral_engines.trt import log_of
 from pixtral_runtime.bundle import Bundle
 from pixtral_runtime.errors import InputError
+from pixtral_runtime.trt_package import log_of
 
 if TYPE_CHECKING:
     import onnx

@@ -220,7 +220,7 @@ def _log_softmax(logits: Array) -> npt.NDArray[np.float64]:
 
 def _load(bundle: Bundle, preprocess: Preprocess, threads: int) -> tuple[Model, float]:
     started = time.perf_counter()
-    model = load_bundle(bundle, PromptBuilder(bundle, preprocess), threads=threads)
+    model = load_bundle(bundle, PromptBuilder(bundle, preprocess), threads=threads, backend="ort-cpu")
     return model, time.perf_counter() - started
 
 

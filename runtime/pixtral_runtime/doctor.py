@@ -37,12 +37,18 @@ OPTIONAL = {
         ("onnx_ir", "onnx-ir"),
         ("huggingface_hub", "huggingface-hub"),
     ),
-    "tensorrt": (("tensorrt", "tensorrt"), ("onnx", "onnx"), ("ml_dtypes", "ml-dtypes")),
+    "tensorrt": (
+        ("tensorrt", "tensorrt"),
+        ("onnx", "onnx"),
+        ("ml_dtypes", "ml-dtypes"),
+        ("cuda.bindings", "cuda-bindings"),
+    ),
     "rtx": (
         ("tensorrt_rtx", "tensorrt-rtx"),
         ("polygraphy", "polygraphy"),
         ("onnx", "onnx"),
         ("ml_dtypes", "ml-dtypes"),
+        ("cuda.bindings", "cuda-bindings"),
     ),
 }
 ORT_PACKAGES = ("onnxruntime", "onnxruntime-gpu")  # both write the folder onnxruntime/: one breaks the other

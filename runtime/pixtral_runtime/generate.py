@@ -40,8 +40,8 @@ class Sessions:
 class Generator:
     """Generates token ids for prompts. Keeps one cache and reuses it from request to request."""
 
-    def __init__(self, bundle: Bundle, sessions: Sessions) -> None:
-        self._bundle = bundle
+    def __init__(self, bundle: Bundle, sessions: Sessions, chunk: int = PREFILL_CHUNK) -> None:
+        self._bundle, self._chunk = bundle, chunk
         self.sessions = sessions
         self._no_features = np.zeros((1, bundle.model.decoder.dim), bundle.dtype)
         self._text = np.array([[-1]], np.int64)
@@ -81,8 +81,8 @@ class Generator:
         length = len(prompt.token_ids)
         cache.reserve(length + 1)
         rows: list[Array] = []
-        for start in range(0, length, PREFILL_CHUNK):
-            positions = np.arange(start, min(start + PREFILL_CHUNK, length))
+        for start in range(0, length, self._chunk):
+            positions = np.arange(start, min(start + self._chunk, length))
             index = prompt.feature_index[positions]
             wanted = np.arange(len(positions)) if all_logits else np.array([len(positions) - 1])
             # Only the features of this chunk travel; a text-only chunk sends one row, unused.

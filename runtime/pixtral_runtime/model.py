@@ -13,11 +13,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from pixtral_runtime.backend import open_backend
 from pixtral_runtime.bundle import Bundle, open_bundle
 from pixtral_runtime.errors import ImageError, InputError
-from pixtral_runtime.generate import Generator, Sessions, StageTimes
+from pixtral_runtime.generate import PREFILL_CHUNK, Generator, Sessions, StageTimes
 from pixtral_runtime.image import decode_image
-from pixtral_runtime.ort_session import OrtSession, OrtSettings
 from pixtral_runtime.preprocess import Preprocess
 from pixtral_runtime.prompt import Message, Prompt, PromptBuilder, TextStream, user_message
 from pixtral_runtime.sampling import Sampling
@@ -40,10 +40,13 @@ class Answer:
 class Model:
     """A loaded bundle."""
 
-    def __init__(self, bundle: Bundle, sessions: Sessions, prompts: PromptBuilder) -> None:
+    def __init__(
+        self, bundle: Bundle, sessions: Sessions, prompts: PromptBuilder, chunk: int = PREFILL_CHUNK, backend: str = ""
+    ) -> None:
         self.bundle = bundle
         self.prompts = prompts
-        self.generator = Generator(bundle, sessions)
+        self.generator = Generator(bundle, sessions, chunk)
+        self.backend = backend  # what runs it and why
 
     def generate(
         self,
@@ -128,14 +131,15 @@ def default_preprocess(
     return Preprocess(bundle.model.vision.patch_size, max_side or limit, mode or bundle.preprocess, image_tokens)
 
 
-def load(path: str | Path, *, threads: int = 0, preprocess: Preprocess | None = None) -> Model:
-    """Load a bundle for the CPU. Raises InputError for a broken bundle, MachineError where it cannot run here."""
+def load(path: str | Path, *, threads: int = 0, preprocess: Preprocess | None = None, backend: str = "auto") -> Model:
+    """Load a bundle. Raises InputError for a broken bundle, MachineError where it cannot run here."""
     bundle = open_bundle(Path(path))
-    return load_bundle(bundle, PromptBuilder(bundle, preprocess or default_preprocess(bundle)), threads=threads)
+    return load_bundle(
+        bundle, PromptBuilder(bundle, preprocess or default_preprocess(bundle)), threads=threads, backend=backend
+    )
 
 
-def load_bundle(bundle: Bundle, prompts: PromptBuilder, *, threads: int = 0) -> Model:
-    """Open a bundle's sessions."""
-    settings = OrtSettings(threads=threads)
-    sessions = Sessions(*(OrtSession(bundle, graph, settings) for graph in ("vision", "embed", "decoder")))
-    return Model(bundle, sessions, prompts)
+def load_bundle(bundle: Bundle, prompts: PromptBuilder, *, threads: int = 0, backend: str = "auto") -> Model:
+    """Open a bundle's sessions on a backend of `backend.BACKENDS`."""
+    opened = open_backend(bundle, backend, threads=threads)
+    return Model(bundle, opened.sessions, prompts, opened.chunk, f"{opened.backend}: {opened.reason}")

@@ -1,27 +1,14 @@
-"""Which TensorRT is at hand: `tensorrt`, or `tensorrt_rtx` from PyPI. They share one API; only this file names them.
-
-TensorRT keeps one logger per process and ignores a second one while a builder lives, so there is one log per package.
-"""
+"""TensorRT's types and weights as NumPy's."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib
-from dataclasses import dataclass, field
-from functools import lru_cache
-from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from pixtral_runtime.errors import extra_missing
 from pixtral_runtime.session import Array
-
-Flavor = Literal["trt", "rtx"]
-PACKAGES: dict[Flavor, tuple[str, str]] = {"trt": ("tensorrt", "tensorrt"), "rtx": ("tensorrt_rtx", "rtx")}
-"""Package and the extra that installs it. An engine of one does not run in the other."""
-
 
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(dtype)
@@ -32,46 +19,6 @@ DTYPES: dict[str, np.dtype[Any]] = {
     }.items()
 }  # fmt: skip
 """NumPy's types for TensorRT's."""
-
-
-@dataclass
-class Log:
-    """What TensorRT warned of and complained of, oldest first. `logger` is the object TensorRT writes to."""
-
-    warnings: list[str] = field(default_factory=list)
-    errors: list[str] = field(default_factory=list)
-    logger: Any = None
-
-
-def load(flavor: Flavor) -> ModuleType:
-    """Import a TensorRT. Raises MachineError where it is not installed."""
-    package, extra = PACKAGES[flavor]
-    try:
-        return importlib.import_module(package)
-    except ImportError as error:
-        raise extra_missing(package, extra, "Reading and building engines") from error
-
-
-@lru_cache
-def log_of(trt: ModuleType) -> Log:
-    """The process's log of a TensorRT package."""
-    log = Log()
-    lists = {
-        trt.ILogger.INTERNAL_ERROR: log.errors,
-        trt.ILogger.ERROR: log.errors,
-        trt.ILogger.WARNING: log.warnings,
-    }
-
-    class Logger(trt.ILogger):  # type: ignore[misc,name-defined]
-        def __init__(self) -> None:
-            super().__init__()
-
-        def log(self, severity: Any, message: str) -> None:
-            if severity in lists:
-                lists[severity].append(message)
-
-    log.logger = Logger()
-    return log
 
 
 class _Weights(ctypes.Structure):
