@@ -43,7 +43,7 @@ SETTINGS = {
 BUILT = {
     "fp8": ("rtx:sm89", "rtx:sm120"),
     "nvfp4": ("rtx:sm120",),
-    "float16": ("rtx:sm75", "rtx:sm86", "rtx:sm89", "rtx:sm120", "rtx:sm121"),
+    "float16": ("rtx:sm75", "rtx:sm80", "rtx:sm86", "rtx:sm89", "rtx:sm120", "rtx:sm121"),
 }
 SHAPES = Shapes(context=256, batch=2, chunk=64)
 
