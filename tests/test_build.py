@@ -195,6 +195,8 @@ def test_profiles_serve_every_call_of_the_runtime(plain: Bundle) -> None:
     prefill, decode = profiles(plain, "decoder", shapes)
     assert prefill["B"] == (1, 1, 1) and prefill["T"][2] == 256 and decode["T"] == (1, 1, 1) and decode["B"][2] == 3
     assert prefill["C"] == decode["C"] == (shapes.context,) * 3
+    (both,) = profiles(replace(plain, precision="int4"), "decoder", shapes)
+    assert both["B"] == (1, 3, 3) and both["T"] == (1, 1, 256) and both["R"] == (1, 3, 3)
     patch, side = plain.model.vision.patch_size, plain.limits.max_image_side
     vision = profiles(plain, "vision", shapes)
     assert {one["H"][0] for one in vision} == {patch} and max(one["W"][2] for one in vision) == side

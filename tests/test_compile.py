@@ -10,6 +10,7 @@ from make_synthetic_checkpoint import pixtral_12b, write_checkpoint
 from pixtral_engines.build import BuildSettings, build, plan_build
 from pixtral_engines.profiles import Shapes
 from pixtral_engines.targets import TARGETS
+from pixtral_export import calibrate
 from pixtral_export.checkpoint import open_checkpoint
 from pixtral_export.export import ExportSettings, export, plan_export
 from pixtral_runtime.engines import EngineSet
@@ -22,6 +23,8 @@ SETTINGS = {
     "nvfp4": (ExportSettings(precision="nvfp4", method="rtn"), ("rtx:sm120",)),
 }
 KERNELS_BYTES = 15_000_000  # code beside the weights; 0.5 to 9 MB seen
+ADAPTER_BYTES = 31_457_280  # in int8, which TensorRT-RTX stores as float16 where there are two profiles
+LARGER = {(name, "vision"): ADAPTER_BYTES for name in ("int4", "nvfp4")}
 
 
 @pytest.fixture(scope="module")
@@ -34,8 +37,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_every_recipe_builds_at_full_width_and_at_the_predicted_size(
-    name: str, checkpoint: Path, tmp_path: Path
+    name: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(calibrate, "SAMPLE_ROWS", 16)  # how good the scales are is not what is asked here
     settings, targets = SETTINGS[name]
     opened = open_checkpoint(checkpoint)
     bundle = export(opened, plan_export(opened, settings), tmp_path / "b", force=False, progress=lambda *_: None)
@@ -46,5 +50,5 @@ def test_every_recipe_builds_at_full_width_and_at_the_predicted_size(
         for graph, predicted in plan.engine_bytes.items():
             seen = engines.graphs[graph].bytes
             print(f"{name} {target} {graph}: {seen:,} bytes, {predicted:,} predicted")
-            assert 0.95 * predicted < seen < 2.2 * predicted + KERNELS_BYTES
+            assert 0.95 * predicted < seen < 1.1 * predicted + LARGER.get((name, graph), 0) + KERNELS_BYTES
             (bundle.path / engines.graphs[graph].file).unlink()  # five recipes and three targets would fill a disk
