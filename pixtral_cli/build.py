@@ -10,6 +10,7 @@ import typer
 from pixtral_cli import output
 from pixtral_cli.options import BundleArgument, JsonOption
 
+COMPAT = "trt10.3"
 EPILOG = "Example: pixtral build bundle --target rtx:sm89,rtx:sm120 --batch 4"
 
 
@@ -32,6 +33,9 @@ def build(
             help="File that keeps kernels' times for the next build, target trt. Default: beside the engines."
         ),
     ] = None,
+    compat: Annotated[
+        str | None, typer.Option(help="trt10.3: graphs in the form that JetPack 6's TensorRT reads.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print profiles and sizes, build nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -39,7 +43,7 @@ def build(
     from pixtral_runtime.bundle import open_bundle
 
     summary = build_targets(
-        open_bundle(bundle), target, context, batch, chunk, opt_level, timing_cache, dry_run=dry_run
+        open_bundle(bundle), target, context, batch, chunk, opt_level, timing_cache, compat, dry_run=dry_run
     )
     if as_json:
         output.print_json(summary)
@@ -58,6 +62,7 @@ def build_targets(
     chunk: int = 256,
     opt_level: int | None = None,
     timing_cache: Path | None = None,
+    compat: str | None = None,
     *,
     dry_run: bool = False,
 ) -> dict[str, Any]:
@@ -67,7 +72,10 @@ def build_targets(
     from pixtral_engines.build import build as build_engines
     from pixtral_engines.profiles import Shapes
     from pixtral_engines.targets import parse_targets
+    from pixtral_runtime.errors import InputError
 
+    if compat not in (None, COMPAT):
+        raise InputError(f"no form of the graphs for '{compat}'", f"--compat {COMPAT}")
     shapes = Shapes.of(bundle, context, batch, chunk)
     plans = [plan_build(bundle, chosen, shapes) for chosen in parse_targets(target)]
     summary: dict[str, Any] = {
@@ -84,7 +92,9 @@ def build_targets(
         sizes = dict(plan.engine_bytes)
         if not dry_run:
             with output.progress() as bars:
-                bundle = build_engines(bundle, plan, BuildSettings(opt_level, timing_cache), bars.stage)
+                bundle = build_engines(
+                    bundle, plan, BuildSettings(opt_level, timing_cache, compat is not None), bars.stage
+                )
             sizes = {graph: entry["bytes"] for graph, entry in bundle.engines[plan.target.name]["graphs"].items()}
         summary["targets"].append(
             {

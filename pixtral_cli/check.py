@@ -143,4 +143,4 @@ def _against_network(path: Path, target: str, results: dict[str, Any], *, show: 
 
 
 def _verdict(failed: int, total: int, what: str) -> str:
-    return f"{'FAILED' if failed else 'PASSED'}: {what}, {total - failed} of {total} comparisons within tolerance"
+    return f"{'FAILED' if failed else 'PASSED'}: {total - failed} of {total} comparisons within tolerance ({what})"

@@ -222,6 +222,8 @@ def test_the_command_builds_says_what_and_inspect_lists_it(copy: Bundle) -> None
     assert {graph: entry["bytes"] for graph, entry in listed["rtx:sm120"]["graphs"].items()} == sizes
     assert "rtx:sm89" in listed
     assert invoke("build", copy.path, "--target", "sm52").exit_code == 3
+    other = invoke("build", copy.path, "--target", "rtx:sm89", "--compat", "trt8")
+    assert other.exit_code == 3 and "--compat trt10.3" in other.stderr
     trt_missing = invoke("build", copy.path, "--target", "trt")
     assert trt_missing.exit_code == 4 and "pixtral[tensorrt]" in trt_missing.stderr
 

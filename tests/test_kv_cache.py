@@ -13,7 +13,7 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from pixtral_engines.lowering import scatter_into_int8_cache
+from pixtral_engines.lowering import scatter_into_cache
 from pixtral_export import ops
 from pixtral_export.check import load_reference, reference_logits
 from pixtral_export.checkpoint import open_checkpoint
@@ -150,7 +150,7 @@ def test_the_form_for_tensorrt_computes_the_same(bundle: Bundle, tmp_path: Path)
         return [np.asarray(value) for value in session.run(None, feeds)]
 
     expected = run()
-    scatter_into_int8_cache(model)
+    scatter_into_cache(model)
     assert "TensorScatter" not in {node.op_type for node in model.graph.node}
     for a, b in zip(expected, run(), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -35,10 +35,11 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class BuildSettings:
+    """`timing_cache` keeps kernels' times for the next build; None: beside the engines. TensorRT-RTX has none."""
+
     optimization_level: int | None = None  # 0 to 5; None: TensorRT's default
-    timing_cache: Path | None = (
-        None  # kernels' times for the next build; None: beside the engines. TensorRT-RTX has none
-    )
+    timing_cache: Path | None = None
+    compat: bool = False  # graphs in the form for TensorRT 10.3
 
 
 @dataclass(frozen=True)
@@ -116,7 +117,7 @@ def _build_graph(
     bundle: Bundle, graph: str, plan: BuildPlan, settings: BuildSettings, package: ModuleType, progress: Progress
 ) -> Engine:
     log = log_of(package)
-    parsed = parse_graph(bundle, graph, package, plan.shapes.context)
+    parsed = parse_graph(bundle, graph, package, plan.shapes.context, compat=settings.compat)
     if parsed.widened:
         raise InputError(
             f"{graph}: TensorRT computes {', '.join(parsed.widened[:3])} in float32, which the graph does not ask for",

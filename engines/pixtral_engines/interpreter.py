@@ -314,6 +314,13 @@ def _reduce(layer: Any, inputs: Sequence[Array], output: _Tensor) -> Array:
     return result
 
 
+def _softmax(layer: Any, inputs: Sequence[Array], output: _Tensor) -> Array:
+    """Over the one axis whose bit is set."""
+    axis, x = layer.axes.bit_length() - 1, _wide(inputs[0])
+    powers = np.exp(x - x.max(axis, keepdims=True))
+    return np.asarray(powers / powers.sum(axis, keepdims=True))
+
+
 def _select(layer: Any, inputs: Sequence[Array], output: _Tensor) -> Array:
     condition, yes, no = inputs
     return np.where(condition, yes, no)
@@ -472,6 +479,7 @@ LAYERS: dict[str, tuple[str, Evaluate]] = {
     "SHAPE": ("IShapeLayer", _shape),
     "SHUFFLE": ("IShuffleLayer", _shuffle),
     "SLICE": ("ISliceLayer", _slice),
+    "SOFTMAX": ("ISoftMaxLayer", _softmax),
     "SQUEEZE": ("ISqueezeLayer", _squeeze),
     "UNARY": ("IUnaryLayer", _unary),
     "UNSQUEEZE": ("IUnsqueezeLayer", _unsqueeze),

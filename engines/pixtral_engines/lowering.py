@@ -18,15 +18,18 @@ def fix_cache_rows(model: onnx.ModelProto, rows: int) -> None:
                 dim.dim_value = rows
 
 
-def scatter_into_int8_cache(model: onnx.ModelProto) -> None:
+def scatter_into_cache(model: onnx.ModelProto, *, every_type: bool = False) -> None:
     """Replace TensorScatter by ScatterElements where the cache holds int8, which TensorRT's cache operator refuses.
+
+    `every_type`: for a TensorRT that has no such operator.
 
     The tokens of a call have consecutive positions, so a token's row is as far from its slot's `write_index` as its
     position is from the first one.
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    caches = {v.name for v in model.graph.input if v.type.tensor_type.elem_type == TensorProto.INT8}
+    inputs = model.graph.input
+    caches = {v.name for v in inputs if every_type or v.type.tensor_type.elem_type == TensorProto.INT8}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
         if node.op_type != "TensorScatter" or node.input[0] not in caches:
@@ -48,7 +51,7 @@ def scatter_into_int8_cache(model: onnx.ModelProto) -> None:
         nodes.append(helper.make_node("Expand", ["cache_rows", shape], [rows]))
         scatter = helper.make_node("ScatterElements", [past, rows, codes], node.output, node.name, axis=2)
         nodes.append(scatter)
-    _replace(model, nodes)
+    replace_nodes(model, nodes)
 
 
 def dequantize_before_gather(model: onnx.ModelProto) -> None:
@@ -70,10 +73,11 @@ def dequantize_before_gather(model: onnx.ModelProto) -> None:
             nodes += [node, codes]
         else:
             nodes.append(node)
-    _replace(model, nodes)
+    replace_nodes(model, nodes)
 
 
-def _replace(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+def replace_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
+    """Give a graph other nodes, some of which may be its own."""
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)

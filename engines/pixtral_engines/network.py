@@ -15,7 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixtral_engines.lowering import dequantize_before_gather, fix_cache_rows, scatter_into_int8_cache
+from pixtral_engines.compat import lower_for_trt10_3
+from pixtral_engines.lowering import dequantize_before_gather, fix_cache_rows, scatter_into_cache
 from pixtral_runtime.bundle import Bundle
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.trt_package import log_of
@@ -41,22 +42,28 @@ class ParsedNetwork:
     widened: tuple[str, ...]  # layers that compute in float32 where the graph does not say so
 
 
-def parse_graph(bundle: Bundle, graph: str, trt: ModuleType, cache_rows: int) -> ParsedNetwork:
-    """Parse vision, embed or decoder with a cache of `cache_rows` rows. Raises InputError where TensorRT cannot."""
+def parse_graph(bundle: Bundle, graph: str, trt: ModuleType, cache_rows: int, *, compat: bool = False) -> ParsedNetwork:
+    """Parse vision, embed or decoder with a cache of `cache_rows` rows. Raises InputError where TensorRT cannot.
+
+    `compat`: in the form for TensorRT 10.3.
+    """
     path = bundle.graph_path(graph)
-    parsed = parse_model(lower(path, cache_rows), path, trt)
+    parsed = parse_model(lower(path, cache_rows, compat=compat), path, trt)
     refuse_dropped_inputs(parsed, path)
     return parsed
 
 
-def lower(path: Path, cache_rows: int) -> onnx.ModelProto:
+def lower(path: Path, cache_rows: int, *, compat: bool = False) -> onnx.ModelProto:
     """A graph without its weights, rewritten for TensorRT."""
     import onnx
 
     model = onnx.load(path, load_external_data=False)
     fix_cache_rows(model, cache_rows)
     dequantize_before_gather(model)
-    scatter_into_int8_cache(model)
+    if compat:
+        lower_for_trt10_3(model)
+    else:
+        scatter_into_cache(model)
     return model
 
 
