@@ -114,6 +114,26 @@ def test_weights_are_mapped_from_their_file(tmp_path: Path) -> None:
     assert np.shares_memory(constants["w"], mapped)
 
 
+def test_an_older_parser_reads_the_weight_file_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT before 10.13 takes no weights from memory."""
+    x, weight = half(3, 64), half(64, 32)
+    model = make_model([helper.make_node("MatMul", ["x", "w"], ["y"], "product")], {"x": x}, ["y"], w=weight)
+    convert_model_to_external_data(model, location="weights.bin")
+    onnx.save(model, tmp_path / "model.onnx")
+
+    class Older:
+        def __init__(self, *arguments: object) -> None:
+            self.parser = new_parser(*arguments)
+            self.parse = self.parser.parse
+
+    new_parser = RTX.OnnxParser
+    monkeypatch.setattr(RTX, "OnnxParser", Older)
+    parsed = parse(onnx.load(tmp_path / "model.onnx", load_external_data=False), tmp_path / "model.onnx")
+    assert parsed.weights == ()
+    seen = Interpreter(parsed.network, RTX, keep=parsed).run({"x": x})["y"]
+    assert relative_error(seen, x.astype(np.float32) @ weight.astype(np.float32)) < 2e-3  # seen 4e-4
+
+
 def test_a_cut_weight_file_is_refused(tmp_path: Path) -> None:
     model = make_model([helper.make_node("MatMul", ["x", "w"], ["y"])], {"x": half(3, 64)}, ["y"], w=half(64, 32))
     convert_model_to_external_data(model, location="weights.bin")

@@ -1,8 +1,9 @@
 """The same graphs for TensorRT 10.3 (JetPack 6), which predates the operators of opset 22 and later.
 
 Attention becomes MatMul and Softmax, RotaryEmbedding and RMSNormalization arithmetic, TensorScatter ScatterElements.
-Opset 21 is the first whose DequantizeLinear has int4 and blocks, so that quantized weights stay as they are. Numbers
-are those of the portable graph up to rounding; a replaced node's name starts the names of those in its place.
+Opset 21 is the first whose DequantizeLinear has int4 and blocks, so that quantized weights stay as they are; only int8
+blocks are multiplied out, since TensorRT has blocks for int4 alone (its operator page "Dequantize", 10.1). Numbers are
+those of the portable graph up to rounding; a replaced node's name starts the names of those in its place.
 
 Shapes: B batch, N query heads, K key/value heads, G = N/K, T tokens, C cache rows, E head dim.
 """
@@ -21,17 +22,27 @@ if TYPE_CHECKING:
     import onnx
 
 OPSET, IR_VERSION = 21, 10
+MEANT = {
+    "Attention": ({"scale"}, (3, 4)),
+    "RotaryEmbedding": (set(), (4,)),
+    "RMSNormalization": ({"axis", "epsilon"}, (2,)),
+}
+"""Attributes and numbers of inputs that a replacement heeds. Anything else would be lost without a word."""
 
 
 def lower_for_trt10_3(model: onnx.ModelProto) -> None:
-    """Rewrite a graph whose cache rows are fixed. Raises InputError where it holds types of a later opset."""
-    from onnx import TensorProto
+    """Rewrite a graph whose cache rows are fixed. Raises InputError where it holds types or nodes of a later opset."""
+    from onnx import TensorProto, defs
 
-    if any(tensor.data_type == TensorProto.FLOAT4E2M1 for tensor in model.graph.initializer):
-        raise InputError("TensorRT 10.3 has no float4", "pixtral export CHECKPOINT -o BUNDLE --precision int4")
+    hint = "pixtral export CHECKPOINT -o BUNDLE --precision int4"
+    if later := {tensor.data_type for tensor in model.graph.initializer if tensor.data_type > TensorProto.INT4}:
+        names = ", ".join(TensorProto.DataType.Name(kind).lower() for kind in sorted(later))
+        raise InputError(f"TensorRT 10.3 has no {names}", hint)
     rewriter = _Rewriter(model)
     scatter_into_cache(model, every_type=True)
     rewriter.rewrite()
+    if unknown := {node.op_type for node in model.graph.node if not defs.has(node.op_type, OPSET, node.domain)}:
+        raise InputError(f"no form for TensorRT 10.3 of {', '.join(sorted(unknown))}", "build without --compat")
     model.opset_import[0].version, model.ir_version = OPSET, IR_VERSION
 
 
@@ -47,31 +58,42 @@ class _Rewriter:
         self._gathered: dict[tuple[str, str], str] = {}
         graph = onnx.shape_inference.infer_shapes(model).graph
         self._types = {v.name: v.type.tensor_type for v in (*graph.input, *graph.output, *graph.value_info)}
+        self._initializers = {tensor.name: tensor for tensor in model.graph.initializer}
 
     def rewrite(self) -> None:
         replacements: dict[str, Callable[[onnx.NodeProto], None]] = {
             "Attention": self._attention,
             "RotaryEmbedding": self._rotary_embedding,
             "RMSNormalization": self._rms_normalization,
+            "DequantizeLinear": self._dequantize_linear,
         }
         for node in self._model.graph.node:
+            _refuse_unheeded(node)
             replacements.get(node.op_type, self._nodes.append)(node)
         replace_nodes(self._model, self._nodes)
 
     def _attention(self, node: onnx.NodeProto) -> None:
-        """softmax(q kᵀ / √E + mask) v. The queries of a key/value head stand below each other: keys are not copied."""
+        """softmax(q kᵀ · scale + mask) v. The queries of a key/value head stand below each other: keys are not copied.
+
+        Softmax stays in the graph's dtype, as in ONNX's own definition: the largest score is subtracted first, and q
+        is scaled before the product, whose sums would leave float16 sooner.
+        """
+        import ml_dtypes
+
         q, k, v, *mask = node.input
         _, heads, _, head_dim = self._shape(q)
         _, kv_heads, _, _ = self._shape(k)
         grouped = self._constant(f"grouped_{kv_heads}", np.array([0, kv_heads, -1, 0]))
         apart = self._constant(f"apart_{heads}", np.array([0, heads, -1, 0]))
-        scale = self._constant(f"scale_{head_dim}", np.array(head_dim**-0.5, self._dtype(q)))
+        factor = _attribute(node, "scale", head_dim**-0.5)
+        scale = self._constant(f"scale_{factor:g}", np.array(factor, self._dtype(q)))
         scaled = self._add("Mul", [q, scale], node)
         rows = self._add("Reshape", [scaled, grouped], node)  # (B, K, G·T, E)
         keys = self._add("Transpose", [k], node, perm=[0, 1, 3, 2])
         scores = self._add("Reshape", [self._add("MatMul", [rows, keys], node), apart], node)  # (B, N, T, C)
         if mask:
-            lowest = self._constant("lowest", np.array(np.finfo(self._dtype(q)).min))
+            least = ml_dtypes.finfo(self._dtype(q)).min  # type: ignore[no-untyped-call]
+            lowest = self._constant("lowest", np.array(least, self._dtype(q)))
             scores = self._add("Where", [mask[0], scores, lowest], node)
         weights = self._add("Reshape", [self._add("Softmax", [scores], node, axis=-1), grouped], node)
         self._add("Reshape", [self._add("MatMul", [weights, v], node), apart], node, output=node.output[0])
@@ -97,10 +119,10 @@ class _Rewriter:
 
     def _rms_normalization(self, node: onnx.NodeProto) -> None:
         """x / √(mean(x²) + ε) in float32, rounded, then times the weight (specification section 1.3)."""
-        from onnx import TensorProto, helper
+        from onnx import TensorProto
 
         x, weight = node.input
-        epsilon = next(helper.get_attribute_value(a) for a in node.attribute if a.name == "epsilon")
+        epsilon = _attribute(node, "epsilon", 1e-5)
         eps = self._constant(f"epsilon_{epsilon:g}", np.array(epsilon, np.float32))
         last = self._constant("last_axis", np.array([-1]))
         wide = self._add("Cast", [x], node, to=TensorProto.FLOAT)
@@ -108,6 +130,28 @@ class _Rewriter:
         root = self._add("Sqrt", [self._add("Add", [mean, eps], node)], node)
         narrow = self._add("Cast", [self._add("Div", [wide, root], node)], node, to=self._types[x].elem_type)
         self._add("Mul", [narrow, weight], node, output=node.output[0])
+
+    def _dequantize_linear(self, node: onnx.NodeProto) -> None:
+        """Codes of int8 in blocks: as floats, which hold them exactly, times their block's scale."""
+        from onnx import TensorProto
+
+        codes, scales = (self._initializers.get(name) for name in node.input[:2])
+        if codes is None or scales is None or codes.data_type != TensorProto.INT8 or len(scales.dims) != 2:
+            self._nodes.append(node)
+            return
+        shape = list(codes.dims)
+        axis = int(_attribute(node, "axis", 1)) % len(shape)
+        blocks = scales.dims[axis]
+        split = self._constant(
+            f"{node.name}_split", np.array([*shape[:axis], blocks, shape[axis] // blocks, *shape[axis + 1 :]])
+        )
+        within = self._constant(f"within_{axis}", np.array([axis + 1]))
+        factors = self._add("Unsqueeze", [scales.name, within], node)
+        one = self._constant(f"one_{scales.data_type}", np.array(1, _numpy_type(scales.data_type)))
+        wide = self._add("Reshape", [self._add("DequantizeLinear", [codes.name, one], node), split], node)
+        scaled = self._add("Mul", [wide, factors], node)
+        whole = self._constant(f"{node.name}_whole", np.array(shape))
+        self._add("Reshape", [scaled, whole], node, output=node.output[0])
 
     def _add(self, op: str, inputs: list[str], node: onnx.NodeProto, *, output: str = "", **attributes: Any) -> str:
         name = f"{node.name}.{op.lower()}{len(self._nodes)}"
@@ -132,6 +176,28 @@ class _Rewriter:
         return [dim.dim_value for dim in self._types[name].shape.dim]
 
     def _dtype(self, name: str) -> np.dtype[Any]:
-        from onnx import helper
+        return _numpy_type(self._types[name].elem_type)
 
-        return np.dtype(helper.tensor_dtype_to_np_dtype(self._types[name].elem_type))
+
+def _numpy_type(kind: int) -> np.dtype[Any]:
+    from onnx import helper
+
+    return np.dtype(helper.tensor_dtype_to_np_dtype(kind))
+
+
+def _attribute(node: onnx.NodeProto, name: str, default: float) -> float:
+    from onnx import helper
+
+    return next((float(helper.get_attribute_value(a)) for a in node.attribute if a.name == name), default)
+
+
+def _refuse_unheeded(node: onnx.NodeProto) -> None:
+    if node.op_type not in MEANT:
+        return
+    attributes, inputs = MEANT[node.op_type]
+    unheeded = sorted({attribute.name for attribute in node.attribute} - attributes)
+    if unheeded or len(node.input) not in inputs or len(node.output) != 1:
+        what = ", ".join(unheeded) or f"{len(node.input)} inputs and {len(node.output)} outputs"
+        raise InputError(
+            f"node '{node.name}': no form for TensorRT 10.3 of {node.op_type} with {what}", "build without --compat"
+        )

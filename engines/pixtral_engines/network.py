@@ -74,9 +74,14 @@ def parse_model(model: onnx.ModelProto, path: Path, trt: ModuleType) -> ParsedNe
     builder = trt.Builder(log.logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log.logger)
-    loaded = parser.load_model_proto(model.SerializeToString(), str(path))
-    weights = _map_weights(model, path.parent, parser) if loaded else ()
-    if not loaded or not parser.parse_model_proto():
+    weights: tuple[np.memmap[Any, Any], ...] = ()
+    if hasattr(parser, "load_initializer"):
+        is_read = parser.load_model_proto(model.SerializeToString(), str(path))
+        weights = _map_weights(model, path.parent, parser) if is_read else ()
+        is_read = is_read and parser.parse_model_proto()
+    else:  # before TensorRT 10.13: it reads the weight files itself
+        is_read = parser.parse(model.SerializeToString(), str(path))
+    if not is_read:
         complaints = "; ".join(_complaint(parser.get_error(n)) for n in range(parser.num_errors))
         raise InputError(f"{path}: {trt.__name__} {trt.__version__} cannot read it: {complaints}", _upgrade(trt))
     layers = [_Layer.of(network.get_layer(n)) for n in range(network.num_layers)]
