@@ -161,6 +161,11 @@ def test_low_memory_and_a_system_without_counters(monkeypatch: pytest.MonkeyPatc
     assert (row("memory").status, row("memory").value) == ("warn", "1.0 GB available of 16.4 GB")
 
 
+def test_a_submodule_of_a_missing_package_is_missing() -> None:
+    row = doctor._package("no_such_package.bindings", ["no-such-bindings"], "pip install it")
+    assert (row.status, row.value) == ("missing", "not installed")
+
+
 def test_packages_and_extras_are_those_of_the_project() -> None:
     project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8"))["project"]
 

@@ -131,9 +131,16 @@ def _package(module: str, distributions: list[str], fix: str, *, needed: bool = 
     found = [version for candidate in distributions if (version := _version(candidate))]
     if found:
         return Row(name, found[0], needed=needed)
-    if find_spec(module) is not None:
+    if _is_importable(module):
         return Row(name, "installed, version unknown", needed=needed)
     return Row(name, "not installed", "missing", fix, needed)
+
+
+def _is_importable(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except ModuleNotFoundError:  # of a submodule, where its package is not there
+        return False
 
 
 def _extras(rows: list[Row]) -> Iterator[str]:
