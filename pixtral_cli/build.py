@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pixtral_cli import output
 from pixtral_cli.options import BundleArgument, JsonOption
 
-COMPAT = "trt10.3"
+if TYPE_CHECKING:
+    from pixtral_runtime.bundle import Bundle
+
 EPILOG = "Example: pixtral build bundle --target rtx:sm89,rtx:sm120 --batch 4"
 
 
@@ -43,7 +45,15 @@ def build(
     from pixtral_runtime.bundle import open_bundle
 
     summary = build_targets(
-        open_bundle(bundle), target, context, batch, chunk, opt_level, timing_cache, compat, dry_run=dry_run
+        open_bundle(bundle),
+        target,
+        context=context,
+        batch=batch,
+        chunk=chunk,
+        opt_level=opt_level,
+        timing_cache=timing_cache,
+        compat=compat,
+        dry_run=dry_run,
     )
     if as_json:
         output.print_json(summary)
@@ -55,21 +65,22 @@ def build(
 
 
 def build_targets(
-    bundle: Any,
+    bundle: Bundle,
     target: str,
+    *,
     context: int | None = None,
     batch: int = 1,
     chunk: int = 256,
     opt_level: int | None = None,
     timing_cache: Path | None = None,
     compat: str | None = None,
-    *,
     dry_run: bool = False,
 ) -> dict[str, Any]:
     """Build for each target in turn. Returns what was built, or would be."""
     output.require("onnx", "rtx", "Building engines")
     from pixtral_engines.build import BuildSettings, plan_build
     from pixtral_engines.build import build as build_engines
+    from pixtral_engines.compat import COMPAT
     from pixtral_engines.profiles import Shapes
     from pixtral_engines.targets import parse_targets
     from pixtral_runtime.errors import InputError
@@ -92,9 +103,7 @@ def build_targets(
         sizes = dict(plan.engine_bytes)
         if not dry_run:
             with output.progress() as bars:
-                bundle = build_engines(
-                    bundle, plan, BuildSettings(opt_level, timing_cache, compat is not None), bars.stage
-                )
+                bundle = build_engines(bundle, plan, BuildSettings(opt_level, timing_cache, compat), bars.stage)
             sizes = {graph: entry["bytes"] for graph, entry in bundle.engines[plan.target.name]["graphs"].items()}
         summary["targets"].append(
             {

@@ -12,6 +12,8 @@ from pixtral_cli import output
 from pixtral_cli.options import BundleArgument, JsonOption, ThreadsOption, open_prompts
 
 EPILOG = "Example: pixtral check bundle --against checkpoint/"
+Failure = tuple[str, str]
+"""What differs, and what to type next."""
 
 
 def check(
@@ -33,7 +35,7 @@ def check(
             "nothing to compare with", f"pixtral check {bundle} --against CHECKPOINT, or --engine rtx:sm89"
         )
     results: dict[str, Any] = {}
-    failures = []
+    failures: list[Failure] = []
     if against is not None:
         failures += _against_checkpoint(bundle, against, threads, results, show=not as_json)
     if engine is not None:
@@ -42,10 +44,6 @@ def check(
         output.print_json({"verdict": "FAILED" if failures else "PASSED", **results})
     if failures:
         raise CheckFailed(*failures[0])
-
-
-Failure = tuple[str, str]
-"""What differs, and what to type next."""
 
 
 def _against_checkpoint(
@@ -100,14 +98,19 @@ def _against_network(path: Path, target: str, results: dict[str, Any], *, show: 
     from pixtral_runtime.errors import CheckFailed, InputError
     from pixtral_runtime.trt_package import load, version_of
 
-    (chosen,) = parse_targets(target)
+    chosen, *others = parse_targets(target)
+    if others:
+        raise InputError(f"--engine {target} names several targets", f"--engine {chosen.name}")
     package = load(chosen.flavor)
     prompts = open_prompts(path, "mistral", None, None)
+    compat = None
     is_built = chosen.name in prompts.bundle.engines
     if is_built:
-        verify_engines(prompts.bundle, open_engines(prompts.bundle, chosen.name, version_of(package)))
+        engines = open_engines(prompts.bundle, chosen.name, version_of(package))
+        verify_engines(prompts.bundle, engines)
+        compat = engines.compat
     try:
-        check = NetworkCheck(prompts.bundle, prompts, package)
+        check = NetworkCheck(prompts.bundle, prompts, package, compat=compat is not None)
     except InputError as error:  # TensorRT drops something, or cannot read it
         raise CheckFailed(str(error), error.hint) from error
     seen = []
@@ -119,13 +122,14 @@ def _against_network(path: Path, target: str, results: dict[str, Any], *, show: 
     results["network"] = {
         "target": chosen.name,
         "engines": "verified" if is_built else "not built",
+        "compat": compat,
         "comparisons": [asdict(agreement) | {"passed": agreement.passed} for agreement in seen],
         "largest_activations": {graph: found.largest for graph, found in check.activations.items()},
     }
     if show:
         rows = []
         for graph, (layer, largest) in activations.items():
-            worst = max((a for a in seen if a.graph == graph), key=lambda a: (a.error != a.error, a.error))
+            worst = max((a for a in seen if a.graph == graph), key=lambda a: a.error)
             share = f"{largest:.0f}, {100 * largest / FLOAT16_LARGEST:.1f} %"
             result = "ok" if worst.passed else "FAILED"
             rows.append((graph, worst.case, f"{worst.error:.1e}", f"{worst.tolerance:.0e}", share, layer, result))

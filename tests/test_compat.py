@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 
 from networks import RTX, interpret, make_model, relative_error, run_in_onnx_runtime
 from pixtral_engines.build import BuildSettings, build, plan_build
-from pixtral_engines.compat import lower_for_trt10_3
+from pixtral_engines.compat import COMPAT, lower_for_trt10_3
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import lower, parse_graph
 from pixtral_engines.profiles import Shapes
@@ -174,7 +174,7 @@ def test_tensorrt_understands_them_alike_and_builds_them(name: str, tmp_path: Pa
             errors = {key: relative_error(seen[key], value) for key, value in expected.items()}
             assert max(errors.values()) <= tolerance, (graph, errors)
     plan = plan_build(bundle, TARGETS["rtx:sm89"], Shapes(ROWS, 2, 16))
-    built = build(bundle, plan, BuildSettings(optimization_level=0, compat=True), lambda *_: None)
+    built = build(bundle, plan, BuildSettings(optimization_level=0, compat=COMPAT), lambda *_: None)
     assert set(built.engines["rtx:sm89"]["graphs"]) == set(GRAPHS)
 
 

@@ -151,9 +151,18 @@ def test_without_anything_to_compare_with_it_says_what_to_type(copy: Bundle) -> 
     done = invoke("check", copy.path)
     assert done.exit_code == 3 and "--engine rtx:sm89" in done.stderr
     assert invoke("check", copy.path, "--engine", "sm52").exit_code == 3
+    two = invoke("check", copy.path, "--engine", "rtx:sm89,rtx:sm120")
+    assert two.exit_code == 3 and "--engine rtx:sm89" in two.stderr
+
+
+def test_engines_in_an_older_form_are_checked_in_that_form(copy: Bundle) -> None:
+    assert invoke("build", copy.path, "--target", "rtx:sm89", "--compat", "trt10.3", "-q").exit_code == 0
+    found = json.loads(invoke("check", copy.path, "--engine", "rtx:sm89", "--json").stdout)["network"]
+    assert found["compat"] == "trt10.3"
+    assert any("softmax" in layer for layer in found["largest_activations"]["decoder"])
 
 
 def test_dtypes_that_onnx_runtime_lacks_are_refused(checkpoint: Path, tmp_path: Path) -> None:
     bundle = exported(checkpoint, tmp_path / "b", ExportSettings(dtype="bfloat16"))
     done = invoke("check", bundle.path, "--engine", "rtx:sm89")
-    assert done.exit_code == 4 and "no kernels for bfloat16" in done.stderr
+    assert done.exit_code == 4 and "no bfloat16 kernels" in done.stderr

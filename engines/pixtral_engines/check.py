@@ -20,8 +20,7 @@ import numpy as np
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import lower, parse_graph
 from pixtral_runtime.bundle import Bundle
-from pixtral_runtime.errors import MachineError
-from pixtral_runtime.footprint import NOT_ON_CPU
+from pixtral_runtime.ort_session import refuse_missing_kernels
 from pixtral_runtime.prompt import Prompt, PromptBuilder
 from pixtral_runtime.session import Array
 from pixtral_runtime.spec import GRAPHS, cache_names
@@ -70,15 +69,14 @@ class Activations:
 
 
 class NetworkCheck:
-    """Both sides of every graph of a bundle. Raises MachineError where ONNX Runtime cannot run the bundle."""
+    """Both sides of every graph of a bundle. Raises MachineError where ONNX Runtime cannot run the bundle.
 
-    def __init__(self, bundle: Bundle, prompts: PromptBuilder, package: ModuleType) -> None:
-        if absent := [name for name in NOT_ON_CPU if name in (bundle.dtype, bundle.precision)]:
-            raise MachineError(
-                f"ONNX Runtime has no kernels for {absent[0]} to compare with",
-                "check a float16 or int4 bundle of the same checkpoint",
-            )
-        self.bundle, self._package = bundle, package
+    `compat`: the network's side in the form for TensorRT 10.3.
+    """
+
+    def __init__(self, bundle: Bundle, prompts: PromptBuilder, package: ModuleType, *, compat: bool = False) -> None:
+        refuse_missing_kernels(bundle)
+        self.bundle = bundle
         self._prompts = list(prompt_cases(prompts))
         self.rows = max(len(prompt.token_ids) for _, prompt in self._prompts) + DECODE_STEPS
         self.activations = {graph: Activations() for graph in GRAPHS}
@@ -88,7 +86,7 @@ class NetworkCheck:
         self._network: dict[str, Interpreter] = {}
         for graph in GRAPHS:
             self._reference[graph] = _session(bundle.graph_path(graph))
-            parsed = parse_graph(bundle, graph, package, self.rows)
+            parsed = parse_graph(bundle, graph, package, self.rows, compat=compat)
             self._network[graph] = Interpreter(parsed.network, package, keep=parsed, cache_constants=True)
 
     def run(self) -> Iterator[Agreement]:

@@ -21,6 +21,7 @@ from pixtral_runtime.errors import InputError
 if TYPE_CHECKING:
     import onnx
 
+COMPAT = "trt10.3"  # as users type it
 OPSET, IR_VERSION = 21, 10
 MEANT = {
     "Attention": ({"scale"}, (3, 4)),

@@ -29,7 +29,10 @@ class Engine:
 
 @dataclass(frozen=True)
 class EngineSet:
-    """A target's engines, by graph. `tensorrt` is package and version."""
+    """A target's engines, by graph.
+
+    `tensorrt` is package and version, `compat` an older version in whose form the graphs were, None for their own.
+    """
 
     target: str
     tensorrt: str
@@ -38,6 +41,7 @@ class EngineSet:
     batch: int
     chunk: int
     graphs: dict[str, Engine]
+    compat: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -54,9 +58,8 @@ def source_of(bundle: Bundle, graph: str) -> str:
 
 
 def with_engines(bundle: Bundle, engines: EngineSet) -> Bundle:
-    """The bundle with a target's engines listed; graphs built before stay where they are not replaced."""
-    listed = {name: entry for name, entry in bundle.engines.items() if name != engines.target}
-    return replace(bundle, engines=listed | {engines.target: engines.to_dict()})
+    """The bundle with a target's engines listed in the place of earlier ones."""
+    return replace(bundle, engines=bundle.engines | {engines.target: engines.to_dict()})
 
 
 def open_engines(bundle: Bundle, target: str, tensorrt: str) -> EngineSet:

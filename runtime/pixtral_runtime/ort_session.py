@@ -69,19 +69,24 @@ class OrtCache:
         self._values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._arrays]
 
 
+def refuse_missing_kernels(bundle: Bundle) -> None:
+    """Raise MachineError for a bundle whose types ONNX Runtime cannot compute in on a CPU."""
+    if bundle.dtype == "bfloat16":
+        raise MachineError(
+            "ONNX Runtime has no bfloat16 kernels on the CPU", "pixtral export CHECKPOINT -o BUNDLE --dtype float16"
+        )
+    if bundle.precision == "nvfp4":
+        raise MachineError(
+            "ONNX Runtime has no float4 kernels: nvfp4 is for TensorRT on Blackwell and Thor",
+            "pixtral export CHECKPOINT -o BUNDLE --precision int4",
+        )
+
+
 class OrtSession:
     """One graph of a bundle in ONNX Runtime. Raises MachineError where ONNX Runtime cannot run it."""
 
     def __init__(self, bundle: Bundle, graph: str, settings: OrtSettings) -> None:
-        if bundle.dtype == "bfloat16":
-            raise MachineError(
-                "ONNX Runtime has no bfloat16 kernels on the CPU", "pixtral export CHECKPOINT -o BUNDLE --dtype float16"
-            )
-        if bundle.precision == "nvfp4":
-            raise MachineError(
-                "ONNX Runtime has no float4 kernels: nvfp4 is for TensorRT on Blackwell and Thor",
-                "pixtral export CHECKPOINT -o BUNDLE --precision int4",
-            )
+        refuse_missing_kernels(bundle)
         try:
             import onnxruntime as ort
         except ImportError as error:
