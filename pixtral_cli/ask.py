@@ -24,6 +24,7 @@ from pixtral_cli.options import (
     TemperatureOption,
     ThreadsOption,
     TopPOption,
+    open_model,
     open_prompts,
     read_prompt,
 )
@@ -53,7 +54,7 @@ def ask(
     """Ask one question about images, and see the answer as it comes."""
     from dataclasses import asdict
 
-    from pixtral_runtime.model import load_bundle, open_image
+    from pixtral_runtime.model import open_image
     from pixtral_runtime.prompt import user_message
     from pixtral_runtime.sampling import Sampling
 
@@ -61,8 +62,7 @@ def ask(
     pictures = [open_image(path, apply_exif=exif) for path in images or []]
     prompts = open_prompts(bundle, preprocess, max_image_side, image_tokens)
     built = prompts.build(user_message(read_prompt(prompt), pictures, system))
-    model = load_bundle(prompts.bundle, prompts, threads=threads, backend=backend)
-    output.verbose(model.backend)
+    model = open_model(prompts, backend, threads)
     if as_json:
         answer = asdict(model.answer(built, max_new_tokens, sampling))
         setting = {"preprocess": preprocess, "exif_applied": exif, "bundle": prompts.bundle.fingerprint}

@@ -7,7 +7,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from pixtral_cli import output
+
 if TYPE_CHECKING:
+    from pixtral_runtime.model import Model
     from pixtral_runtime.prompt import PromptBuilder
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder, made by 'pixtral export'.")]
@@ -53,3 +56,13 @@ def open_prompts(bundle: Path, mode: str, max_image_side: int | None, image_toke
     opened = open_bundle(bundle)
     settings = default_preprocess(opened, mode=mode, max_side=max_image_side, image_tokens=image_tokens)
     return PromptBuilder(opened, settings)
+
+
+def open_model(prompts: PromptBuilder, backend: str, threads: int) -> Model:
+    """Load a bundle, and say what runs it: aloud where it lists engines, which may be passed over."""
+    from pixtral_runtime.model import load_bundle
+
+    model = load_bundle(prompts.bundle, prompts, threads=threads, backend=backend)
+    say = output.talk if prompts.bundle.engines else output.verbose
+    say(model.backend)
+    return model

@@ -26,6 +26,7 @@ from pixtral_cli.options import (
     TemperatureOption,
     ThreadsOption,
     TopPOption,
+    open_model,
     open_prompts,
     read_prompt,
 )
@@ -58,7 +59,6 @@ def run(
     from pixtral_runtime.errors import InputError
     from pixtral_runtime.inputs import collect_images
     from pixtral_runtime.job import Job, check_fit, run_job
-    from pixtral_runtime.model import load_bundle
     from pixtral_runtime.sampling import Sampling
 
     job = Job(read_prompt(prompt), system, max_new_tokens, Sampling(temperature, top_p, seed), exif)
@@ -67,8 +67,7 @@ def run(
         raise InputError(f"{results} exists", "--force to replace it, or another name after -o")
     prompts = open_prompts(bundle, preprocess, max_image_side, image_tokens)
     check_fit(prompts, images, job)
-    model = load_bundle(prompts.bundle, prompts, threads=threads, backend=backend)
-    output.verbose(model.backend)
+    model = open_model(prompts, backend, threads)
 
     started = time.monotonic()
     failed: list[dict[str, Any]] = []

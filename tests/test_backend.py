@@ -61,10 +61,10 @@ def opened(bundle: Bundle, device: Any, name: str = "auto") -> Any:
 
 def test_auto_takes_engines_for_this_gpu_and_they_answer_alike(bundle: Bundle, device: Gpu) -> None:
     found = opened(bundle, device)
-    assert (found.backend, found.chunk) == ("rtx", 16)
+    assert (found.backend, found.sessions.chunk) == ("rtx", 16)
     assert found.reason == f"engines for rtx:sm89 by {VERSION}"
     theirs = load(bundle.path, backend="ort-cpu")
-    ours = Model(bundle, found.sessions, theirs.prompts, found.chunk)
+    ours = Model(bundle, found.sessions, theirs.prompts)
     a, b = (model.generate("Describe this image in one short sentence.", [IMAGE]) for model in (ours, theirs))
     assert a.token_ids == b.token_ids and len(a.token_ids) > 1
 
@@ -95,8 +95,9 @@ def test_engines_asked_for_by_name_are_never_replaced_by_the_cpu(bundle: Bundle,
 def test_without_a_gpu_the_commands_use_the_cpu_or_say_what_is_missing(bundle: Bundle) -> None:
     bundle.write()
     asked = ["ask", str(bundle.path), str(IMAGE), "-p", "what color is the shape?"]
-    done = CliRunner().invoke(app, [*asked, "-v"])
+    done = CliRunner().invoke(app, asked)
     assert done.exit_code == 0 and "ort-cpu: rtx: " in done.stderr
+    assert "ort-cpu" not in CliRunner().invoke(app, [*asked, "-q"]).stderr
     refused = CliRunner().invoke(app, [*asked, "--backend", "rtx"])
     assert refused.exit_code == 4, refused.stderr
     with pytest.raises(MachineError):

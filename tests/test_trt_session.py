@@ -70,7 +70,7 @@ def engines(trt: StandIn, bundle: Bundle, settings: TrtSettings = PLAIN) -> Mode
     listed = {graph: Engine(engine_file(bundle, graph).name, 0, "", "", []) for graph in GRAPHS}
     listing = EngineSet("stand-in", "", "", SHAPES.context, SHAPES.batch, SHAPES.chunk, listed)
     sessions = open_sessions(trt, bundle, listing, trt.device, settings)
-    return Model(bundle, sessions, load(bundle.path).prompts, SHAPES.chunk)
+    return Model(bundle, sessions, load(bundle.path).prompts)
 
 
 def answer(model: Model, *images: str) -> tuple[int, ...]:
@@ -472,6 +472,6 @@ def test_a_gpu_answers_as_onnx_runtime_does(name: str, cuda_graphs: bool, reques
     listed = open_engines(built, "rtx", version_of(RTX))
     theirs = load(bundle.path)
     sessions = open_sessions(RTX, built, listed, device, TrtSettings(cuda_graphs))
-    ours = Model(built, sessions, theirs.prompts, SHAPES.chunk)
+    ours = Model(built, sessions, theirs.prompts)
     for images in ((IMAGE,), ()):
         assert answer(ours, *images) == answer(theirs, *images)

@@ -13,7 +13,7 @@ from pixtral_runtime.bundle import Bundle
 from pixtral_runtime.cuda import CudaDevice
 from pixtral_runtime.engines import open_engines
 from pixtral_runtime.errors import InputError, PixtralError
-from pixtral_runtime.generate import PREFILL_CHUNK, Sessions
+from pixtral_runtime.generate import Sessions
 from pixtral_runtime.ort_session import OrtSession, OrtSettings
 from pixtral_runtime.spec import GRAPHS
 from pixtral_runtime.trt_package import Flavor, load, version_of
@@ -25,10 +25,9 @@ FLAVORS: tuple[Flavor, ...] = ("rtx", "trt")
 
 @dataclass(frozen=True)
 class Opened:
-    """Sessions, how many tokens of a prompt they take at a time, and what they are and why."""
+    """Sessions, what they are, and why these."""
 
     sessions: Sessions
-    chunk: int
     backend: str
     reason: str
 
@@ -36,8 +35,10 @@ class Opened:
 def open_backend(
     bundle: Bundle, backend: str = "auto", *, threads: int = 0, gpu: Callable[[], CudaDevice] = CudaDevice
 ) -> Opened:
-    """Open a bundle's sessions. Raises InputError for a backend or engines that are not there, MachineError for a
-    machine that cannot run them."""
+    """Open a bundle's sessions.
+
+    Raises InputError for a backend or engines that are not there, MachineError for a machine that cannot run them.
+    """
     if backend not in BACKENDS:
         raise InputError(f"no backend '{backend}'", f"--backend {'|'.join(BACKENDS)}")
     for flavor in FLAVORS:
@@ -56,7 +57,7 @@ def open_backend(
         reason = "; ".join(reasons) or "the bundle lists no engines"
     settings = OrtSettings(threads=threads)
     sessions = Sessions(*(OrtSession(bundle, graph, settings) for graph in GRAPHS))
-    return Opened(sessions, PREFILL_CHUNK, "ort-cpu", reason)
+    return Opened(sessions, "ort-cpu", reason)
 
 
 def _open_engines(bundle: Bundle, flavor: Flavor, gpu: Callable[[], CudaDevice]) -> Opened:
@@ -65,4 +66,4 @@ def _open_engines(bundle: Bundle, flavor: Flavor, gpu: Callable[[], CudaDevice])
     target = "trt" if flavor == "trt" else f"rtx:sm{device.capability}"
     engines = open_engines(bundle, target, version_of(trt))
     sessions = open_sessions(trt, bundle, engines, device, TrtSettings(cuda_graphs=True))
-    return Opened(sessions, engines.chunk, flavor, f"engines for {target} by {engines.tensorrt}")
+    return Opened(sessions, flavor, f"engines for {target} by {engines.tensorrt}")

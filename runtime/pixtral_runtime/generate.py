@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
@@ -32,16 +32,19 @@ class StageTimes:
 
 @dataclass(frozen=True)
 class Sessions:
+    """A bundle's graphs, ready to run. `chunk` is how many tokens of a prompt they take at a time."""
+
     vision: Session
     embed: Session
     decoder: Session
+    chunk: int = field(default=PREFILL_CHUNK, kw_only=True)
 
 
 class Generator:
     """Generates token ids for prompts. Keeps one cache and reuses it from request to request."""
 
-    def __init__(self, bundle: Bundle, sessions: Sessions, chunk: int = PREFILL_CHUNK) -> None:
-        self._bundle, self._chunk = bundle, chunk
+    def __init__(self, bundle: Bundle, sessions: Sessions) -> None:
+        self._bundle = bundle
         self.sessions = sessions
         self._no_features = np.zeros((1, bundle.model.decoder.dim), bundle.dtype)
         self._text = np.array([[-1]], np.int64)
@@ -81,8 +84,8 @@ class Generator:
         length = len(prompt.token_ids)
         cache.reserve(length + 1)
         rows: list[Array] = []
-        for start in range(0, length, self._chunk):
-            positions = np.arange(start, min(start + self._chunk, length))
+        for start in range(0, length, self.sessions.chunk):
+            positions = np.arange(start, min(start + self.sessions.chunk, length))
             index = prompt.feature_index[positions]
             wanted = np.arange(len(positions)) if all_logits else np.array([len(positions) - 1])
             # Only the features of this chunk travel; a text-only chunk sends one row, unused.

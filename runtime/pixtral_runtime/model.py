@@ -16,7 +16,7 @@ from PIL import Image
 from pixtral_runtime.backend import open_backend
 from pixtral_runtime.bundle import Bundle, open_bundle
 from pixtral_runtime.errors import ImageError, InputError
-from pixtral_runtime.generate import PREFILL_CHUNK, Generator, Sessions, StageTimes
+from pixtral_runtime.generate import Generator, Sessions, StageTimes
 from pixtral_runtime.image import decode_image
 from pixtral_runtime.preprocess import Preprocess
 from pixtral_runtime.prompt import Message, Prompt, PromptBuilder, TextStream, user_message
@@ -40,12 +40,10 @@ class Answer:
 class Model:
     """A loaded bundle."""
 
-    def __init__(
-        self, bundle: Bundle, sessions: Sessions, prompts: PromptBuilder, chunk: int = PREFILL_CHUNK, backend: str = ""
-    ) -> None:
+    def __init__(self, bundle: Bundle, sessions: Sessions, prompts: PromptBuilder, backend: str = "") -> None:
         self.bundle = bundle
         self.prompts = prompts
-        self.generator = Generator(bundle, sessions, chunk)
+        self.generator = Generator(bundle, sessions)
         self.backend = backend  # what runs it and why
 
     def generate(
@@ -142,4 +140,4 @@ def load(path: str | Path, *, threads: int = 0, preprocess: Preprocess | None = 
 def load_bundle(bundle: Bundle, prompts: PromptBuilder, *, threads: int = 0, backend: str = "auto") -> Model:
     """Open a bundle's sessions on a backend of `backend.BACKENDS`."""
     opened = open_backend(bundle, backend, threads=threads)
-    return Model(bundle, opened.sessions, prompts, opened.chunk, f"{opened.backend}: {opened.reason}")
+    return Model(bundle, opened.sessions, prompts, f"{opened.backend}: {opened.reason}")

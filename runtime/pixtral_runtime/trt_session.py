@@ -30,7 +30,7 @@ from pixtral_runtime.engines import EngineSet
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.generate import Sessions
 from pixtral_runtime.session import Array, Buffer, KVCache
-from pixtral_runtime.spec import TensorSpec
+from pixtral_runtime.spec import GRAPHS, TensorSpec
 from pixtral_runtime.trt_package import log_of
 
 Shape = tuple[int, ...]
@@ -389,8 +389,9 @@ def open_sessions(
     return Sessions(
         *(
             TrtSession(trt, bundle.path / engines.graphs[graph].file, bundle, graph, device, settings)
-            for graph in ("vision", "embed", "decoder")
-        )
+            for graph in GRAPHS
+        ),
+        chunk=engines.chunk,
     )
 
 
