@@ -42,7 +42,12 @@ def plan(
     else:
         footprint, summary = _of_checkpoint(source, precision, dtype, kv_cache, context)
     tokens = context or footprint.limits.max_context
-    summary |= {"kv_cache_bytes_per_token": footprint.cache_bytes_per_token, "context": tokens, "batch": batch}
+    summary |= {
+        "engine_bytes": footprint.weights[footprint.precision],
+        "kv_cache_bytes_per_token": footprint.cache_bytes_per_token,
+        "context": tokens,
+        "batch": batch,
+    }
     rows = [_row(footprint, chosen, tokens, batch) for chosen in _devices(device)]
     if as_json:
         output.print_json(summary | {"devices": rows})

@@ -13,12 +13,16 @@ from pixtral_engines.targets import TARGETS
 from pixtral_export import calibrate
 from pixtral_export.checkpoint import open_checkpoint
 from pixtral_export.export import ExportSettings, export, plan_export
+from pixtral_runtime.bundle import WEIGHTS
 from pixtral_runtime.engines import EngineSet
 
 SETTINGS = {
     "float16": (ExportSettings(max_context=1024), ("rtx:sm86", "rtx:sm89", "rtx:sm120")),
-    "int8": (ExportSettings(precision="int8", calibration_samples=1), ("rtx:sm86", "rtx:sm89", "rtx:sm120")),
-    "int4": (ExportSettings(precision="int4", method="rtn"), ("rtx:sm86", "rtx:sm89", "rtx:sm120")),
+    "int8": (
+        ExportSettings(precision="int8", calibration_samples=1),
+        ("rtx:sm80", "rtx:sm86", "rtx:sm89", "rtx:sm120"),
+    ),
+    "int4": (ExportSettings(precision="int4", method="rtn"), ("rtx:sm80", "rtx:sm86", "rtx:sm89", "rtx:sm120")),
     "fp8": (ExportSettings(precision="fp8", calibration_samples=1), ("rtx:sm89", "rtx:sm120")),
     "nvfp4": (ExportSettings(precision="nvfp4", method="rtn"), ("rtx:sm120",)),
 }
@@ -46,6 +50,7 @@ def test_every_recipe_builds_at_full_width_and_at_the_predicted_size(
     for target in targets:
         plan = plan_build(bundle, TARGETS[target], Shapes(context=1024, batch=2))
         bundle = build(bundle, plan, BuildSettings(), lambda *_: None)
+        assert sum(plan.engine_bytes.values()) == pytest.approx(bundle.files[WEIGHTS].bytes, rel=0.01)  # as plan says
         engines = EngineSet.from_dict(bundle.engines[target])
         for graph, predicted in plan.engine_bytes.items():
             seen = engines.graphs[graph].bytes

@@ -20,7 +20,6 @@ from pixtral_runtime.footprint import DEVICES, Footprint
 from pixtral_runtime.ort_session import OrtCache
 
 DEMO = Path(__file__).parent / "data" / "tiny-pixtral"
-GB = 1_000_000_000
 BYTES = {"float16": 25_372_000_000, "int8": 12_700_000_000, "fp8": 12_700_000_000, "int4": 7_430_000_000}
 
 
@@ -54,6 +53,7 @@ def test_the_predicted_bundle_is_the_one_that_export_writes(options: Sequence[st
     weights = predicted["devices"][0]["weight_bytes"]
     assert weights == pytest.approx((tmp_path / "b" / "weights.bin").stat().st_size, rel=0.001)
     assert predicted["bundle_bytes"] == pytest.approx(written, rel=0.03)
+    assert predicted["engine_bytes"] == weights  # engines of it: tests/test_compile.py
     assert plan(tmp_path / "b")["devices"][0]["weight_bytes"] == weights
     assert plan(tmp_path / "b")["kv_cache_bytes_per_token"] == predicted["kv_cache_bytes_per_token"]
 

@@ -17,9 +17,7 @@ MIB = 1 << 20
 UNIFIED_RESERVE = 3_000_000_000  # Linux, CUDA context and TensorRT on a board whose CPU and GPU share memory
 DISCRETE_RESERVE = 1_000_000_000  # CUDA context and TensorRT
 CPU_RESERVE = 500_000_000  # Python with ONNX Runtime and the tokenizer; 0.4 GB seen
-CPU_WEIGHT_FACTOR = (
-    1.4  # ONNX Runtime packs matrices for its kernels while the file is mapped; 1.36 seen for the 12B in int4
-)
+CPU_WEIGHT_FACTOR = 1.4  # ONNX Runtime packs matrices while the file is mapped; 1.36 seen for the 12B in int4
 USABLE_CONTEXT = 1024  # tokens; a shorter one is no advice
 
 
