@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pixtral_export.checkpoint import open_checkpoint
 from pixtral_export.export import ExportSettings, export, plan_export
+from pixtral_runtime.bundle import Bundle
 
 CONTEXT = 1024
+DEMO = Path(__file__).parent / "data" / "tiny-pixtral"
+
+
+def exported(checkpoint: Path, target: Path, settings: ExportSettings | None = None, *, force: bool = False) -> Bundle:
+    """Export with a short context unless `settings` have one, and with two samples where it is calibrated."""
+    settings = settings or ExportSettings()
+    settings = replace(settings, max_context=settings.max_context or CONTEXT, calibration_samples=2)
+    opened = open_checkpoint(checkpoint)
+    return export(opened, plan_export(opened, settings), target, force=force, progress=lambda *_: None)
 
 
 def export_tiny(checkpoint: Path, target: Path, *, dtype: str = "float16", force: bool = False) -> Path:
-    """Export with a short context. Returns the bundle's folder."""
-    opened = open_checkpoint(checkpoint)
-    plan = plan_export(opened, ExportSettings(dtype=dtype, max_context=CONTEXT))
-    return export(opened, plan, target, force=force, progress=lambda *_: None).path
+    """The folder of an unquantized bundle."""
+    return exported(checkpoint, target, ExportSettings(dtype=dtype), force=force).path

@@ -6,7 +6,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import onnxruntime as ort
 from onnx import helper, numpy_helper
@@ -51,9 +50,3 @@ def run_in_onnx_runtime(model: bytes | Path, feeds: Mapping[str, Array]) -> dict
     names = [output.name for output in session.get_outputs()]
     outputs: list[Any] = session.run(None, dict(feeds))
     return dict(zip(names, outputs, strict=True))
-
-
-def relative_error(seen: Array, expected: Array) -> float:
-    """max |a - b| / max |expected|."""
-    a, b = seen.astype(np.float64), expected.astype(np.float64)
-    return float(np.abs(a - b).max() / np.abs(b).max())

@@ -9,10 +9,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from bundles import DEMO, exported
 from pixtral_cli.main import app
 from pixtral_engines.profiles import Shapes, profiles
-from pixtral_export.checkpoint import open_checkpoint
-from pixtral_export.export import ExportSettings, export, plan_export
 from pixtral_runtime import Model, backend, load
 from pixtral_runtime.backend import open_backend
 from pixtral_runtime.bundle import Bundle
@@ -21,7 +20,6 @@ from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.spec import GRAPHS
 from trt_standin import HostDevice, StandIn, write_engine
 
-CHECKPOINT = Path(__file__).parent / "data" / "tiny-pixtral"
 IMAGE = Path(__file__).parent / "data" / "images" / "gray_circle_99x70.png"
 SHAPES = Shapes(context=256, batch=1, chunk=16)
 VERSION = "tensorrt_standin 1.0"
@@ -43,11 +41,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Gpu:
 
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    opened = open_checkpoint(CHECKPOINT)
-    target = tmp_path_factory.mktemp("b") / "b"
-    made = export(
-        opened, plan_export(opened, ExportSettings(max_context=512)), target, force=False, progress=lambda *_: None
-    )
+    made = exported(DEMO, tmp_path_factory.mktemp("b") / "b")
     listed = {}
     for graph in GRAPHS:
         file = write_engine(made.path / f"{graph}.engine", made, graph, SHAPES.context, profiles(made, graph, SHAPES))

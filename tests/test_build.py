@@ -15,13 +15,13 @@ import pytest
 from onnx import helper
 from typer.testing import CliRunner, Result
 
+from bundles import DEMO, exported
 from pixtral_cli.main import app
 from pixtral_engines import build as building
 from pixtral_engines.build import BuildSettings, build, plan_build
 from pixtral_engines.profiles import Shapes, profiles
 from pixtral_engines.targets import TARGETS, parse_targets
-from pixtral_export.checkpoint import open_checkpoint
-from pixtral_export.export import ExportSettings, export, plan_export
+from pixtral_export.export import ExportSettings
 from pixtral_runtime.bundle import Bundle, open_bundle
 from pixtral_runtime.engines import open_engines
 from pixtral_runtime.errors import InputError, MachineError
@@ -29,7 +29,6 @@ from pixtral_runtime.files import sha256_of_file
 from pixtral_runtime.spec import GRAPHS
 from pixtral_runtime.trt_package import load, version_of
 
-DEMO = Path(__file__).parent / "data" / "tiny-pixtral"
 VERSION = version_of(load("rtx"))
 SETTINGS = {
     "float16": ExportSettings(),
@@ -46,12 +45,7 @@ BUILT = {
     "float16": ("rtx:sm75", "rtx:sm80", "rtx:sm86", "rtx:sm89", "rtx:sm120", "rtx:sm121"),
 }
 SHAPES = Shapes(context=256, batch=2, chunk=64)
-
-
-def exported(name: str, target: Path) -> Bundle:
-    checkpoint = open_checkpoint(DEMO)
-    settings = replace(SETTINGS[name], max_context=512, calibration_samples=2)
-    return export(checkpoint, plan_export(checkpoint, settings), target, force=False, progress=lambda *_: None)
+SHORT = ExportSettings(max_context=512)
 
 
 def built(bundle: Bundle, target: str, progress: Callable[[str, int, int], None] = lambda *_: None) -> Bundle:
@@ -60,7 +54,7 @@ def built(bundle: Bundle, target: str, progress: Callable[[str, int, int], None]
 
 @pytest.fixture(scope="module")
 def plain(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return exported("float16", tmp_path_factory.mktemp("plain") / "b")
+    return exported(DEMO, tmp_path_factory.mktemp("plain") / "b", SHORT)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +72,7 @@ def copy(ready: Bundle, tmp_path: Path) -> Bundle:
 
 @pytest.mark.parametrize("name", list(SETTINGS))
 def test_every_precision_builds_for_the_gpus_that_have_its_types(name: str, tmp_path: Path) -> None:
-    bundle = exported(name, tmp_path / "b")
+    bundle = exported(DEMO, tmp_path / "b", SETTINGS[name])
     for target in BUILT.get(name, ("rtx:sm86", "rtx:sm89", "rtx:sm120")):
         bundle = built(bundle, target)
     again = open_bundle(bundle.path)
@@ -113,7 +107,7 @@ def test_a_gpu_without_the_type_is_refused_before_any_work(plain: Bundle) -> Non
 
 def test_tensorrt_itself_refuses_the_same(plain: Bundle, tmp_path: Path) -> None:
     """Otherwise the table of types would be what stands between users and a working engine."""
-    bundle = exported("fp8", tmp_path / "b")
+    bundle = exported(DEMO, tmp_path / "b", SETTINGS["fp8"])
     plan = replace(plan_build(bundle, TARGETS["rtx:sm89"], SHAPES), target=TARGETS["rtx:sm86"])
     with pytest.raises(InputError, match=r"cannot build vision for rtx:sm86: .*fp8"):
         build(bundle, plan, BuildSettings(), lambda *_: None)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,21 +9,21 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from networks import RTX, interpret, make_model, relative_error, run_in_onnx_runtime
+from bundles import DEMO, exported
+from networks import RTX, interpret, make_model, run_in_onnx_runtime
 from pixtral_engines.build import BuildSettings, build, plan_build
+from pixtral_engines.check import relative_error
 from pixtral_engines.compat import COMPAT, lower_for_trt10_3
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import lower, parse_graph
 from pixtral_engines.profiles import Shapes
 from pixtral_engines.targets import TARGETS
-from pixtral_export.checkpoint import open_checkpoint
-from pixtral_export.export import ExportSettings, export, plan_export
+from pixtral_export.export import ExportSettings
 from pixtral_runtime.bundle import Bundle
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.session import Array
 from pixtral_runtime.spec import GRAPHS
 
-DEMO = Path(__file__).parent / "data" / "tiny-pixtral"
 ROWS = 24
 SETTINGS = {
     "float32": ExportSettings(dtype="float32"),
@@ -58,15 +57,9 @@ OPERATORS = {
 }  # fmt: skip
 
 
-def exported(settings: ExportSettings, target: Path) -> Bundle:
-    checkpoint = open_checkpoint(DEMO)
-    settings = replace(settings, max_context=512, calibration_samples=2)
-    return export(checkpoint, plan_export(checkpoint, settings), target, force=False, progress=lambda *_: None)
-
-
 @pytest.fixture(scope="module", params=list(SETTINGS))
 def named(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Bundle]:
-    return request.param, exported(SETTINGS[request.param], tmp_path_factory.mktemp("bundle") / "b")
+    return request.param, exported(DEMO, tmp_path_factory.mktemp("bundle") / "b", SETTINGS[request.param])
 
 
 def calls(bundle: Bundle) -> dict[str, list[dict[str, Array]]]:
@@ -165,7 +158,7 @@ def test_rows_that_no_position_reaches_are_not_looked_at(named: tuple[str, Bundl
 @pytest.mark.parametrize("name", list(HALF))
 def test_tensorrt_understands_them_alike_and_builds_them(name: str, tmp_path: Path) -> None:
     settings, tolerance = HALF[name]
-    bundle = exported(settings, tmp_path / "b")
+    bundle = exported(DEMO, tmp_path / "b", settings)
     for graph, feeds in calls(bundle).items():
         parsed = parse_graph(bundle, graph, RTX, ROWS, compat=True)
         for call in feeds:
@@ -233,7 +226,7 @@ def test_what_a_replacement_would_lose_is_refused(node: onnx.NodeProto, feeds: d
 
 
 def test_float4_is_refused(tmp_path: Path) -> None:
-    bundle = exported(ExportSettings(precision="nvfp4", method="rtn"), tmp_path / "b")
+    bundle = exported(DEMO, tmp_path / "b", ExportSettings(precision="nvfp4", method="rtn"))
     with pytest.raises(InputError, match="no float4") as caught:
         lower(bundle.graph_path("decoder"), ROWS, compat=True)
     assert "--precision int4" in caught.value.hint

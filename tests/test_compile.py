@@ -6,24 +6,24 @@ from pathlib import Path
 
 import pytest
 
+from bundles import exported
 from make_synthetic_checkpoint import pixtral_12b, write_checkpoint
 from pixtral_engines.build import BuildSettings, build, plan_build
 from pixtral_engines.profiles import Shapes
 from pixtral_engines.targets import TARGETS
 from pixtral_export import calibrate
-from pixtral_export.checkpoint import open_checkpoint
-from pixtral_export.export import ExportSettings, export, plan_export
+from pixtral_export.export import ExportSettings
 from pixtral_runtime.bundle import WEIGHTS
 from pixtral_runtime.engines import EngineSet
 
 SETTINGS = {
     "float16": (ExportSettings(max_context=1024), ("rtx:sm86", "rtx:sm89", "rtx:sm120")),
     "int8": (
-        ExportSettings(precision="int8", calibration_samples=1),
+        ExportSettings(precision="int8"),
         ("rtx:sm80", "rtx:sm86", "rtx:sm89", "rtx:sm120"),
     ),
     "int4": (ExportSettings(precision="int4", method="rtn"), ("rtx:sm80", "rtx:sm86", "rtx:sm89", "rtx:sm120")),
-    "fp8": (ExportSettings(precision="fp8", calibration_samples=1), ("rtx:sm89", "rtx:sm120")),
+    "fp8": (ExportSettings(precision="fp8"), ("rtx:sm89", "rtx:sm120")),
     "nvfp4": (ExportSettings(precision="nvfp4", method="rtn"), ("rtx:sm120",)),
 }
 KERNELS_BYTES = 15_000_000  # code beside the weights; 0.5 to 9 MB seen
@@ -45,8 +45,7 @@ def test_every_recipe_builds_at_full_width_and_at_the_predicted_size(
 ) -> None:
     monkeypatch.setattr(calibrate, "SAMPLE_ROWS", 16)  # how good the scales are is not what is asked here
     settings, targets = SETTINGS[name]
-    opened = open_checkpoint(checkpoint)
-    bundle = export(opened, plan_export(opened, settings), tmp_path / "b", force=False, progress=lambda *_: None)
+    bundle = exported(checkpoint, tmp_path / "b", settings)
     for target in targets:
         plan = plan_build(bundle, TARGETS[target], Shapes(context=1024, batch=2))
         bundle = build(bundle, plan, BuildSettings(), lambda *_: None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +15,11 @@ from onnx import helper
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
+from bundles import exported
 from pixtral_cli.main import app
-from pixtral_engines import interpreter
+from pixtral_engines import layers
 from pixtral_engines.check import Agreement, NetworkCheck
-from pixtral_export.checkpoint import open_checkpoint
-from pixtral_export.export import ExportSettings, export, plan_export
+from pixtral_export.export import ExportSettings
 from pixtral_runtime.bundle import Bundle, open_bundle
 from pixtral_runtime.model import default_preprocess
 from pixtral_runtime.prompt import PromptBuilder
@@ -37,12 +36,6 @@ SETTINGS = {
     "fp8": ExportSettings(precision="fp8"),
     "int8 cache": ExportSettings(kv_cache="int8"),
 }
-
-
-def exported(checkpoint: Path, target: Path, settings: ExportSettings) -> Bundle:
-    opened = open_checkpoint(checkpoint)
-    settings = replace(settings, max_context=512, calibration_samples=2)
-    return export(opened, plan_export(opened, settings), target, force=False, progress=lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -74,12 +67,12 @@ def test_networks_of_every_recipe_agree_over_the_whole_sweep(name: str, checkpoi
 
 def test_the_first_layer_that_is_understood_otherwise_is_named(plain: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """As if TensorRT had lost the mask."""
-    kind, attention = interpreter.LAYERS["ATTENTION_INPUT"]
+    kind, attention = layers.LAYERS["ATTENTION_INPUT"]
 
     def blind(layer: Any, inputs: Sequence[Array], output: Any) -> Array:
         return attention(layer, [x if x.dtype != np.bool_ else np.ones_like(x) for x in inputs], output)
 
-    monkeypatch.setitem(interpreter.LAYERS, "ATTENTION_INPUT", (kind, blind))
+    monkeypatch.setitem(layers.LAYERS, "ATTENTION_INPUT", (kind, blind))
     _, seen = checked(plain)
     failed = [agreement for agreement in seen if not agreement.passed]
     model = onnx.load(plain.graph_path("decoder"), load_external_data=False)

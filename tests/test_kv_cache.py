@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -13,11 +14,12 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
+from bundles import exported
 from pixtral_engines.lowering import scatter_into_cache
 from pixtral_export import ops
 from pixtral_export.check import load_reference, reference_logits
 from pixtral_export.checkpoint import open_checkpoint
-from pixtral_export.export import ExportSettings, export, plan_export
+from pixtral_export.export import ExportSettings
 from pixtral_export.quantize import FORMATS, fake_quantize
 from pixtral_runtime import load
 from pixtral_runtime.bundle import Bundle, open_bundle
@@ -37,11 +39,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), tiny_config(), dtype=torch.float32)
 
 
-def quantized(checkpoint: Path, target: Path, **changes: object) -> Bundle:
-    settings = ExportSettings(dtype="float32", max_context=1024, calibration_samples=4, kv_cache="int8")
-    opened = open_checkpoint(checkpoint)
-    plan = plan_export(opened, replace(settings, **changes))  # type: ignore[arg-type]
-    return export(opened, plan, target, force=True, progress=lambda *_: None)
+def quantized(checkpoint: Path, target: Path, **changes: Any) -> Bundle:
+    settings = ExportSettings(dtype="float32", kv_cache="int8")
+    return exported(checkpoint, target, replace(settings, **changes))
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,8 @@ import pytest
 from onnx import helper
 from onnx.external_data_helper import convert_model_to_external_data
 
-from networks import RTX, interpret, make_model, parse, relative_error, run_in_onnx_runtime
+from networks import RTX, interpret, make_model, parse, run_in_onnx_runtime
+from pixtral_engines.check import relative_error
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import _Layer, _widened_layers, refuse_dropped_inputs
 from pixtral_runtime.errors import InputError, MachineError

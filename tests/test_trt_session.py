@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import gc
-import importlib
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 
-from networks import RTX, relative_error
+from bundles import DEMO, exported
+from networks import RTX
 from pixtral_engines.build import BuildSettings, build, plan_build
+from pixtral_engines.check import relative_error
 from pixtral_engines.profiles import Shapes, profiles
 from pixtral_engines.targets import Target
-from pixtral_export.checkpoint import open_checkpoint
-from pixtral_export.export import ExportSettings, export, plan_export
+from pixtral_export.export import ExportSettings
 from pixtral_runtime import Model, load
 from pixtral_runtime.bundle import Bundle
 from pixtral_runtime.cuda import CudaDevice, Memory
@@ -31,7 +29,6 @@ from pixtral_runtime.trt_package import version_of
 from pixtral_runtime.trt_session import GraphUse, TrtBuffer, TrtSession, TrtSettings, open_sessions
 from trt_standin import HostDevice, StandIn, StandInError, write_engine
 
-CHECKPOINT = Path(__file__).parent / "data" / "tiny-pixtral"
 IMAGES = Path(__file__).parent / "data" / "images"
 QUESTION = "Describe this image in one short sentence."
 IMAGE = "gray_circle_99x70.png"
@@ -41,21 +38,15 @@ TOKENS = 12
 PLAIN = TrtSettings()
 
 
-def exported(target: Path, settings: ExportSettings) -> Bundle:
-    checkpoint = open_checkpoint(CHECKPOINT)
-    plan = plan_export(checkpoint, replace(settings, max_context=1024, calibration_samples=2))
-    return export(checkpoint, plan, target, force=False, progress=lambda *_: None)
-
-
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return exported(tmp_path_factory.mktemp("float16") / "b", ExportSettings())
+    return exported(DEMO, tmp_path_factory.mktemp("float16") / "b", ExportSettings())
 
 
 @pytest.fixture(scope="module")
 def coded(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """With an int8 KV cache."""
-    return exported(tmp_path_factory.mktemp("int8") / "b", ExportSettings(kv_cache="int8"))
+    return exported(DEMO, tmp_path_factory.mktemp("int8") / "b", ExportSettings(kv_cache="int8"))
 
 
 def engine_file(bundle: Bundle, graph: str) -> Path:
@@ -413,49 +404,6 @@ def test_the_stand_in_refuses_misuse(bundle: Bundle) -> None:
 
 
 # A real device
-
-
-def test_without_cuda_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(name: str) -> ModuleType:
-        raise ImportError(name)
-
-    monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(MachineError, match="needs the package 'cuda-bindings'") as raised:
-        CudaDevice()
-    assert raised.value.hint == "pip install 'pixtral[rtx]'"
-
-
-class FakeCuda:
-    """cuda-bindings that fail with one status: a tuple of it from every call."""
-
-    cudaStreamNonBlocking = 1
-    cudaError_t = SimpleNamespace(cudaSuccess=0, cudaErrorMemoryAllocation=2)
-
-    def __init__(self, failing: str, status: int) -> None:
-        self._failing, self._status = failing, status
-
-    def cudaGetErrorString(self, status: int) -> tuple[int, bytes]:
-        return 0, b"text of %d" % status
-
-    def __getattr__(self, name: str) -> Callable[..., tuple[int, int]]:
-        return lambda *arguments: (self._status if name == self._failing else 0, 512)
-
-
-@pytest.mark.parametrize(
-    ("failing", "status", "message", "hint"),
-    [
-        ("cudaSetDevice", 35, "CUDA: cudaSetDevice: text of 35", "nvidia-smi"),
-        ("cudaMalloc", 2, "too little memory: cudaMalloc of 4096 bytes", "smaller --context"),
-        ("cudaMalloc", 999, "CUDA: cudaMalloc: text of 999", "nvidia-smi"),
-    ],
-)
-def test_what_cuda_says_is_passed_on(
-    monkeypatch: pytest.MonkeyPatch, failing: str, status: int, message: str, hint: str
-) -> None:
-    monkeypatch.setattr(importlib, "import_module", lambda name: FakeCuda(failing, status))
-    with pytest.raises(MachineError, match=message) as raised:
-        Memory(CudaDevice(), 4096)
-    assert hint in raised.value.hint
 
 
 @pytest.mark.gpu
