@@ -5,7 +5,7 @@
 
 Exports the demo checkpoint to a float32 bundle and to each recipe below, calibrated with the packaged samples or with
 pictures of easy-VQA's training split, into the folder. Accuracy counts answers that are the reference's text exactly.
-Divergence is that of `pixtral compare` over captions of test pictures, teacher forced: mean KL in thousandths of a nat
+Divergence is that of `pixtral compare` over captions of test pictures, teacher forced: mean KL in millionths of a nat
 and the share of positions where both bundles prefer the same token. Prints a table; the last line is JSON.
 """
 
@@ -97,14 +97,14 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
-    lines = ["| bundle | accuracy | 95 % interval | drop | KL, packaged samples | own samples | same choice |"]
+    lines = ["| bundle | accuracy | 95 % interval | drop | KL, packaged samples | KL, own samples | same choice |"]
     lines.append("| --- " * 7 + "|")
     for row in rows:
         cells = ["", "", ""]
         if "accuracy" in row:
             low, high = (f"{100 * bound:.2f}" for bound in row["interval_95"])
             cells = [f"{100 * row['accuracy']:.2f} %", f"{low} to {high} %", f"{row['drop_points']:.2f}"]
-        kl = [f"{1000 * row[key]:.3f}" if key in row else "" for key in ("kl_packaged", "kl_own")]
+        kl = [f"{1e6 * row[key]:.3g}" if key in row else "" for key in ("kl_packaged", "kl_own")]
         agreement = f"{100 * row.get('top1_own', row['top1_packaged']):.1f} %"
         lines.append("| " + " | ".join([row["recipe"], *cells, *kl, agreement]) + " |")
     return "\n".join(lines)
