@@ -16,7 +16,7 @@ from make_synthetic_checkpoint import pixtral_12b
 from pixtral_cli.main import app
 from pixtral_runtime import load
 from pixtral_runtime.bundle import Limits
-from pixtral_runtime.footprint import DEVICES, Footprint
+from pixtral_runtime.footprint import DEVICES, Device, Footprint
 from pixtral_runtime.ort_session import OrtCache
 
 DEMO = Path(__file__).parent / "data" / "tiny-pixtral"
@@ -96,6 +96,13 @@ def test_advice_names_the_knob_and_the_knob_helps(
     assert turned.supported(chosen) and turned.fits(
         chosen, min(context, 1024) if "--precision" in words else context, batch
     )
+
+
+def test_float32_is_for_cpus_only() -> None:
+    wide = replace(footprint("int4"), dtype="float32")
+    assert not wide.supported(DEVICES["h100"])
+    assert wide.advice(DEVICES["h100"], 4096, 1) == "--dtype float16"
+    assert wide.supported(Device("cpu", 64_000_000_000, 0, 0))
 
 
 def test_a_smaller_cache_makes_room() -> None:

@@ -50,6 +50,7 @@ DEVICES = {
 LEAST_CAPABILITY = {"fp8": 89, "nvfp4": 100}
 """The first GPUs that compute in a recipe's types; every GPU here has the others."""
 NOT_ON_CPU = ("bfloat16", "nvfp4")
+NOT_ON_GPU = "float32"  # TensorRT's attention takes none
 
 
 @dataclass(frozen=True)
@@ -113,10 +114,12 @@ class Footprint:
         names = {precision or self.precision, self.dtype}
         if device.capability == 0:
             return names.isdisjoint(NOT_ON_CPU)
-        return all(device.capability >= LEAST_CAPABILITY.get(name, 0) for name in names)
+        return self.dtype != NOT_ON_GPU and all(device.capability >= LEAST_CAPABILITY.get(name, 0) for name in names)
 
     def advice(self, device: Device, context: int, batch: int) -> str:
         """What to change where it does not fit; empty where it does."""
+        if device.capability and self.dtype == NOT_ON_GPU:
+            return "--dtype float16"
         if self.supported(device):
             if self.fits(device, context, batch):
                 return ""
