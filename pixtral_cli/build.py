@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -26,6 +27,13 @@ def build(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Requests decoded, and small images encoded, at a time.")] = 1,
     chunk: Annotated[int, typer.Option(min=1, help="Prompt tokens of a prefill step.")] = 256,
+    profile: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="GRAPH:LETTER=SIZES,…",
+            help="Sizes of vision, embed or decoder to tune for, as in 'vision:H=16..512..1024,W=512'; repeatable.",
+        ),
+    ] = None,
     opt_level: Annotated[
         int | None, typer.Option(min=0, max=5, help="How long TensorRT looks for fast kernels. Default: its own.")
     ] = None,
@@ -50,6 +58,7 @@ def build(
         context=context,
         batch=batch,
         chunk=chunk,
+        profiles=profile or (),
         opt_level=opt_level,
         timing_cache=timing_cache,
         compat=compat,
@@ -71,6 +80,7 @@ def build_targets(
     context: int | None = None,
     batch: int = 1,
     chunk: int = 256,
+    profiles: Sequence[str] = (),
     opt_level: int | None = None,
     timing_cache: Path | None = None,
     compat: str | None = None,
@@ -88,7 +98,7 @@ def build_targets(
     if compat not in (None, COMPAT):
         raise InputError(f"no form of the graphs for '{compat}'", f"--compat {COMPAT}")
     shapes = Shapes.of(bundle, context, batch, chunk)
-    plans = [plan_build(bundle, chosen, shapes) for chosen in parse_targets(target)]
+    plans = [plan_build(bundle, chosen, shapes, profiles) for chosen in parse_targets(target)]
     summary: dict[str, Any] = {
         "bundle": str(bundle.path),
         "precision": bundle.precision,
@@ -116,9 +126,11 @@ def build_targets(
 
 
 def _text(profiles: list[dict[str, tuple[int, int, int]]]) -> str:
-    """`B 1, T 1..256 | B 1..4, T 1`."""
+    """`B=1,T=1..256 | B=1..4,T=1`, as `--profile` takes them."""
 
     def span(sizes: tuple[int, int, int]) -> str:
-        return str(sizes[0]) if sizes[0] == sizes[2] else f"{sizes[0]}..{sizes[2]}"
+        smallest, usual, largest = sizes
+        different = [smallest, *([usual] if usual != largest else []), largest]
+        return str(largest) if smallest == largest else "..".join(map(str, different))
 
-    return " | ".join(", ".join(f"{letter} {span(sizes)}" for letter, sizes in one.items()) for one in profiles)
+    return " | ".join(",".join(f"{letter}={span(sizes)}" for letter, sizes in one.items()) for one in profiles)

@@ -75,15 +75,17 @@ def test_auto_takes_the_cpu_where_engines_do_not_fit_and_says_why(bundle: Bundle
 
 def test_engines_asked_for_by_name_are_never_replaced_by_the_cpu(bundle: Bundle, device: Gpu) -> None:
     device.capability = 120
-    with pytest.raises(InputError, match="no engines for rtx:sm120") as caught:
+    with pytest.raises(MachineError, match="no engines for rtx:sm120") as other_gpu:
         opened(bundle, device, "rtx")
-    assert caught.value.hint.endswith("--target rtx:sm120")
-    with pytest.raises(InputError, match="no engines for trt"):
+    assert other_gpu.value.hint.endswith("--target rtx:sm120")
+    with pytest.raises(MachineError, match="no engines for trt"):
         opened(bundle, device, "trt")
+    with pytest.raises(InputError, match="there are: none"):
+        opened(replace(bundle, engines={}), device, "rtx")
     assert opened(bundle, device, "ort-cpu").reason == "asked for"
     with pytest.raises(InputError, match="no backend 'cuda'") as caught:
         opened(bundle, device, "cuda")
-    assert "auto|ort-cpu|rtx|trt" in caught.value.hint
+    assert "auto|ort-cpu|ort-cuda|rtx|trt" in caught.value.hint
 
 
 def test_without_a_gpu_the_commands_use_the_cpu_or_say_what_is_missing(bundle: Bundle) -> None:

@@ -133,7 +133,7 @@ def test_engines_of_another_graph_or_another_tensorrt_are_refused(copy: Bundle) 
     assert caught.value.hint == f"pixtral build {copy.path} --target rtx:sm89"
     with pytest.raises(InputError, match=r"built by tensorrt_rtx .*, here is tensorrt_rtx 1\.2"):
         open_engines(copy, "rtx:sm89", "tensorrt_rtx 1.2")
-    with pytest.raises(InputError, match=r"no engines for rtx:sm120; there are: rtx:sm89"):
+    with pytest.raises(MachineError, match=r"no engines for rtx:sm120; there are: rtx:sm89"):
         open_engines(copy, "rtx:sm120", VERSION)
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import hashlib
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from pixtral_engines.network import ParsedNetwork, parse_graph
-from pixtral_engines.profiles import Profile, Shapes, profiles, ranges
+from pixtral_engines.profiles import Profile, Shapes, ranges, read_profiles
 from pixtral_engines.targets import Target, refuse_types
 from pixtral_runtime.bundle import Bundle
 from pixtral_runtime.doctor import available_memory_bytes
@@ -57,13 +57,16 @@ class BuildPlan:
         return BASE_MEMORY_BYTES + round(MEMORY_PER_ENGINE_BYTE * max(self.engine_bytes.values()))
 
 
-def plan_build(bundle: Bundle, target: Target, shapes: Shapes) -> BuildPlan:
-    """Check that the target has the bundle's types, and say what building takes. Raises InputError."""
+def plan_build(bundle: Bundle, target: Target, shapes: Shapes, own_profiles: Sequence[str] = ()) -> BuildPlan:
+    """Check that the target has the bundle's types, and say what building takes. Raises InputError.
+
+    `own_profiles` are texts that `read_profiles` reads.
+    """
     refuse_types(bundle, target)
     return BuildPlan(
         target,
         shapes,
-        {graph: profiles(bundle, graph, shapes) for graph in GRAPHS},
+        read_profiles(bundle, shapes, own_profiles),
         {graph: graph_weight_bytes(bundle.graph_path(graph)) for graph in GRAPHS},
     )
 

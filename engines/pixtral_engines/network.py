@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixtral_engines.compat import lower_for_trt10_3
+from pixtral_engines.compat import COMPAT, OPSET, lower_for_trt10_3
 from pixtral_engines.lowering import dequantize_before_gather, fix_cache_rows, scatter_into_cache
 from pixtral_runtime.bundle import Bundle
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.trt_package import log_of
 
 if TYPE_CHECKING:
@@ -68,7 +68,10 @@ def lower(path: Path, cache_rows: int, *, compat: bool = False) -> onnx.ModelPro
 
 
 def parse_model(model: onnx.ModelProto, path: Path, trt: ModuleType) -> ParsedNetwork:
-    """Parse a model whose weight files lie beside `path`; they are mapped, not read. Raises InputError."""
+    """Parse a model whose weight files lie beside `path`; they are mapped, not read.
+
+    Raises InputError where TensorRT cannot read it, MachineError where it is too old to know an operator.
+    """
     log = log_of(trt)
     before = len(log.warnings)
     builder = trt.Builder(log.logger)
@@ -82,7 +85,9 @@ def parse_model(model: onnx.ModelProto, path: Path, trt: ModuleType) -> ParsedNe
     else:  # before TensorRT 10.13: it reads the weight files itself
         is_read = parser.parse(model.SerializeToString(), str(path))
     if not is_read:
-        complaints = "; ".join(_complaint(parser.get_error(n)) for n in range(parser.num_errors))
+        errors = [parser.get_error(n) for n in range(parser.num_errors)]
+        _refuse_old_package(errors, model, path, trt)
+        complaints = "; ".join(map(_complaint, errors))
         raise InputError(f"{path}: {trt.__name__} {trt.__version__} cannot read it: {complaints}", _upgrade(trt))
     layers = [_Layer.of(network.get_layer(n)) for n in range(network.num_layers)]
     return ParsedNetwork(
@@ -123,6 +128,22 @@ def _map_weights(model: onnx.ModelProto, folder: Path, parser: Any) -> tuple[np.
                     "pixtral export CHECKPOINT -o BUNDLE --force",
                 )
     return tuple(files.values())
+
+
+def _refuse_old_package(errors: list[Any], model: onnx.ModelProto, path: Path, trt: ModuleType) -> None:
+    """Raise MachineError where the importer knows no such operator: it then looks for a plugin of that name."""
+    unknown = [e for e in errors if e.code().name == "UNSUPPORTED_NODE" or "Plugin not found" in e.desc()]
+    if not unknown:
+        return
+    hint = _upgrade(trt)
+    if trt.__name__ == "tensorrt" and max(entry.version for entry in model.opset_import) > OPSET:
+        hint = f"pixtral build {path.parent} --target trt --compat {COMPAT}, or {hint}"
+    first = unknown[0]
+    raise MachineError(
+        f"{trt.__name__} {trt.__version__} is too old for {path}: it does not know {first.node_operator()}, "
+        f"the operator of node '{first.node_name()}'",
+        hint,
+    )
 
 
 def _complaint(error: Any) -> str:

@@ -2,17 +2,19 @@
 
 A profile gives each dimension letter of `pixtral_runtime.spec` its smallest, usual and largest size. TensorRT picks
 kernels for the usual one and reserves memory for the largest, so stages of unlike shapes get a profile each: small and
-document-sized images, prefill and decode.
+document-sized images, prefill and decode. Users may write profiles of their own, as in `vision:H=16..512..1024,W=512`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.generate import PREFILL_CHUNK
 from pixtral_runtime.preprocess import token_count
+from pixtral_runtime.spec import GRAPHS
 
 if TYPE_CHECKING:
     from pixtral_runtime.bundle import Bundle
@@ -63,6 +65,94 @@ def profiles(bundle: Bundle, graph: str, shapes: Shapes) -> list[Profile]:
     if bundle.precision in WEIGHT_ONLY:
         return [{"B": slots, "T": (1, 1, shapes.chunk), "R": slots, "C": rows}]
     return [{"B": one, "T": chunk, "R": one, "C": rows}, {"B": slots, "T": one, "R": slots, "C": rows}]
+
+
+def read_profiles(bundle: Bundle, shapes: Shapes, texts: Sequence[str]) -> dict[str, list[Profile]]:
+    """All graphs' profiles: the ones that `texts` give, and those of `profiles` for graphs they do not name.
+
+    A text is `GRAPH:LETTER=SIZES,…`, its sizes `largest`, `smallest..largest` or `smallest..usual..largest`. Raises
+    InputError where one cannot be read, exceeds the limits, or where no profile takes a call that the runtime makes.
+    """
+    own: dict[str, list[Profile]] = {}
+    for text in texts:
+        graph, colon, sizes = text.partition(":")
+        if graph not in GRAPHS or not colon:
+            raise InputError(f"--profile {text}: no graph '{graph}'", f"--profile {'|'.join(GRAPHS)}:LETTER=SIZES,…")
+        own.setdefault(graph, []).append(_read(bundle, graph, shapes, sizes))
+    for graph, listed in own.items():
+        for call in _calls(bundle, graph, shapes, listed):
+            if not any(all(one[letter][0] <= n <= one[letter][2] for letter, n in call.items()) for one in listed):
+                wanted = ",".join(f"{letter}={n}" for letter, n in call.items())
+                raise InputError(
+                    f"no --profile of {graph} takes {wanted}, which answering with --batch {shapes.batch} and "
+                    f"--chunk {shapes.chunk} comes to",
+                    f"another --profile {graph}:…, or a smaller --batch or --chunk",
+                )
+    return {graph: own.get(graph) or profiles(bundle, graph, shapes) for graph in GRAPHS}
+
+
+def _read(bundle: Bundle, graph: str, shapes: Shapes, text: str) -> Profile:
+    """One profile. Letters that are left out take all that the limits allow, R what B and F what T takes."""
+    limits = _limits(bundle, graph, shapes)
+    given: Profile = {}
+    for part in text.split(","):
+        letter, _, sizes = (piece.strip() for piece in part.partition("="))
+        if letter not in limits or letter in given:
+            problem = "is there twice" if letter in given else f"is no dimension of {graph}"
+            raise InputError(f"--profile {graph}:{text}: '{letter}' {problem}", f"{graph} has {', '.join(limits)}")
+        given[letter] = _sizes(f"--profile {graph}:{text}: {letter}", sizes, *limits[letter])
+    for letter, other in (("R", "B"), ("F", "T")):
+        if letter in limits and other in given:
+            given.setdefault(letter, given[other])
+    return {letter: given.get(letter, (low, high, high)) for letter, (low, high, _, _) in limits.items()}
+
+
+def _sizes(where: str, text: str, low: int, high: int, step: int, limit: str) -> Range:
+    """Sizes between `low` and `high` in steps; `limit` says what sets the end."""
+    numbers = text.split("..")
+    if len(numbers) > 3 or not all(number.strip().isdecimal() for number in numbers):
+        raise InputError(f"{where} cannot be '{text}'", "512, 16..512 or 16..256..512: smallest, usual, largest")
+    sizes = [int(number) for number in numbers]
+    smallest, usual, largest = sizes[0], sizes[-2] if len(sizes) == 3 else sizes[-1], sizes[-1]
+    if not low <= smallest <= usual <= largest <= high:
+        raise InputError(f"{where}={text} is not a rising range within {low}..{high}", f"{limit} sets the limit")
+    if any(size % step for size in sizes):
+        raise InputError(f"{where}={text} has sizes that are not multiples of {step}", f"{largest // step * step}")
+    return smallest, usual, largest
+
+
+def _limits(bundle: Bundle, graph: str, shapes: Shapes) -> dict[str, tuple[int, int, int, str]]:
+    """Smallest and largest size of each letter of a graph's inputs, its step, and what sets the largest."""
+    patch, side = bundle.model.vision.patch_size, bundle.limits.max_image_side // bundle.model.vision.patch_size
+    pixels = (patch, side * patch, patch, "pixtral export --max-image-side")
+    known = {
+        "B": (1, shapes.batch, 1, "--batch"),
+        "H": pixels,
+        "W": pixels,
+        "T": (1, shapes.chunk, 1, "--chunk"),
+        "F": (1, shapes.chunk, 1, "--chunk"),
+        "R": (1, shapes.batch, 1, "--batch"),
+        "C": (shapes.context, shapes.context, 1, "--context"),
+    }
+    letters = dict.fromkeys(dim for tensor in bundle.graph_spec(graph).inputs for dim in tensor.shape)
+    return {letter: known[letter] for letter in letters if isinstance(letter, str)}
+
+
+def _calls(bundle: Bundle, graph: str, shapes: Shapes, listed: Sequence[Profile]) -> Iterator[Mapping[str, int]]:
+    """What the runtime asks of a graph. Engines need not take images of all sizes, but some of each that they take."""
+    tokens, slots = range(1, shapes.chunk + 1), range(1, shapes.batch + 1)
+    if graph == "vision":
+        half = bundle.limits.max_image_side // 2 // bundle.model.vision.patch_size * bundle.model.vision.patch_size
+        for (low, _, high), (narrow, _, wide) in ((one["H"], one["W"]) for one in listed):
+            yield from ({"B": 1, "H": low, "W": narrow}, {"B": 1, "H": high, "W": wide})
+            if max(low, narrow) <= half:  # images that are encoded together
+                yield {"B": shapes.batch, "H": min(high, half), "W": min(wide, half)}
+    elif graph == "embed":
+        yield from ({"B": 1, "T": n, "F": used} for n in tokens for used in (1, n))
+        yield from ({"B": n, "T": 1, "F": 1} for n in slots)
+    else:
+        yield from ({"B": 1, "T": n, "R": 1} for n in tokens)
+        yield from ({"B": n, "T": 1, "R": n} for n in slots)
 
 
 def _vision(bundle: Bundle, slots: Range) -> list[Profile]:

@@ -1,7 +1,8 @@
-"""What runs a bundle here: ONNX Runtime on the CPU, or the engines that were built for this machine's GPU.
+"""What runs a bundle here: the engines that were built for this machine's GPU, or ONNX Runtime on the GPU or the CPU.
 
-`auto` takes engines where the bundle lists fresh ones for a GPU that is here, TensorRT-RTX's before TensorRT's, and the
-CPU otherwise; it says which it took and why. A backend asked for by name is taken or refused, never replaced.
+`auto` takes engines where the bundle lists fresh ones for a GPU that is here, TensorRT-RTX's before TensorRT's, then
+ONNX Runtime's CUDA where it has it, and the CPU otherwise; it says which it took and why. A backend asked for by name
+is taken or refused, never replaced.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from pixtral_runtime.cuda import CudaDevice
 from pixtral_runtime.engines import open_engines
 from pixtral_runtime.errors import InputError, PixtralError
 from pixtral_runtime.generate import Sessions
+from pixtral_runtime.ort_cuda import PROVIDERS, lists_cuda, require_cuda
 from pixtral_runtime.ort_session import OrtSession, OrtSettings
 from pixtral_runtime.spec import GRAPHS
 from pixtral_runtime.trt_package import Flavor, load, version_of
 from pixtral_runtime.trt_session import TrtSettings, open_sessions
 
-BACKENDS = ("auto", "ort-cpu", "rtx", "trt")
+BACKENDS = ("auto", "ort-cpu", "ort-cuda", "rtx", "trt")
 FLAVORS: tuple[Flavor, ...] = ("rtx", "trt")
 
 
@@ -44,6 +46,8 @@ def open_backend(
     for flavor in FLAVORS:
         if backend == flavor:
             return _open_engines(bundle, flavor, gpu)
+    if backend == "ort-cuda":
+        return _open_cuda(bundle, threads, "asked for")
     reason = "asked for"
     if backend == "auto":
         reasons = []
@@ -52,12 +56,24 @@ def open_backend(
                 continue
             try:
                 return _open_engines(bundle, flavor, gpu)
-            except PixtralError as error:  # what is wrong with engines is said, and the CPU does the work
+            except PixtralError as error:  # what is wrong with engines is said, and ONNX Runtime does the work
                 reasons.append(f"{flavor}: {error}")
         reason = "; ".join(reasons) or "the bundle lists no engines"
-    settings = OrtSettings(threads=threads)
-    sessions = Sessions(*(OrtSession(bundle, graph, settings) for graph in GRAPHS))
-    return Opened(sessions, "ort-cpu", reason)
+        if lists_cuda():
+            try:
+                return _open_cuda(bundle, threads, reason)
+            except PixtralError as error:
+                reason += f"; ort-cuda: {error}"
+    return Opened(_open_ort(bundle, OrtSettings(threads)), "ort-cpu", reason)
+
+
+def _open_cuda(bundle: Bundle, threads: int, reason: str) -> Opened:
+    require_cuda()
+    return Opened(_open_ort(bundle, OrtSettings(threads, PROVIDERS, "cuda")), "ort-cuda", reason)
+
+
+def _open_ort(bundle: Bundle, settings: OrtSettings) -> Sessions:
+    return Sessions(*(OrtSession(bundle, graph, settings) for graph in GRAPHS))
 
 
 def _open_engines(bundle: Bundle, flavor: Flavor, gpu: Callable[[], CudaDevice]) -> Opened:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.bundle import WEIGHTS, Bundle
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.files import sha256_of_file
 from pixtral_runtime.spec import GRAPHS
 
@@ -65,12 +65,14 @@ def with_engines(bundle: Bundle, engines: EngineSet) -> Bundle:
 def open_engines(bundle: Bundle, target: str, tensorrt: str) -> EngineSet:
     """A target's engines, each checked against the bundle. `tensorrt` is the package and version that will run them.
 
-    Raises InputError, with the command that builds them anew, where one is absent, was changed or is stale.
+    Raises MachineError where there are engines for other targets only, and InputError where one is absent, was changed
+    or is stale; both with the command that builds them.
     """
     rebuild = f"pixtral build {bundle.path} --target {target}"
     if target not in bundle.engines:
         listed = ", ".join(bundle.engines) or "none"
-        raise InputError(f"{bundle.path} has no engines for {target}; there are: {listed}", rebuild)
+        error = MachineError if bundle.engines else InputError
+        raise error(f"{bundle.path} has no engines for {target}; there are: {listed}", rebuild)
     try:
         engines = EngineSet.from_dict(bundle.engines[target])
     except (TypeError, KeyError, AttributeError) as error:
