@@ -28,7 +28,19 @@ PreprocessOption = Annotated[str, typer.Option(help="Whose image preprocessing: 
 ExifOption = Annotated[bool, typer.Option("--exif/--no-exif", help="Turn pictures as their EXIF orientation says.")]
 ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all cores.")]
 BackendOption = Annotated[
-    str, typer.Option(help="auto (engines for this GPU where the bundle has them), ort-cpu, rtx or trt.")
+    str, typer.Option(help="auto (engines for this GPU where the bundle has them), ort-cpu, ort-cuda, rtx or trt.")
+]
+BatchOption = Annotated[
+    str, typer.Option(metavar="auto|N", help="Requests answered at a time; auto takes what memory and engines allow.")
+]
+MemoryLimitOption = Annotated[
+    str | None, typer.Option(metavar="SIZE", help="Memory that 'auto' may plan with, as in 8GB. Default: what is free.")
+]
+DraftsOption = Annotated[
+    int, typer.Option(min=0, help="Tokens to guess from the prompt and try in one step; answers stay the same.")
+]
+EmbeddingCacheOption = Annotated[
+    Path | None, typer.Option(metavar="DIR", help="Keep encoded images here, so that they are encoded once.")
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
@@ -58,11 +70,37 @@ def open_prompts(bundle: Path, mode: str, max_image_side: int | None, image_toke
     return PromptBuilder(opened, settings)
 
 
+def slots_wanted(batch: str, memory_limit: str | None) -> tuple[int | None, int | None]:
+    """--batch as a number, None for auto, and the bytes that may be planned with. Raises InputError."""
+    from pixtral_runtime.doctor import available_memory_bytes
+    from pixtral_runtime.errors import InputError
+
+    if batch != "auto" and not (batch.isascii() and batch.isdecimal() and int(batch)):
+        raise InputError(f"--batch {batch} is neither auto nor a number from 1 on", "--batch auto")
+    limit = available_memory_bytes() if memory_limit is None else output.parse_size(memory_limit, "--memory-limit")
+    return (None if batch == "auto" else int(batch)), limit
+
+
+def read_schema(path: Path) -> str:
+    """The text of a JSON schema. Raises InputError."""
+    from pixtral_runtime.errors import InputError
+
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the schema {path} cannot be read: {error}", "--json-schema FILE.json") from error
+
+
 def open_model(prompts: PromptBuilder, backend: str, threads: int) -> Model:
-    """Load a bundle, and say what runs it: aloud where it lists engines, which may be passed over."""
+    """Load a bundle, and say what runs it."""
     from pixtral_runtime.model import load_bundle
 
     model = load_bundle(prompts.bundle, prompts, threads=threads, backend=backend)
-    say = output.talk if prompts.bundle.engines else output.verbose
-    say(model.backend)
+    say_backend(model)
     return model
+
+
+def say_backend(model: Model) -> None:
+    """What runs a bundle, and why: aloud where it lists engines, which may have been passed over."""
+    say = output.talk if model.bundle.engines else output.verbose
+    say(model.backend)

@@ -13,8 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -100,6 +99,21 @@ def size(count: int) -> str:
     return f"{value:.1f} GB"
 
 
+def parse_size(text: str, option: str) -> int:
+    """`8GB`, `512MB` or a number of bytes, in powers of ten. Raises InputError."""
+    from pixtral_runtime.errors import InputError
+
+    number = text.strip().upper().removesuffix("B")
+    factor = {"K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}.get(number[-1:], 1)
+    try:
+        count = float(number.rstrip("KMGT")) * factor
+    except ValueError:
+        count = 0
+    if not 1 <= count < float("inf"):
+        raise InputError(f"{option} {text} is no size", f"{option} 8GB")
+    return int(count)
+
+
 def require(package: str, extra: str, purpose: str) -> None:
     """Raise MachineError where the package that an extra brings is not installed."""
     from importlib.util import find_spec
@@ -110,50 +124,32 @@ def require(package: str, extra: str, purpose: str) -> None:
         raise extra_missing(package, extra, purpose)
 
 
-@contextmanager
-def open_results(path: Path | None) -> Iterator[TextIO | None]:
-    """Open a file of results, or nothing where there is no path. What was written stays when the run is interrupted."""
-    if path is None:
-        yield None
-        return
-    from pixtral_runtime.errors import InputError
-
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        file = path.open("w", encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}", "-o another/place.jsonl") from error
-    with file:
-        try:
-            yield file
-        except KeyboardInterrupt as error:
-            raise KeyboardInterrupt(f"the results so far are in {path}; to start again add --force") from error
-
-
 class Bars:
-    """One progress bar a stage; where nobody watches, one line a stage."""
+    """One progress bar a stage, a note at its end; where nobody watches, one line a stage."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
 
-    def stage(self, name: str, done: int, total: int) -> None:
+    def stage(self, name: str, done: int, total: int, note: str = "") -> None:
         if name not in self._tasks:
             if self._progress.disable:
                 talk(name)
-            self._tasks[name] = self._progress.add_task(name)
-        self._progress.update(self._tasks[name], completed=done, total=total)
+            self._tasks[name] = self._progress.add_task(name, note="")
+        self._progress.update(self._tasks[name], completed=done, total=total, note=note)
 
 
 @contextmanager
 def progress() -> Iterator[Bars]:
     """Bars on stderr while the block runs."""
     from rich.console import Console
-    from rich.progress import Progress
+    from rich.progress import Progress, TextColumn
 
     watched = sys.stderr.isatty() and not flags.quiet
     # rich would move what is printed meanwhile from stdout to its own stream: right only where both are this terminal
-    with Progress(console=Console(stderr=True), disable=not watched, redirect_stdout=sys.stdout.isatty()) as bars:
+    columns = (*Progress.get_default_columns(), TextColumn("{task.fields[note]}"))
+    terminal = Console(stderr=True)
+    with Progress(*columns, console=terminal, disable=not watched, redirect_stdout=sys.stdout.isatty()) as bars:
         yield Bars(bars)
 
 

@@ -71,7 +71,7 @@ def plan(
 
 
 def _of_bundle(path: Path, precision: str | None, kv_cache: str | None) -> tuple[Footprint, dict[str, Any]]:
-    from pixtral_runtime.bundle import WEIGHTS, open_bundle
+    from pixtral_runtime.bundle import open_bundle
     from pixtral_runtime.errors import InputError
     from pixtral_runtime.footprint import Footprint
 
@@ -81,16 +81,8 @@ def _of_bundle(path: Path, precision: str | None, kv_cache: str | None) -> tuple
             f"{path} is {bundle.precision} with a cache in {bundle.cache_dtype}; others are made from the checkpoint",
             f"pixtral plan CHECKPOINT --precision {precision or bundle.precision}",
         )
-    footprint = Footprint(
-        bundle.model,
-        bundle.dtype,
-        bundle.precision,
-        bundle.limits,
-        {bundle.precision: bundle.files[WEIGHTS].bytes},
-        bundle.kv_cache_bytes_per_token,
-    )
     size = sum(entry.bytes for entry in bundle.files.values())
-    return footprint, {"bundle": str(path), "precision": bundle.precision, "bundle_bytes": size}
+    return Footprint.of(bundle), {"bundle": str(path), "precision": bundle.precision, "bundle_bytes": size}
 
 
 def _of_checkpoint(

@@ -1,6 +1,6 @@
 """What the runtime adds to a decode step, at Pixtral-12B's layer size.
 
-Times the same decoder graph twice in turn: inside `Generator.stream` (embed, cache binding, sampling, streaming) and
+Times the same decoder graph twice in turn: inside `Scheduler.run` (embed, cache binding, sampling, streaming) and
 as the bare `session.run` with everything bound beforehand. Prints JSON: both medians and quartiles, and the overhead
 in percent.
 
@@ -24,20 +24,19 @@ from make_synthetic_checkpoint import params_json, pixtral_12b, write_tokenizer,
 from pixtral_export.checkpoint import open_checkpoint
 from pixtral_export.export import ExportSettings, export, plan_export
 from pixtral_runtime import load
-from pixtral_runtime.generate import StageTimes
 from pixtral_runtime.model import Model
 from pixtral_runtime.ort_session import OrtCache
 from pixtral_runtime.prompt import user_message
-from pixtral_runtime.sampling import Sampling
+from pixtral_runtime.scheduler import Scheduler, Task
 
 PROMPT = "Describe this image in one short sentence."
 
 
 def stream_steps_ms(model: Model, count: int) -> list[float]:
-    """Wall time between tokens of `Generator.stream`."""
+    """Wall time between tokens of `Scheduler.run`."""
     prompt = model.prompts.build(user_message(PROMPT))
     stamps = []
-    for _ in model.generator.stream(prompt, count + 1, Sampling(), StageTimes()):
+    for _ in Scheduler(model.bundle, model.generator).run(Task(prompt, count + 1)):
         stamps.append(time.perf_counter())
     return [(after - before) * 1e3 for before, after in pairwise(stamps)]
 

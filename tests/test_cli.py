@@ -210,24 +210,15 @@ def test_tables_and_pairs_are_aligned(capsys: pytest.CaptureFixture[str]) -> Non
     ]
 
 
-def test_results_stay_when_a_run_is_interrupted(tmp_path: Path) -> None:
-    path = tmp_path / "new" / "results.jsonl"
-
-    def interrupted_run() -> None:
-        with output.open_results(path) as lines:
-            assert lines is not None
-            lines.write("{}\n")
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt, match=r"so far are in .*results\.jsonl"):
-        interrupted_run()
-    assert path.read_text() == "{}\n"
+@pytest.mark.parametrize(("text", "size"), [("8GB", 8 * 10**9), ("1.5m", 1_500_000), ("512", 512), (" 2 kb ", 2000)])
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert output.parse_size(text, "--memory-limit") == size
 
 
-def test_results_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="cannot be written"), output.open_results(tmp_path / "file" / "x.jsonl"):
-        pass
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "8 GiB", "nan", "inf"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--memory-limit"):
+        output.parse_size(text, "--memory-limit")
 
 
 def test_a_missing_extra_names_its_install_line() -> None:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -89,15 +92,14 @@ def test_inspect_shows_and_verifies(bundle: Path) -> None:
     assert document["graphs"]["embed"]["inputs"][0] == {"name": "token_ids", "shape": ["B", "T"], "dtype": "int64"}
 
 
-def test_run_answers_every_image_in_order(bundle: Path, photos: Path, tmp_path: Path) -> None:
+def test_run_answers_every_image(bundle: Path, photos: Path, tmp_path: Path) -> None:
     out = tmp_path / "out" / "results.jsonl"
     done = invoke("run", bundle, photos, "-p", "What?", "-o", out, "--max-new-tokens", 4)
     assert done.exit_code == 0, done.stderr
     model = load(bundle)
-    expected = {p.name: model.generate("What?", [p], max_new_tokens=4).text for p in sorted(photos.iterdir())}
-    assert {Path(r["path"]).name: r["answer"] for r in records(out)} == expected
-    assert [Path(r["path"]).name for r in records(out)] == ["a.png", "b.png", "c.png"]
-    assert all(f"{photos / name}: {answer}" in done.stdout for name, answer in expected.items())
+    expected = {str(p): model.generate("What?", [p], max_new_tokens=4).text for p in sorted(photos.iterdir())}
+    assert {r["id"]: r["answer"] for r in records(out)} == expected
+    assert all(f"{name}: {answer}" in done.stdout for name, answer in expected.items())
 
 
 def test_run_goes_on_after_a_broken_image_and_exits_5(bundle: Path, photos: Path, tmp_path: Path) -> None:
@@ -105,9 +107,9 @@ def test_run_goes_on_after_a_broken_image_and_exits_5(bundle: Path, photos: Path
     done = invoke("run", bundle, photos, "-o", tmp_path / "r.jsonl", "--max-new-tokens", 2, "--json")
     assert done.exit_code == 5
     summary = json.loads(done.stdout)
-    assert (summary["images"], summary["answered"]) == (3, 2)
-    assert [Path(entry["path"]).name for entry in summary["failed"]] == ["b.png"]
-    assert [r["error"] is None for r in records(tmp_path / "r.jsonl")] == [True, False, True]
+    assert (summary["requests"], summary["answered"]) == (3, 2)
+    assert [Path(entry["id"]).name for entry in summary["failed"]] == ["b.png"]
+    assert {Path(r["id"]).name for r in records(tmp_path / "r.jsonl") if r["error"]} == {"b.png"}
     assert "b.png" in done.stderr
 
 
@@ -117,8 +119,43 @@ def test_run_reads_a_list_and_a_prompt_file(bundle: Path, photos: Path, tmp_path
     done = invoke("run", bundle, "-", *arguments, stdin=f"{photos / 'c.png'}\n{photos / 'a.png'}\n")
     assert done.exit_code == 0, done.stderr
     (record,) = records(tmp_path / "r.jsonl")
-    assert Path(record["path"]).name == "c.png"
+    assert Path(record["id"]).name == "c.png"
     assert record["answer"] == load(bundle).generate("What is it?", [photos / "c.png"], max_new_tokens=3).text
+
+
+def test_run_asks_several_questions_and_shards_and_merges(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    asked = ("run", bundle, photos, "-p", "What?", "-p", "Which color?", "--max-new-tokens", 3, "-o")
+    assert invoke(*asked, tmp_path / "all.jsonl").exit_code == 0
+    for part in (1, 2):
+        assert invoke(*asked, tmp_path / f"{part}.jsonl", "--shard", f"{part}/2", "--batch", part).exit_code == 0
+    whole = {record["id"]: record for record in records(tmp_path / "all.jsonl")}
+    assert len(whole) == 6
+    assert str(photos / "a.png#2") in whole
+    merged = invoke("merge", tmp_path / "1.jsonl", tmp_path / "2.jsonl", "-o", tmp_path / "merged.jsonl")
+    assert merged.exit_code == 0, merged.stderr
+    joined = {record["id"]: record for record in records(tmp_path / "merged.jsonl")}
+    assert {name: record["answer"] for name, record in joined.items()} == {n: r["answer"] for n, r in whole.items()}
+    assert {name: record["key"] for name, record in joined.items()} == {n: r["key"] for n, r in whole.items()}
+
+
+def test_run_works_off_a_file_of_requests(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    lines = [
+        {"id": "pair", "prompt": "Which?", "images": ["photos/a.png", "photos/b.png"], "max_new_tokens": 2},
+        {"messages": [{"role": "user", "content": [{"type": "text", "text": "Hello?"}]}]},
+    ]
+    shutil.copytree(photos, tmp_path / "jobs" / "photos")
+    (tmp_path / "jobs" / "asked.jsonl").write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
+    out = tmp_path / "r.jsonl"
+    arguments = ("--requests", tmp_path / "jobs" / "asked.jsonl", "--max-new-tokens", 5, "-o", out)
+    done = invoke("run", bundle, *arguments, "--format", "csv")
+    assert done.exit_code == 0, done.stderr
+    found = {record["id"]: record for record in records(out)}
+    assert (
+        found["pair"]["answer"]
+        == load(bundle).generate("Which?", [photos / "a.png", photos / "b.png"], max_new_tokens=2).text
+    )
+    assert found["2"]["answer"] == load(bundle).generate("Hello?", max_new_tokens=5).text
+    assert (tmp_path / "r.csv").read_text(encoding="utf-8-sig").splitlines()[1].startswith("pair,")
 
 
 def test_run_scales_images_to_a_budget(bundle: Path, tmp_path: Path) -> None:
@@ -127,7 +164,8 @@ def test_run_scales_images_to_a_budget(bundle: Path, tmp_path: Path) -> None:
     for flag, value in (("--max-image-side", 64), ("--image-tokens", 30), ("--preprocess", "hf")):
         out = tmp_path / f"{flag}.jsonl"
         assert invoke("run", bundle, tmp_path / "big.png", flag, value, "-o", out, "--max-new-tokens", 1).exit_code == 0
-        sizes[flag] = (records(out)[0]["image_tokens"], records(out)[0]["preprocess"])
+        (record,) = records(out)
+        sizes[flag] = (record["image_tokens"], record["settings"]["preprocess"])
     assert sizes == {
         "--max-image-side": (20, "mistral"), "--image-tokens": (30, "mistral"), "--preprocess": (272, "hf"),
     }  # fmt: skip
@@ -144,6 +182,13 @@ def test_run_scales_images_to_a_budget(bundle: Path, tmp_path: Path) -> None:
         (["PHOTOS", "--preprocess", "clip"], "mistral, hf"),
         (["PHOTOS", "--temperature", "-1"], "temperature"),
         (["EMPTY"], "no images"),
+        ([], "either images or a file"),
+        (["PHOTOS", "--requests", "asked.jsonl"], "either images or a file"),
+        (["--requests", "nowhere.jsonl"], "nowhere.jsonl"),
+        (["PHOTOS", "--batch", "many"], "--batch many"),
+        (["PHOTOS", "--shard", "3/2"], "3/2"),
+        (["PHOTOS", "--format", "xlsx"], "csv|parquet"),
+        (["PHOTOS", "--json-schema", "nowhere.json"], "nowhere.json"),
     ],
 )
 def test_run_refuses_bad_input_before_any_work(
@@ -184,24 +229,41 @@ def test_run_keeps_existing_results(bundle: Path, photos: Path, tmp_path: Path) 
     assert (tmp_path / "r.jsonl").read_text() == "precious\n"
 
 
-def test_an_interrupted_run_keeps_its_records(
-    bundle: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from pixtral_runtime.model import Model
+def test_ctrl_c_finishes_what_runs_and_resume_goes_on(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    """The first record makes the job's own thread send itself what Ctrl-C sends."""
+    for number in range(12):
+        shutil.copy(photos / "a.png", photos / f"{number}.png")
+    asked = ("run", bundle, photos, "--max-new-tokens", 4, "--batch", 2)
+    assert invoke(*asked, "-o", tmp_path / "whole.jsonl").exit_code == 0
+    out = tmp_path / "r.jsonl"
+    command = [sys.executable, "-c", INTERRUPTING, *map(str, asked), "-o", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 130, done.stderr
+    assert "--resume" in done.stderr
+    first = records(out)
+    assert 1 <= len(first) < 15
+    assert invoke(*asked, "-o", out).exit_code == 3  # not without saying so
+    assert invoke(*asked, "-o", out, "--resume", "-p", "Another question?").exit_code == 3
+    resumed = invoke(*asked, "-o", out, "--resume", "--json")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert json.loads(resumed.stdout)["kept"] == len(first)
+    answers = {record["id"]: record["answer"] for record in records(out)}
+    assert len(records(out)) == 15
+    assert answers == {record["id"]: record["answer"] for record in records(tmp_path / "whole.jsonl")}
 
-    answer, calls = Model.answer, []
 
-    def interrupted(self: Model, *arguments: Any) -> Any:
-        calls.append(1)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return answer(self, *arguments)
-
-    monkeypatch.setattr(Model, "answer", interrupted)
-    done = invoke("run", bundle, photos, "-o", tmp_path / "r.jsonl", "--max-new-tokens", 2)
-    assert done.exit_code == 130
-    assert len(records(tmp_path / "r.jsonl")) == 2
-    assert "r.jsonl" in done.stderr
+INTERRUPTING = """
+import os, signal, sys
+from pixtral_cli.main import app
+from pixtral_runtime.results import ResultsFile
+append = ResultsFile.append
+def interrupted(self, record):
+    append(self, record)
+    os.kill(os.getpid(), signal.SIGINT)
+    ResultsFile.append = append
+ResultsFile.append = interrupted
+app(sys.argv[1:])
+"""
 
 
 def test_ask_streams_one_answer_over_several_images(bundle: Path, photos: Path) -> None:

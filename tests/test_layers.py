@@ -28,8 +28,8 @@ NEVER = {
     "pixtral_runtime": {"torch", "transformers", "onnx", "onnxscript", "onnx_ir", "typer", "rich"},
 }
 HEAVY = {
-    "cv2", "huggingface_hub", "mistral_common", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript", "PIL",
-    "polygraphy", "rich", "safetensors", "tensorrt", "tensorrt_rtx", "torch", "transformers",
+    "cv2", "huggingface_hub", "llguidance", "mistral_common", "numpy", "onnx", "onnx_ir", "onnxruntime", "onnxscript",
+    "PIL", "polygraphy", "pyarrow", "ray", "rich", "safetensors", "tensorrt", "tensorrt_rtx", "torch", "transformers",
 }  # fmt: skip
 
 

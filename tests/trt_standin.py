@@ -72,6 +72,10 @@ class HostDevice:
         kind = np.dtype(np.uint8)
         self.enqueue(lambda: np.copyto(self.view(target, (nbytes,), kind), self.view(source, (nbytes,), kind)))
 
+    def copy_rows(self, target: int, source: int, nbytes: int, pitch: int, count: int) -> None:
+        for index in range(count):
+            self.copy_within(target + index * pitch, source + index * pitch, nbytes)
+
     def copy_to_host(self, array: Array, address: int) -> None:
         self.calls["copy_to_host"] += 1
         self.events.append("copy_to_host")

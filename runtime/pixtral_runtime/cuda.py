@@ -34,6 +34,9 @@ class Device(Protocol):
 
     def copy_within(self, target: int, source: int, nbytes: int) -> None: ...
 
+    def copy_rows(self, target: int, source: int, nbytes: int, pitch: int, count: int) -> None:
+        """Copy `count` runs of `nbytes`, each starting `pitch` bytes after the one before."""
+
     def copy_to_host(self, array: Array, address: int) -> None:
         """Fill a contiguous array. Waits for all that was queued before."""
 
@@ -97,6 +100,10 @@ class CudaDevice:
 
     def copy_within(self, target: int, source: int, nbytes: int) -> None:
         self._copy(target, source, nbytes, "cudaMemcpyDeviceToDevice")
+
+    def copy_rows(self, target: int, source: int, nbytes: int, pitch: int, count: int) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpy2DAsync", target, pitch, source, pitch, nbytes, count, kind, self._stream)
 
     def copy_to_host(self, array: Array, address: int) -> None:
         self._copy(array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost")

@@ -99,6 +99,12 @@ def available_memory_bytes() -> int | None:
     return _meminfo().get("MemAvailable")
 
 
+def resident_memory_bytes() -> int:
+    """Memory that this program has at the moment."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
 def jetson_model() -> str:
     """The name of the Jetson board, or nothing."""
     try:

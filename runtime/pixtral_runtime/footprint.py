@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pixtral_runtime.bundle import Limits
+from pixtral_runtime.bundle import WEIGHTS, Bundle, Limits
 from pixtral_runtime.config import ModelConfig
 from pixtral_runtime.generate import PREFILL_CHUNK
 
@@ -63,6 +63,12 @@ class Footprint:
     limits: Limits
     weights: Mapping[str, int]
     cache_bytes_per_token: int
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Footprint:
+        weights = {bundle.precision: bundle.files[WEIGHTS].bytes}
+        per_token = bundle.kv_cache_bytes_per_token
+        return cls(bundle.model, bundle.dtype, bundle.precision, bundle.limits, weights, per_token)
 
     def weight_bytes(self, device: Device, precision: str | None = None) -> int:
         size = self.weights[precision or self.precision]

@@ -1,12 +1,11 @@
-"""The model's work for one request: encode images, prefill the prompt in chunks, decode token by token.
+"""The model's forward passes: encode images, prefill a prompt in chunks, decode a step of one or several slots.
 
-Backend-neutral: three sessions and a cache. One request at a time, in slot 0.
+Backend-neutral: three sessions and a cache that the caller brings. `scheduler` makes answers of them.
 """
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -14,94 +13,90 @@ import numpy.typing as npt
 
 from pixtral_runtime.bundle import Bundle
 from pixtral_runtime.prompt import Prompt
-from pixtral_runtime.sampling import Sampler, Sampling
 from pixtral_runtime.session import Array, Buffer, KVCache, Session
 
 PREFILL_CHUNK = 256  # tokens; bounds the attention scores to chunk × context per head
 
 
-@dataclass
-class StageTimes:
-    """Where a request's time went."""
-
-    vision_ms: float = 0.0
-    prefill_ms: float = 0.0
-    decode_ms: float = 0.0
-    decode_steps: int = 0
-
-
 @dataclass(frozen=True)
 class Sessions:
-    """A bundle's graphs, ready to run. `chunk` is how many tokens of a prompt they take at a time."""
+    """A bundle's graphs, ready to run.
+
+    `chunk` is how many tokens of a prompt they take at a time. `slots` and `context` are what engines were built for:
+    the most slots and, per slot, cache rows; None where there is no such limit. Engines decode one token a slot and
+    step; `drafts` says that these graphs take several.
+    """
 
     vision: Session
     embed: Session
     decoder: Session
     chunk: int = field(default=PREFILL_CHUNK, kw_only=True)
+    slots: int | None = field(default=None, kw_only=True)
+    context: int | None = field(default=None, kw_only=True)
+    drafts: bool = field(default=True, kw_only=True)
 
 
 class Generator:
-    """Generates token ids for prompts. Keeps one cache and reuses it from request to request."""
+    """Runs a bundle's graphs on NumPy arrays. Keeps nothing between calls."""
 
     def __init__(self, bundle: Bundle, sessions: Sessions) -> None:
         self._bundle = bundle
         self.sessions = sessions
-        self._no_features = np.zeros((1, bundle.model.decoder.dim), bundle.dtype)
-        self._text = np.array([[-1]], np.int64)
-        self._cache: KVCache | None = None
+        self.no_features = np.zeros((1, bundle.model.decoder.dim), bundle.dtype)
 
-    def stream(self, prompt: Prompt, max_new_tokens: int, sampling: Sampling, times: StageTimes) -> Iterator[int]:
-        """Yield up to `max_new_tokens` token ids, the end-of-sequence token last where the model says it."""
-        started = time.perf_counter()
-        features = self.encode_images(prompt)
-        times.vision_ms = _ms_since(started)
-        started = time.perf_counter()
-        length = len(prompt.token_ids)
-        if self._cache is None:
-            self._cache = self.sessions.decoder.new_cache(slots=1, rows=length + 1)
-        logits = self.prefill(prompt, features, self._cache)[-1]
-        sampler = Sampler(sampling)
-        times.prefill_ms = _ms_since(started)
-        for position in range(length, length + max_new_tokens):
-            token = sampler(logits)
-            yield token
-            if token == self._bundle.model.eos or position + 1 == length + max_new_tokens:
-                return
-            started = time.perf_counter()
-            logits = self.decode(token, position, self._cache)
-            times.decode_ms += _ms_since(started)
-            times.decode_steps += 1
+    def encode(self, images: Sequence[Array]) -> list[Array]:
+        """Features (P, D) of each image, (3, H, W) float32. All must have one shape: they share a vision batch."""
+        pixels = np.stack(images).astype(self._bundle.dtype)  # (B, 3, H, W)
+        return list(self.sessions.vision.run({"pixels": pixels})["image_features"].numpy())
 
     def encode_images(self, prompt: Prompt) -> Array:
         """Features of all images, (F, D), in the order of the prompt; one row of zeros where there is no image."""
         if not prompt.images:
-            return self._no_features
-        runs = [self.sessions.vision.run({"pixels": image[None].astype(self._bundle.dtype)}) for image in prompt.images]
-        return np.concatenate([run["image_features"].numpy()[0] for run in runs])
+            return self.no_features
+        return np.concatenate([self.encode([image])[0] for image in prompt.images])
 
-    def prefill(self, prompt: Prompt, features: Array, cache: KVCache, *, all_logits: bool = False) -> Array:
-        """Fill the cache with the prompt. Returns logits (1, V) of its last token, or (T, V) of all of them."""
-        length = len(prompt.token_ids)
-        cache.reserve(length + 1)
-        rows: list[Array] = []
-        for start in range(0, length, self.sessions.chunk):
-            positions = np.arange(start, min(start + self.sessions.chunk, length))
-            index = prompt.feature_index[positions]
-            wanted = np.arange(len(positions)) if all_logits else np.array([len(positions) - 1])
-            # Only the features of this chunk travel; a text-only chunk sends one row, unused.
-            used = index[index >= 0]
-            chunk = features[used[0] : used[-1] + 1] if len(used) else features[:1]
-            local = np.where(index >= 0, index - used[0], -1) if len(used) else index
-            logits = self._step(prompt.token_ids[positions][None], local[None], chunk, positions[None], wanted, cache)
-            rows = [*rows, logits.numpy()] if all_logits else [logits.numpy()]
-        return np.concatenate(rows)
+    def prefill(
+        self, prompt: Prompt, features: Array, cache: KVCache, *, start: int = 0, all_logits: bool = False
+    ) -> Array:
+        """Fill a cache of one slot with the prompt from token `start` on; the rows before must be there already.
+
+        Returns logits of its last token, (1, V), or of all tokens read, (T - start, V).
+        """
+        cache.reserve(len(prompt.token_ids) + 1)
+        starts = range(start, len(prompt.token_ids), self.sessions.chunk)
+        rows = [self.prefill_chunk(prompt, features, cache, first, all_logits=all_logits) for first in starts]
+        return np.concatenate(rows) if all_logits else rows[-1]
+
+    def prefill_chunk(
+        self, prompt: Prompt, features: Array, cache: KVCache, start: int, *, all_logits: bool = False
+    ) -> Array:
+        """One chunk of `prefill`: up to `Sessions.chunk` tokens; the cache must have the rows."""
+        positions = np.arange(start, min(start + self.sessions.chunk, len(prompt.token_ids)))
+        index = prompt.feature_index[positions]
+        wanted = np.arange(len(positions)) if all_logits else np.array([len(positions) - 1])
+        # Only the features of this chunk travel; a text-only chunk sends one row, unused.
+        used = index[index >= 0]
+        chunk = features[used[0] : used[-1] + 1] if len(used) else features[:1]
+        local = np.where(index >= 0, index - used[0], -1) if len(used) else index
+        token_ids = prompt.token_ids[positions][None]
+        return self._step(token_ids, local[None], chunk, positions[None], wanted, cache).numpy()
 
     def decode(self, token: int, position: int, cache: KVCache) -> npt.NDArray[np.float32]:
-        """Append one token at `position`. Returns the logits (V,) after it."""
+        """Append one token at `position` to a cache of one slot. Returns the logits (V,) after it."""
         cache.reserve(position + 1)
-        ids, positions = np.array([[token]], np.int64), np.array([[position]], np.int64)
-        logits = self._step(ids, self._text, self._no_features, positions, np.zeros(1, np.int64), cache).numpy()
-        return np.asarray(logits[0], np.float32)
+        logits = self.decode_slots(np.array([[token]]), np.array([position]), np.zeros(1, np.int64), cache)
+        return logits.reshape(-1)
+
+    def decode_slots(self, token_ids: Array, starts: Array, wanted: Array, cache: KVCache) -> npt.NDArray[np.float32]:
+        """Append tokens (B, T) to each slot from row `starts` (B,) on; the cache must have the rows.
+
+        `wanted` (R,) says after which tokens logits are wanted, counted over (B · T). Returns them, (R, V).
+        """
+        tokens = token_ids.shape[1]
+        positions = starts[:, None] + np.arange(tokens)  # (B, T)
+        text = np.full(token_ids.shape, -1)
+        logits = self._step(token_ids, text, self.no_features, positions, wanted, cache).numpy()
+        return np.asarray(logits, np.float32)
 
     def _step(
         self, token_ids: Array, feature_index: Array, features: Array, positions: Array, wanted: Array, cache: KVCache
@@ -119,7 +114,3 @@ class Generator:
             cache,
         )
         return decoded["logits"]
-
-
-def _ms_since(started: float) -> float:
-    return (time.perf_counter() - started) * 1e3

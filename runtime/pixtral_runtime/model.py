@@ -16,11 +16,12 @@ from PIL import Image
 from pixtral_runtime.backend import open_backend
 from pixtral_runtime.bundle import Bundle, open_bundle
 from pixtral_runtime.errors import ImageError, InputError
-from pixtral_runtime.generate import Generator, Sessions, StageTimes
+from pixtral_runtime.generate import Generator, Sessions
 from pixtral_runtime.image import decode_image
 from pixtral_runtime.preprocess import Preprocess
 from pixtral_runtime.prompt import Message, Prompt, PromptBuilder, TextStream, user_message
 from pixtral_runtime.sampling import Sampling
+from pixtral_runtime.scheduler import Scheduler, StageTimes, Task
 
 ImageSource = str | Path | bytes | Image.Image
 
@@ -44,6 +45,7 @@ class Model:
         self.bundle = bundle
         self.prompts = prompts
         self.generator = Generator(bundle, sessions)
+        self._scheduler = Scheduler(bundle, self.generator)
         self.backend = backend  # what runs it and why
 
     def generate(
@@ -72,33 +74,29 @@ class Model:
 
     def answer(self, prompt: Prompt, max_new_tokens: int = 128, sampling: Sampling = Sampling()) -> Answer:  # noqa: B008
         """Answer a prompt that was built before."""
-        times = StageTimes()
-        tokens = list(self.generator.stream(prompt, self._room(prompt, max_new_tokens), sampling, times))
-        stopped = tokens[-1:] == [self.bundle.model.eos]
+        task = Task(prompt, max_new_tokens, sampling)
+        tokens = tuple(self._scheduler.run(task))
         return Answer(
             text=self.prompts.decode(tokens),
-            token_ids=tuple(tokens),
-            finish_reason="stop" if stopped else "length",
+            token_ids=tokens,
+            finish_reason=task.finish_reason or "",
             prompt_tokens=len(prompt.token_ids),
             image_tokens=prompt.image_tokens,
-            times=times,
+            times=task.times,
         )
 
     def answer_stream(self, prompt: Prompt, max_new_tokens: int, sampling: Sampling) -> Iterator[str]:
         text = TextStream(self.prompts)
-        for token in self.generator.stream(prompt, self._room(prompt, max_new_tokens), sampling, StageTimes()):
+        for token in self._scheduler.run(Task(prompt, max_new_tokens, sampling)):
             if piece := text.push(token):
                 yield piece
         if rest := text.flush():
             yield rest
 
-    def _room(self, prompt: Prompt, max_new_tokens: int) -> int:
-        return min(max_new_tokens, self.bundle.limits.max_context - len(prompt.token_ids))
-
     def _prompt(self, prompt: str | Sequence[Message], images: Sequence[ImageSource], system: str | None) -> Prompt:
         if isinstance(prompt, str):
             prompt = user_message(prompt, [open_image(source) for source in images], system)
-        return self.prompts.build(prompt)
+        return self.prompts.build(with_pictures(prompt))
 
 
 def open_image(source: ImageSource, *, apply_exif: bool = True) -> Image.Image:
@@ -108,6 +106,14 @@ def open_image(source: ImageSource, *, apply_exif: bool = True) -> Image.Image:
     if isinstance(source, bytes):
         return decode_image(source, "image", apply_exif=apply_exif).pixels
     return decode_image(read_image_file(Path(source)), str(source), apply_exif=apply_exif).pixels
+
+
+def with_pictures(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with every path read. Raises ImageError."""
+    return [
+        Message(m.role, tuple(open_image(part) if isinstance(part, Path) else part for part in m.content))
+        for m in messages
+    ]
 
 
 def read_image_file(path: Path) -> bytes:

@@ -14,6 +14,7 @@ import numpy as np
 
 from pixtral_runtime.bundle import Bundle
 from pixtral_runtime.errors import MachineError, extra_missing
+from pixtral_runtime.ort_cuda import DeviceCache
 from pixtral_runtime.session import Array, Buffer, KVCache
 from pixtral_runtime.spec import GraphSpec, cache_names
 
@@ -25,35 +26,43 @@ CACHE_STEP = 256  # rows; attention reads every bound row, so a cache is kept as
 
 @dataclass(frozen=True)
 class OrtSettings:
+    """`device`: where cache and outputs stay, "cuda" or "cpu"; None: a cache of NumPy arrays."""
+
     threads: int = 0  # 0: as many as there are cores
     providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    device: str | None = None
 
 
 class OrtCache:
-    """Cache buffers on the host, one NumPy array and one OrtValue over it per tensor."""
+    """Cache buffers on the host, one NumPy array and one OrtValue over it per tensor. `arrays` (slots, K, rows, E)."""
 
-    def __init__(self, names: tuple[str, ...], shape: tuple[int, int, int, int], dtype: str) -> None:
-        self._names, self._shape = names, shape
-        self._arrays = [np.zeros(shape, dtype) for _ in names]
-        self._wrap()
+    def __init__(self, names: tuple[str, ...], arrays: list[Array]) -> None:
+        self._names = names
+        self._hold(arrays)
 
     @property
     def slots(self) -> int:
-        return self._shape[0]
+        return int(self._arrays[0].shape[0])
 
     @property
     def rows(self) -> int:
-        return self._shape[2]
+        return int(self._arrays[0].shape[2])
 
     def reserve(self, rows: int) -> None:
-        if rows <= self.rows:
-            return
-        slots, heads, filled, head_dim = self._shape
-        self._shape = (slots, heads, -(-rows // CACHE_STEP) * CACHE_STEP, head_dim)
-        for index, old in enumerate(self._arrays):
-            self._arrays[index] = np.zeros(self._shape, old.dtype)
-            self._arrays[index][:, :, :filled] = old
-        self._wrap()
+        if rows > self.rows:
+            self._resize(rows)
+
+    def shrink(self, rows: int) -> None:
+        self._resize(min(rows, self.rows))
+
+    def view(self, start: int, stop: int) -> OrtCache:
+        if (start, stop) not in self._views:
+            self._views[start, stop] = OrtCache(self._names, [array[start:stop] for array in self._arrays])
+        return self._views[start, stop]
+
+    def copy_rows(self, source: int, target: int, rows: int) -> None:
+        for array in self._arrays:
+            array[target, :, :rows] = array[source, :, :rows]
 
     def layers(self) -> list[tuple[Array, Array]]:
         return list(zip(self._arrays[::2], self._arrays[1::2], strict=True))  # `cache_names` has key before value
@@ -63,10 +72,26 @@ class OrtCache:
             binding.bind_ortvalue_input(past, value)
             binding.bind_ortvalue_output(past.replace("past", "present", 1), value)
 
-    def _wrap(self) -> None:
+    def _resize(self, rows: int) -> None:
+        kept = min(rows, self.rows)
+        slots, heads, _, head_dim = self._arrays[0].shape
+        shape = (slots, heads, rounded(rows), head_dim)
+        for index, old in enumerate(self._arrays):  # one by one: only one is there twice
+            self._arrays[index] = np.zeros(shape, old.dtype)
+            self._arrays[index][:, :, :kept] = old[:, :, :kept]
+        self._hold(self._arrays)
+
+    def _hold(self, arrays: list[Array]) -> None:
         import onnxruntime as ort
 
-        self._values = [ort.OrtValue.ortvalue_from_numpy(array) for array in self._arrays]
+        self._arrays = arrays
+        self._values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+        self._views: dict[tuple[int, int], OrtCache] = {}
+
+
+def rounded(rows: int) -> int:
+    """Up to a whole step: caches grow rarely."""
+    return -(-rows // CACHE_STEP) * CACHE_STEP
 
 
 def refuse_missing_kernels(bundle: Bundle) -> None:
@@ -96,8 +121,14 @@ class OrtSession:
         options.log_severity_level = 3
         options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
         self._spec: GraphSpec = bundle.graph_spec(graph)
-        self._bundle = bundle
-        self._session = ort.InferenceSession(bundle.graph_path(graph), options, providers=list(settings.providers))
+        self._bundle, self._device = bundle, settings.device
+        providers = list(settings.providers)
+        self._session = ort.InferenceSession(bundle.graph_path(graph), options, providers=providers, enable_fallback=0)
+        if lost := set(providers) - set(self._session.get_providers()):
+            raise MachineError(
+                f"ONNX Runtime runs the {graph} graph without {', '.join(lost)}: no device, or libraries missing",
+                "nvidia-smi, then pixtral doctor; or --backend ort-cpu",
+            )
         self._outputs = [tensor.name for tensor in self._spec.outputs if not tensor.name.startswith("present_")]
 
     def run(self, feeds: Mapping[str, Array | Buffer], cache: KVCache | None = None) -> dict[str, Buffer]:
@@ -108,14 +139,15 @@ class OrtSession:
             else:
                 binding.bind_ortvalue_input(name, value)
         for name in self._outputs:
-            binding.bind_output(name)
-        if isinstance(cache, OrtCache):
+            binding.bind_output(name, self._device or "cpu")
+        if isinstance(cache, OrtCache | DeviceCache):
             cache.bind(binding)
         self._session.run_with_iobinding(binding)
         return dict(zip(self._outputs, binding.get_outputs(), strict=False))
 
-    def new_cache(self, slots: int, rows: int) -> OrtCache:
+    def new_cache(self, slots: int, rows: int) -> OrtCache | DeviceCache:
         decoder = self._bundle.model.decoder
+        shape = (slots, decoder.n_kv_heads, rounded(rows), decoder.head_dim)
         names = cache_names("past", decoder.n_layers)
-        rows = -(-rows // CACHE_STEP) * CACHE_STEP
-        return OrtCache(names, (slots, decoder.n_kv_heads, rows, decoder.head_dim), self._bundle.cache_dtype)
+        arrays = [np.zeros(shape, self._bundle.cache_dtype) for _ in names]
+        return OrtCache(names, arrays) if self._device is None else DeviceCache(names, arrays, self._device)

@@ -6,9 +6,11 @@ section 3.2). It asks an image encoder for each image's tokens; ours answers wit
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -27,10 +29,10 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. Content is text and RGB images in the order they are meant."""
+    """One turn. Content is text and images in the order they are meant: RGB pictures, or paths until they are read."""
 
     role: Role
-    content: tuple[str | Image.Image, ...]
+    content: tuple[str | Path | Image.Image, ...]
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,31 @@ class Prompt:
     images: tuple[npt.NDArray[np.float32], ...]  # (3, H, W) each, in the order of the prompt
     image_tokens: int  # tokens of all image blocks, breaks and ends included
 
+    @cached_property
+    def image_keys(self) -> tuple[bytes, ...]:
+        """A hash of each image's pixels."""
+        return tuple(hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest() for image in self.images)
 
-def user_message(text: str, images: Sequence[Image.Image] = (), system: str | None = None) -> tuple[Message, ...]:
+    @cached_property
+    def row_keys(self) -> npt.NDArray[np.int64]:
+        """What each token's cache row depends on, beside the rows before it, (T,).
+
+        A token id; for a patch of an image a negative number made from the image's hash and the patch's index.
+        """
+        keys = self.token_ids.copy()
+        areas = [image.shape[1] * image.shape[2] for image in self.images]
+        patch_area = sum(areas) // (self.feature_index.max() + 1) if areas else 1
+        ends = np.cumsum(areas) // patch_area
+        is_image = self.feature_index >= 0
+        index = self.feature_index[is_image]
+        seeds = np.array([int.from_bytes(key[:7]) << 6 for key in self.image_keys], np.int64)
+        keys[is_image] = -1 - index - seeds[np.searchsorted(ends, index, side="right")] if areas else keys[is_image]
+        return keys
+
+
+def user_message(
+    text: str, images: Sequence[Path | Image.Image] = (), system: str | None = None
+) -> tuple[Message, ...]:
     """The usual request: images, then text, and perhaps a system prompt."""
     user = Message("user", (*images, text) if text else tuple(images))
     return (user,) if system is None else (Message("system", (system,)), user)
@@ -57,7 +82,7 @@ class PromptBuilder:
         self.preprocess = preprocess
 
     @cached_property
-    def _tokenizer(self) -> MistralTokenizer[Any, Any, Any, Any, Any]:
+    def tokenizer(self) -> MistralTokenizer[Any, Any, Any, Any, Any]:
         from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
         tokenizer = MistralTokenizer.from_file(str(self.bundle.tokenizer_path))
@@ -72,7 +97,7 @@ class PromptBuilder:
 
         try:
             request = ChatCompletionRequest(messages=[_to_mistral(message) for message in messages])
-            tokenized = self._tokenizer.encode_chat_completion(request)
+            tokenized = self.tokenizer.encode_chat_completion(request)
         except (MistralCommonException, ValidationError) as error:
             raise InputError(f"the conversation cannot be used: {error}", "end it with a user message") from error
         ids = np.array(tokenized.tokens, np.int64)
@@ -94,7 +119,7 @@ class PromptBuilder:
 
     def decode(self, token_ids: Sequence[int]) -> str:
         """Token ids to text; control tokens vanish."""
-        return str(self._tokenizer.decode(list(token_ids)))
+        return str(self.tokenizer.decode(list(token_ids)))
 
 
 class TextStream:
@@ -121,10 +146,11 @@ class TextStream:
 def _to_mistral(message: Message) -> Any:
     from mistral_common.protocol.instruct import chunk, messages
 
-    parts: list[Any] = [
-        chunk.TextChunk(text=part) if isinstance(part, str) else chunk.ImageChunk(image=part)
-        for part in message.content
-    ]
+    parts: list[Any] = []
+    for part in message.content:
+        if isinstance(part, Path):
+            raise InputError(f"{part} was not read", "open_image(path) reads it")
+        parts.append(chunk.TextChunk(text=part) if isinstance(part, str) else chunk.ImageChunk(image=part))
     if message.role == "user":
         return messages.UserMessage(content=parts)
     text = "\n\n".join(part for part in message.content if isinstance(part, str))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -30,15 +31,35 @@ class Sampling:
             raise InputError(f"seed {self.seed} is negative", "--seed 0")
 
 
+class Constraint(Protocol):
+    """Which tokens one answer may have."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the answer is whole, so that nothing but the end may follow."""
+
+    def mask(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """The logits (V,) with forbidden tokens at -inf."""
+
+    def accept(self, token_id: int) -> None: ...
+
+
 class Sampler:
     """Draws tokens for one answer."""
 
-    def __init__(self, sampling: Sampling) -> None:
-        self._sampling = sampling
+    def __init__(self, sampling: Sampling, constraint: Constraint | None = None) -> None:
+        self._sampling, self._constraint = sampling, constraint
         self._random = np.random.default_rng(sampling.seed)
 
     def __call__(self, logits: npt.NDArray[np.float32]) -> int:
-        """logits (V,) -> token id."""
+        """logits (V,) -> token id. Raises MachineError for logits that are not numbers."""
+        if self._constraint is None:
+            return self._choose(logits)
+        token_id = self._choose(self._constraint.mask(logits))
+        self._constraint.accept(token_id)
+        return token_id
+
+    def _choose(self, logits: npt.NDArray[np.float32]) -> int:
         if self._sampling.temperature == 0:
             return int(logits.argmax())
         scaled = logits.astype(np.float64) / self._sampling.temperature

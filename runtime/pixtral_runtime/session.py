@@ -31,7 +31,16 @@ class KVCache(Protocol):
     def rows(self) -> int: ...
 
     def reserve(self, rows: int) -> None:
-        """Grow to at least `rows` rows a slot, keeping what is there. Never shrinks."""
+        """Grow to at least `rows` rows a slot, keeping what is there."""
+
+    def shrink(self, rows: int) -> None:
+        """Give memory back, keeping at least `rows` rows a slot."""
+
+    def view(self, start: int, stop: int) -> KVCache:
+        """Slots `start` to `stop` as a cache over the same memory. Good until this one grows or shrinks."""
+
+    def copy_rows(self, source: int, target: int, rows: int) -> None:
+        """Copy the first rows of one slot to another."""
 
     def layers(self) -> list[tuple[Array, Array]]:
         """Key and value of each layer on the host, (slots, K, rows, E) each. No copies: the next step changes them."""

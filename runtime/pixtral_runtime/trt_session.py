@@ -123,13 +123,23 @@ class TrtCache:
             self._device.copy_to_host(array, address)
         return list(zip(arrays[::2], arrays[1::2], strict=True))  # `cache_names` has key before value
 
-    def slot(self, index: int) -> TrtCache:
-        """One slot as a cache of its own, over the same memory: prefill runs slot by slot."""
-        one = TrtCache(self._device, self._names, (1, *self.shape[1:]), self.dtype, self._memory, self._hint)
-        one.addresses = {
-            name: address + range(self.slots)[index] * one.nbytes for name, address in self.addresses.items()
-        }
-        return one
+    def shrink(self, rows: int) -> None:
+        """Keeps its rows, which are the engine's."""
+
+    def view(self, start: int, stop: int) -> TrtCache:
+        size = self.nbytes // self.slots
+        shape = (stop - start, *self.shape[1:])
+        part = TrtCache(self._device, self._names, shape, self.dtype, self._memory, self._hint)
+        part.addresses = {name: address + start * size for name, address in self.addresses.items()}
+        return part
+
+    def copy_rows(self, source: int, target: int, rows: int) -> None:
+        """Queued on the device, head by head."""
+        _, heads, most, head_dim = self.shape
+        row = head_dim * self.dtype.itemsize
+        slot = heads * most * row
+        for address in self.addresses.values():
+            self._device.copy_rows(address + target * slot, address + source * slot, rows * row, most * row, heads)
 
 
 @dataclass(frozen=True)
@@ -299,7 +309,7 @@ class TrtSession:
         name = min(misfits, key=len)[0]
         ranges = (profile.ranges[name] for profile in self._profiles)
         taken = ", or ".join(f"{smallest} to {largest}" for smallest, _, largest in ranges)
-        options = "--batch" if self._graph == "vision" else "--batch or --chunk"
+        options = "--batch or vision --profile" if self._graph == "vision" else "--batch or --chunk"
         raise InputError(
             f"{self._graph}: {name} is {shapes[name]}, the engine takes {taken}",
             f"{self._rebuild} with a larger {options}",
@@ -392,6 +402,9 @@ def open_sessions(
             for graph in GRAPHS
         ),
         chunk=engines.chunk,
+        slots=engines.batch,
+        context=engines.context,
+        drafts=False,
     )
 
 

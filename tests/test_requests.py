@@ -1,0 +1,183 @@
+"""From images and questions, or from JSONL, to requests."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pixtral_runtime.errors import InputError
+from pixtral_runtime.prompt import Message
+from pixtral_runtime.records import Request
+from pixtral_runtime.requests import parse_shard, read_requests, requests_of_images, shard
+
+FOLDER = Path("data")
+
+
+def read(*entries: object, system: str | None = None) -> list[Request]:
+    """What a file of these lines asks; what is no string is written as JSON."""
+    lines = [entry if isinstance(entry, str) else json.dumps(entry) for entry in entries]
+    return read_requests(lines, "jobs.jsonl", max_new_tokens=64, system=system, folder=FOLDER)
+
+
+def user(*content: Any) -> dict[str, Any]:
+    return {"messages": [{"role": "user", "content": list(content)}]}
+
+
+def test_one_question_is_asked_of_every_image_under_its_path() -> None:
+    first, second = requests_of_images([Path("a.png"), Path("b/c.png")], ["What?"], "Be brief.", 9)
+    assert [first.id, second.id] == ["a.png", "b/c.png"]
+    assert first.messages == (Message("system", ("Be brief.",)), Message("user", (Path("a.png"), "What?")))
+    assert first.max_new_tokens == 9
+
+
+def test_several_questions_of_an_image_stand_together_and_are_numbered() -> None:
+    requests = requests_of_images([Path("a.png"), Path("b.png")], ["What?", "Where?"], None, 9)
+    assert [request.id for request in requests] == ["a.png#1", "a.png#2", "b.png#1", "b.png#2"]
+    assert [request.question for request in requests] == ["What?", "Where?"] * 2
+    assert requests[1].messages == (Message("user", (Path("a.png"), "Where?")),)
+
+
+def test_a_prompt_comes_after_its_images_and_takes_the_defaults() -> None:
+    (request,) = read({"prompt": "Which?", "images": ["a.png", "/abs/b.png"]}, system="Be brief.")
+    images = (Path("data/a.png"), Path("/abs/b.png"))
+    system = Message("system", ("Be brief.",))
+    assert request == Request("1", (system, Message("user", (*images, "Which?"))), 64)
+
+
+def test_a_request_may_bring_its_own_system_prompt_and_limit() -> None:
+    own, without = read(
+        {"id": "x", "prompt": "Go", "system": "Shout.", "max_new_tokens": 3},
+        {"id": "y", "prompt": "Go", "system": ""},
+        system="Be brief.",
+    )
+    assert (own.messages[0], own.max_new_tokens) == (Message("system", ("Shout.",)), 3)
+    assert [message.role for message in without.messages] == ["user"]
+
+
+def test_messages_keep_the_order_of_text_and_images() -> None:
+    parts = [
+        {"type": "text", "text": "Before:"},
+        {"type": "image", "path": "a.png"},
+        {"type": "text", "text": "after:"},
+        {"type": "image_url", "image_url": {"url": "b.png"}},
+        {"type": "image_url", "image_url": "file:///photos/c%20d.png"},
+        {"type": "image_url", "image_url": {"url": "file://localhost/photos/e.png"}},
+    ]
+    (request,) = read(user(*parts))
+    paths = [Path("data/a.png"), Path("data/b.png"), Path("/photos/c d.png"), Path("/photos/e.png")]
+    assert request.messages[0].content == ("Before:", paths[0], "after:", *paths[1:])
+    assert request.images == tuple(paths)
+
+
+def test_images_beside_plain_messages_go_before_the_users_first_text() -> None:
+    turns = [("system", "Be brief."), ("user", "What?"), ("assistant", "A cat."), ("user", "Sure?")]
+    entry = {"messages": [{"role": role, "content": text} for role, text in turns], "images": ["a.png"]}
+    (request,) = read(entry, system="The file's own system message is kept.")
+    contents = [message.content for message in request.messages]
+    assert contents == [("Be brief.",), (Path("data/a.png"), "What?"), ("A cat.",), ("Sure?",)]
+    assert request.question == "Sure?"
+
+
+def test_ids_may_be_numbers_and_default_to_the_line() -> None:
+    requests = read({"id": 12, "prompt": "a"}, "", "  \n", {"prompt": "b"}, {"id": None, "prompt": "c"})
+    assert [request.id for request in requests] == ["12", "4", "5"]
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_line() -> None:
+    assert read('\ufeff{"prompt": "a"}')[0].question == "a"
+
+
+@pytest.mark.parametrize(
+    ("entry", "words"),
+    [
+        ('{"prompt": ', "not JSON"),
+        ("[" * 100_000, "not JSON"),
+        ([1], "expected an object, found [1]"),
+        ({}, "found neither"),
+        ({"prompt": "a", "messages": []}, "found both"),
+        ({"prompt": "a", "image": "b.png"}, "unknown key 'image'"),
+        ({"prompt": 3}, "prompt: expected a string, found 3"),
+        ({"prompt": ""}, "a message is empty"),
+        ({"prompt": "a", "images": "b.png"}, "images: expected a list"),
+        ({"prompt": "a", "images": [1]}, "expected an image's path, found 1"),
+        ({"prompt": "a", "images": ["a\0b"]}, "expected an image's path"),
+        ({"prompt": "a", "max_new_tokens": True}, "expected a whole number, found true"),
+        ({"prompt": "a", "max_new_tokens": 1.5}, "expected a whole number, found 1.5"),
+        ({"prompt": "a", "max_new_tokens": 0}, "max_new_tokens is 0"),
+        ({"prompt": "a", "id": True}, "id: expected"),
+        ({"prompt": "a", "id": ""}, "id: expected"),
+        ({"prompt": "a", "id": "first"}, "the id 'first' was there before"),
+        ({"messages": []}, "not the user's"),
+        ({"messages": [{"role": "assistant", "content": "a"}]}, "not the user's"),
+        ({"messages": ["a"]}, "messages: expected objects"),
+        ({"messages": [{"role": "robot", "content": "a"}]}, "system, user, assistant"),
+        ({"messages": [{"role": [], "content": "a"}]}, "system, user, assistant"),
+        ({"messages": [{"role": "user", "content": 3}]}, "content: expected a string or a list"),
+        ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "unknown key 'name'"),
+        ({"messages": [{"role": "user", "content": ""}]}, "a message is empty"),
+        (user({"type": "text", "text": ""}), "a message is empty"),
+        (user("text"), 'found "text"'),
+        (user({"type": "audio"}), "text, image, image_url"),
+        (user({"type": []}), "text, image, image_url"),
+        (user({"type": "text"}), "text: expected a string, found null"),
+        (user({"type": "image"}), "expected an image's path, found null"),
+        (user({"type": "image_url", "image_url": {"url": "a", "detail": "low"}}), "unknown key 'detail'"),
+        (user({"type": "image_url", "image_url": {"url": "https://x.org/a.png"}}), "nothing is downloaded"),
+        (user({"type": "image_url", "image_url": {"url": "http://[x"}}), "nothing is downloaded"),
+        (user({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}), "is no local file"),
+        (user({"type": "image_url", "image_url": {"url": "file://server/a.png"}}), "is no local file"),
+        (user({"type": "image", "path": "a"}) | {"images": ["b"]}, "'images' beside images"),
+        (user({"type": "text", "text": "a"}) | {"messages": [
+            {"role": "system", "content": [{"type": "image", "path": "a"}]}, {"role": "user", "content": "b"}
+        ]}, "an image in a message of the system"),
+        ({"system": "x", "messages": [
+            {"role": "system", "content": "y"}, {"role": "user", "content": "b"}
+        ]}, "'system' beside a system message"),
+    ],
+)  # fmt: skip
+def test_a_wrong_line_is_named_with_what_was_expected(entry: object, words: str) -> None:
+    with pytest.raises(InputError) as caught:
+        read({"id": "first", "prompt": "a"}, "", entry)
+    assert str(caught.value).startswith("jobs.jsonl, line 3: ")
+    assert words in str(caught.value)
+    assert caught.value.hint
+
+
+def test_an_id_must_not_be_the_number_of_another_line() -> None:
+    with pytest.raises(InputError, match="line 2: the id '2' was there before"):
+        read({"id": 2, "prompt": "a"}, {"prompt": "b"})
+
+
+@pytest.mark.parametrize("lines", [[], ["", " \n"]])
+def test_a_file_without_requests_is_refused(lines: list[str]) -> None:
+    with pytest.raises(InputError, match=r"no requests in jobs\.jsonl"):
+        read(*lines)
+
+
+def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "latin.jsonl").write_bytes('{"prompt": "schön"}\n'.encode("latin-1"))
+    with (tmp_path / "latin.jsonl").open(encoding="utf-8") as lines, pytest.raises(InputError, match="not UTF-8"):
+        read_requests(lines, "latin.jsonl", max_new_tokens=1, folder=tmp_path)
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_hold_each_request_once(count: int) -> None:
+    requests = requests_of_images([Path(f"{n}.png") for n in range(5)], ["?"], None, 1)
+    parts = [shard(requests, index, count) for index in range(1, count + 1)]
+    assert sorted(request.id for part in parts for request in part) == [request.id for request in requests]
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_shard_is_written_as_part_and_whole() -> None:
+    assert parse_shard("2/4") == (2, 4)
+    assert parse_shard("1/1") == (1, 1)
+
+
+@pytest.mark.parametrize("text", ["0/4", "5/4", "2", "2/", "a/b", "-1/2", "1/0", " 1/2"])
+def test_a_wrong_shard_is_refused_with_an_example(text: str) -> None:
+    with pytest.raises(InputError) as caught:
+        parse_shard(text)
+    assert "--shard 2/4" in caught.value.hint

@@ -1,0 +1,452 @@
+"""A results file through crashes, power losses and repeated runs; and what tables hold of it."""
+
+from __future__ import annotations
+
+import csv
+import fcntl
+import json
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet as pq
+import pytest
+
+from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.records import ImageInfo, Record, Request, Settings, record_of
+from pixtral_runtime.requests import requests_of_images
+from pixtral_runtime.results import ResultsFile, read_results, table_format, write_table
+
+SETTINGS = Settings("fingerprint")
+REQUESTS = requests_of_images([Path(f"{name}.png") for name in "abc"], ["What?"], None, 8)
+TEXTS = ("ja, „schön“", 'say "hi"\r\nthen\x00 \u2028 go', "=1+1", "", "🙂 \\ud800")
+
+
+def answered(request: Request, answer: str = "A cat.", settings: Settings = SETTINGS) -> Record:
+    record = record_of(request, settings)
+    record.key, record.answer, record.finish_reason, record.new_tokens = "00", answer, "stop", 3
+    record.times_ms = {"vision": 1.5, "decode": 20.25}
+    return record
+
+
+def failed(request: Request) -> Record:
+    record = record_of(request, SETTINGS)
+    record.error, record.hint = f"{request.id} cannot be read", "look at it"
+    return record
+
+
+def resume(path: Path, requests: Iterable[Request] = REQUESTS, settings: Settings = SETTINGS) -> ResultsFile:
+    return ResultsFile.resume(path, requests, settings)
+
+
+def ids(path: Path) -> list[str]:
+    """Of every line."""
+    return [json.loads(line)["id"] for line in path.read_bytes().decode().split("\n")[:-1]]
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A file of two results, for a.png and b.png."""
+    with ResultsFile.create(tmp_path / "new" / "r.jsonl") as file:
+        for request in REQUESTS[:2]:
+            file.append(answered(request))
+    return tmp_path / "new" / "r.jsonl"
+
+
+def test_a_record_is_on_its_line_as_soon_as_it_is_appended(tmp_path: Path) -> None:
+    with ResultsFile.create(tmp_path / "r.jsonl") as file:
+        for count, request in enumerate(REQUESTS, start=1):
+            file.append(answered(request, "line\nbreak"))
+            assert ids(tmp_path / "r.jsonl") == [r.id for r in REQUESTS[:count]]
+        assert list(file.done) == [r.id for r in REQUESTS]
+    assert list(tmp_path.iterdir()) == [tmp_path / "r.jsonl"]
+
+
+def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
+    odd = replace(REQUESTS[0], id=os.fsdecode(b"not \xff UTF-8.png"))
+    written = [answered(replace(odd, id=odd.id + str(n)), text) for n, text in enumerate(TEXTS)]
+    with ResultsFile.create(tmp_path / "r.jsonl") as file:
+        for record in written:
+            file.append(record)
+    assert list(read_results(tmp_path / "r.jsonl").records.values()) == written
+
+
+def test_a_new_file_never_replaces_one_unless_forced(path: Path) -> None:
+    with pytest.raises(InputError, match="exists") as caught:
+        ResultsFile.create(path)
+    assert "--force" in caught.value.hint
+    assert ids(path) == ["a.png", "b.png"]
+    ResultsFile.create(path, force=True).close()
+    assert path.read_bytes() == b""
+
+
+def test_a_run_that_fails_before_its_first_record_leaves_no_file(tmp_path: Path, path: Path) -> None:
+    for opened in (ResultsFile.create(tmp_path / "r.jsonl"), resume(path)):
+        with pytest.raises(MachineError), opened:
+            raise MachineError("no memory")
+    assert not (tmp_path / "r.jsonl").exists()
+    assert ids(path) == ["a.png", "b.png"]
+
+
+def test_resuming_finds_what_is_done_and_goes_on(path: Path) -> None:
+    with resume(path) as file:
+        assert dict(file.done) == {r.id: answered(r) for r in REQUESTS[:2]}
+        file.append(answered(REQUESTS[2]))
+    assert ids(path) == ["a.png", "b.png", "c.png"]
+
+
+def test_resuming_begins_a_file_that_is_not_there(tmp_path: Path) -> None:
+    with resume(tmp_path / "deep" / "r.jsonl") as file:
+        assert not file.done
+        file.append(answered(REQUESTS[0]))
+    assert ids(tmp_path / "deep" / "r.jsonl") == ["a.png"]
+
+
+@pytest.mark.parametrize(
+    "tail",
+    [
+        b'{"id": "c.png", "question": "Wh',
+        b'{"id": "c.p\n',
+        b"{",
+        b"\0" * 4096,
+        b'{"id": "c.png", "ques' + b"\0" * 100 + b"\n",
+        b'\0\0\0\0ing", "error": null}\n{"id": "d.png", "quest\n\0\0\0',
+        '{"id": "ü'.encode()[:-1],
+        b"[" * 100_000,
+        b"\n\n",
+    ],
+)
+def test_what_a_crash_left_at_the_end_is_cut_off(path: Path, tail: bytes) -> None:
+    whole = path.read_bytes()
+    path.write_bytes(whole + tail)
+    with resume(path) as file:
+        assert list(file.done) == ["a.png", "b.png"]
+        file.append(answered(REQUESTS[2]))
+    assert path.read_bytes().rstrip(b"\n").startswith(whole)
+    assert list(read_results(path).records) == ["a.png", "b.png", "c.png"]
+    assert read_results(path).torn == 0
+
+
+@pytest.mark.parametrize("start", [b'{"id', b'{"id": "a.png", "que', b"\0\0\0", b"\0\0\n\0"])
+def test_a_file_torn_in_its_first_record_begins_again(path: Path, start: bytes) -> None:
+    path.write_bytes(start)
+    with resume(path) as file:
+        file.append(answered(REQUESTS[0]))
+    assert ids(path) == ["a.png"]
+
+
+def test_every_place_where_a_crash_may_cut_the_file_can_be_resumed(path: Path) -> None:
+    whole = path.read_bytes()
+    first = whole.index(b"\n")
+    for length in {*range(0, len(whole), 11), first - 1, first, first + 1, len(whole) - 1}:
+        path.write_bytes(whole[:length])
+        with resume(path) as file:
+            assert len(file.done) == (length >= first) + (length == len(whole) - 1)
+
+
+def test_a_last_record_without_its_line_break_is_kept(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+    with resume(path) as file:
+        file.append(answered(REQUESTS[2]))
+    assert ids(path) == ["a.png", "b.png", "c.png"]
+
+
+def test_damage_before_the_end_is_refused_with_its_line(path: Path) -> None:
+    first, second = path.read_bytes().splitlines(keepends=True)
+    damaged = first + second[:40] + b"\n" + second
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match="line 2: damaged") as caught:
+        resume(path)
+    assert caught.value.hint.startswith(f"sed -i 2d {path}")
+    assert path.read_bytes() == damaged
+    path.write_bytes(first + second)
+    resume(path).close()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"precious notes\n",
+        b"\nprecious notes",
+        b'{"id": "1", "prompt": "a file of requests"}\n',
+        b'{"id": "1", "images": 3}\n',
+        b"[1, 2]\n",
+        b"3\n",
+        b'"id, images"',
+        b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR",
+        b"\0\0\1\0\1\0 an icon",
+    ],
+)
+def test_another_kind_of_file_is_refused_and_kept(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "r.jsonl").write_bytes(content)
+    with pytest.raises(InputError, match="is no results file: line"):
+        resume(tmp_path / "r.jsonl")
+    assert (tmp_path / "r.jsonl").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("requests", "settings", "words"),
+    [
+        (REQUESTS, replace(SETTINGS, temperature=0.5, exif=False),
+         "exif was true and is false, temperature was 0.0 and is 0.5"),
+        (REQUESTS, Settings("other"), 'bundle was "fingerprint" and is "other"'),
+        ([], replace(SETTINGS, seed=1), "seed was 0 and is 1"),
+        (requests_of_images([Path("b.png")], ["Where?"], None, 8), SETTINGS,
+         "something else for b.png: the question was 'What?' and is 'Where?'"),
+        (requests_of_images([Path("a.png")], ["What?"], None, 9), SETTINGS, "the number of new tokens"),
+        (requests_of_images([Path("a.png")], ["What?"], "Be brief.", 8), SETTINGS, "the system prompt"),
+    ],
+)  # fmt: skip
+def test_answers_to_something_else_are_refused_with_what_changed(
+    path: Path, requests: list[Request], settings: Settings, words: str
+) -> None:
+    before = path.read_bytes()
+    with pytest.raises(InputError) as caught:
+        resume(path, requests, settings)
+    assert words in str(caught.value)
+    assert "-o" in caught.value.hint
+    assert "--force" in caught.value.hint
+    assert path.read_bytes() == before
+    resume(path).close()
+
+
+def test_records_of_other_requests_stay(path: Path) -> None:
+    with resume(path, REQUESTS[2:]) as file:
+        file.append(answered(REQUESTS[2]))
+    assert ids(path) == ["a.png", "b.png", "c.png"]
+
+
+def test_a_later_record_takes_the_place_of_an_earlier_one(path: Path) -> None:
+    with resume(path) as file:
+        file.append(failed(REQUESTS[0]))
+        file.append(answered(REQUESTS[2]))
+        file.append(answered(REQUESTS[0], "A dog."))
+        assert ids(path) == ["a.png", "b.png", "a.png", "c.png", "a.png"]
+    assert ids(path) == ["b.png", "c.png", "a.png"]
+    assert read_results(path).records["a.png"].answer == "A dog."
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_superseded_lines_that_a_crash_left_go_when_resuming(path: Path) -> None:
+    path.write_bytes(path.read_bytes() * 2)
+    assert read_results(path).superseded == 2
+    resume(path).close()
+    assert ids(path) == ["a.png", "b.png"]
+
+
+def test_a_link_stays_a_link_when_its_file_is_rewritten(path: Path) -> None:
+    path.write_bytes(path.read_bytes() * 2)
+    link = path.with_name("link.jsonl")
+    link.symlink_to(path.name)
+    resume(link).close()
+    assert link.is_symlink()
+    assert ids(path) == ["a.png", "b.png"]
+
+
+def test_two_runs_never_write_one_file(path: Path) -> None:
+    with resume(path):
+        for open_again in (resume, lambda p: ResultsFile.create(p, force=True)):
+            with pytest.raises(InputError, match="is being written by another run"):
+                open_again(path)
+    assert ids(path) == ["a.png", "b.png"]
+    with resume(path) as file:
+        file.append(answered(REQUESTS[2]))
+
+
+def test_the_lock_holds_after_a_repair(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"{")
+    with resume(path), pytest.raises(InputError, match="another run"):
+        resume(path)
+
+
+@pytest.mark.parametrize("is_replaced", [True, False])
+def test_a_file_that_vanishes_while_it_is_locked_is_opened_again(
+    path: Path, monkeypatch: pytest.MonkeyPatch, is_replaced: bool
+) -> None:
+    flock, calls = fcntl.flock, list[int]()
+
+    def late(file: Any, how: int) -> None:
+        calls.append(how)
+        if len(calls) == 1:  # as another run's repair, or the user, between opening and locking
+            path.rename(path.with_name("old"))
+            if is_replaced:
+                path.write_bytes(path.with_name("old").read_bytes())
+        flock(file, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with resume(path) as file:
+        file.append(answered(REQUESTS[2]))
+        with pytest.raises(InputError, match="another run"):
+            resume(path)
+    assert ids(path) == (["a.png", "b.png", "c.png"] if is_replaced else ["c.png"])
+    assert ids(path.with_name("old")) == ["a.png", "b.png"]
+
+
+def append_and_die(path: Path) -> None:
+    """A run that is killed between two records."""
+    file = resume(path)
+    file.append(answered(REQUESTS[2]))
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_run_loses_nothing_and_leaves_no_lock(path: Path) -> None:
+    run = multiprocessing.get_context("spawn").Process(target=append_and_die, args=(path,))
+    run.start()
+    run.join(60)
+    assert run.exitcode == -signal.SIGKILL
+    with resume(path) as file:
+        assert list(file.done) == ["a.png", "b.png", "c.png"]
+
+
+def test_the_disk_is_asked_at_most_once_a_second_and_at_the_end(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    now, syncs, fsync = [100.0], list[float](), os.fsync
+
+    def counted(number: int) -> None:
+        syncs.append(now[0])
+        fsync(number)
+
+    monkeypatch.setattr("pixtral_runtime.results.time.monotonic", lambda: now[0])
+    monkeypatch.setattr(os, "fsync", counted)
+    with resume(path, []) as file:
+        for step in range(12):
+            now[0] = 100 + step / 4
+            file.append(answered(replace(REQUESTS[0], id=str(step))))
+        assert syncs == [101.0, 102.0]
+    assert syncs == [101.0, 102.0, 102.75]
+
+
+def test_a_full_disk_leaves_no_half_record(path: Path) -> None:
+    whole, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    with resume(path) as file:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 100, limits[1]))
+        try:
+            with pytest.raises(OSError, match="too large"):
+                file.append(answered(REQUESTS[2]))
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert path.read_bytes() == whole
+        assert list(file.done) == ["a.png", "b.png"]
+        file.append(answered(REQUESTS[2]))
+    assert ids(path) == ["a.png", "b.png", "c.png"]
+
+
+@pytest.mark.parametrize("place", ["file/r.jsonl", "folder", "pipe"])
+def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, place: str) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "pipe")
+    for open_place in (lambda p: ResultsFile.create(p, force=True), resume):
+        with pytest.raises(InputError, match="cannot be written") as caught:
+            open_place(tmp_path / place)
+        assert caught.value.hint.startswith("-o ")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_results(tmp_path / "nowhere.jsonl")
+
+
+def table_of(*answers: str, schema: str | None = None) -> list[Record]:
+    settings = replace(SETTINGS, json_schema=schema)
+    requests = requests_of_images([Path(f"{n}.png") for n in range(len(answers))], ["What?"], None, 8)
+    return [answered(request, answer, settings) for request, answer in zip(requests, answers, strict=True)]
+
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_csv_and_parquet_give_back_every_text(tmp_path: Path) -> None:
+    records = table_of(*TEXTS)
+    records[0].images.append(ImageInfo("second.png"))
+    records.append(failed(REQUESTS[2]))
+    write_table(records, tmp_path / "t.csv", "csv")
+    write_table(records, tmp_path / "t.parquet", "parquet")
+    rows, table = read_csv(tmp_path / "t.csv"), pq.read_table(tmp_path / "t.parquet")
+    assert [row["answer"] for row in rows] == [*TEXTS, ""]
+    assert table["answer"].to_pylist() == [*TEXTS, None]
+    assert list(rows[0]) == table.column_names == [
+        "id", "image", "images", "question", "answer", "finish_reason", "prompt_tokens", "image_tokens",
+        "reused_tokens", "new_tokens", "image_ms", "preprocess_ms", "vision_ms", "prefill_ms", "decode_ms", "error",
+        "hint",
+    ]  # fmt: skip
+    assert table.select(["id", "image", "images", "new_tokens", "vision_ms", "image_ms"]).slice(0, 1).to_pylist() == [
+        {"id": "0.png", "image": "0.png", "images": 2, "new_tokens": 3, "vision_ms": 1.5, "image_ms": None}
+    ]
+    assert (rows[0]["decode_ms"], rows[-1]["error"]) == ("20.25", "c.png cannot be read")
+    assert (tmp_path / "t.csv").read_bytes().startswith(b"\xef\xbb\xbfid,")
+    assert {path.name for path in tmp_path.iterdir()} == {"t.csv", "t.parquet"}
+
+
+def test_csv_reads_the_same_in_arrow(tmp_path: Path) -> None:
+    write_table(table_of(*TEXTS), tmp_path / "t.csv", "csv")
+    options = pyarrow.csv.ParseOptions(newlines_in_values=True)
+    table = pyarrow.csv.read_csv(tmp_path / "t.csv", parse_options=options)
+    assert table.column_names[0] == "id"
+    assert table["answer"].to_pylist() == list(TEXTS)
+    assert table["new_tokens"].type == pa.int64()
+
+
+def test_answers_of_a_schema_become_columns_of_one_type(tmp_path: Path) -> None:
+    values: list[dict[str, Any]] = [
+        {"count": 2, "share": 1, "found": True, "tags": ["a", "ü"], "mixed": "x", "big": 2**70, "none": None},
+        {"count": 3, "share": 0.5, "found": False, "tags": [], "mixed": 4, "late": "yes"},
+    ]
+    records = table_of(*map(json.dumps, values), '{"count": 9', '["no object"]', schema="sha")
+    records[2].finish_reason = "length"
+    write_table(records, tmp_path / "t.parquet", "parquet")
+    table = pq.read_table(tmp_path / "t.parquet")
+    own = {name: table[name] for name in table.column_names if name.startswith("answer.")}
+    assert {name.removeprefix("answer."): (str(column.type), column.to_pylist()) for name, column in own.items()} == {
+        "count": ("int64", [2, 3, None, None]),
+        "share": ("double", [1.0, 0.5, None, None]),
+        "found": ("bool", [True, False, None, None]),
+        "tags": ("string", ['["a", "ü"]', "[]", None, None]),
+        "mixed": ("string", ['"x"', "4", None, None]),
+        "big": ("string", [str(2**70), None, None, None]),
+        "none": ("string", [None] * 4),
+        "late": ("string", [None, "yes", None, None]),
+    }
+    write_table(records, tmp_path / "t.csv", "csv")
+    rows = read_csv(tmp_path / "t.csv")
+    assert [row["answer.found"] for row in rows] == ["true", "false", "", ""]
+    assert [row["answer.tags"] for row in rows] == ['["a", "ü"]', "[]", "", ""]
+
+
+def test_json_without_a_schema_stays_text(tmp_path: Path) -> None:
+    write_table(table_of('{"count": 2}'), tmp_path / "t.csv", "csv")
+    assert [name for name in read_csv(tmp_path / "t.csv")[0] if name.startswith("answer.")] == []
+
+
+def test_a_table_without_rows_has_its_columns(tmp_path: Path) -> None:
+    write_table([], tmp_path / "t.parquet", "parquet")
+    table = pq.read_table(tmp_path / "t.parquet")
+    assert (table.num_rows, table["new_tokens"].type, table["decode_ms"].type) == (0, pa.int64(), pa.float64())
+
+
+@pytest.mark.parametrize("format", ["csv", "parquet"])
+def test_paths_that_are_no_utf8_are_written_with_escapes(tmp_path: Path, format: str) -> None:
+    request = requests_of_images([Path(os.fsdecode(b"\xff.png"))], ["What?"], None, 8)[0]
+    write_table([answered(request)], tmp_path / "t", format)
+    rows = read_csv(tmp_path / "t") if format == "csv" else pq.read_table(tmp_path / "t").to_pylist()
+    assert rows[0]["id"] == "\\udcff.png"
+
+
+def test_a_format_is_wanted_or_named_by_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("a.csv", "a.PARQUET", "a.jsonl", "a.txt", "a")
+    assert [table_format(Path(name)) for name in names] == ["csv", "parquet", "jsonl", "jsonl", "jsonl"]
+    assert table_format(Path("a.csv"), "parquet") == "parquet"
+    with pytest.raises(InputError, match="xlsx") as caught:
+        table_format(Path("a"), "xlsx")
+    assert "jsonl, csv, parquet" in caught.value.hint
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    with pytest.raises(MachineError) as missing:
+        write_table([], tmp_path / "t.parquet", "parquet")
+    assert missing.value.hint == "pip install 'pixtral[tables]'"
+    assert not list(tmp_path.iterdir())
