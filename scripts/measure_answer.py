@@ -15,38 +15,24 @@ import os
 import resource
 import statistics
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-import onnx
 
 from pixtral_runtime import load
 from pixtral_runtime.bundle import Bundle
 from pixtral_runtime.prompt import Prompt
+from pixtral_runtime.roofline import graph_weight_bytes, measure_bandwidth
 
 
 def decode_bytes(bundle: Bundle) -> int:
     """Bytes of the decoder graph's weights, without the rotary tables."""
-    model = onnx.load(bundle.graph_path("decoder"), load_external_data=False)
-    lengths = (
-        {entry.key: entry.value for entry in tensor.external_data}.get("length", "0")
-        for tensor in model.graph.initializer
-        if "rope" not in tensor.name
-    )
-    return sum(map(int, lengths))
+    return graph_weight_bytes(bundle, "decoder")
 
 
 def read_bandwidth(threads: int, size: int = 1 << 30) -> float:
-    """Bytes a second, the best of five passes over `size` bytes."""
-    parts = np.array_split(np.ones(size // 8, np.int64), threads)
-    rates = []
-    with ThreadPoolExecutor(threads) as pool:
-        for _ in range(5):
-            started = time.perf_counter()
-            list(pool.map(np.sum, parts))
-            rates.append(size / (time.perf_counter() - started))
-    return max(rates)
+    """Bytes a second, the best of some passes over `size` bytes."""
+    return measure_bandwidth(threads, size).max
 
 
 def main() -> None:

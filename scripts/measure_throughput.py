@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
+from pixtral_runtime.bench import Endless
 from pixtral_runtime.bundle import open_bundle
 from pixtral_runtime.job import Job, JobOptions
 from pixtral_runtime.model import Model, default_preprocess, load_bundle
@@ -32,26 +32,6 @@ from pixtral_runtime.records import Request, Settings
 
 SIZES = ((640, 480), (480, 640), (1024, 768), (300, 300), (1600, 1200), (800, 200))
 QUESTION = "Describe this image in one short sentence."
-
-
-class Endless:
-    """Forbids the end of the answer. Stands in for a compiled schema."""
-
-    is_complete = False
-
-    def __init__(self, eos: int) -> None:
-        self._eos = eos
-
-    def constraint(self) -> Endless:
-        return self
-
-    def mask(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        logits = logits.copy()
-        logits[self._eos] = -np.inf
-        return logits
-
-    def accept(self, token_id: int) -> None:
-        pass
 
 
 def write_pictures(folder: Path, count: int) -> list[Path]:

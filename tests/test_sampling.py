@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.sampling import Sampler, Sampling
 
 LOGITS = np.log(np.array([0.05, 0.5, 0.3, 0.15], np.float32))
@@ -31,6 +31,51 @@ def test_top_p_keeps_the_smallest_set_that_reaches_its_mass() -> None:
     seen = draws(Sampling(temperature=1.0, top_p=0.75))  # 0.5 + 0.3 reaches 0.75
     assert (seen > 0).tolist() == [False, True, True, False]
     assert (draws(Sampling(temperature=1.0, top_p=0.01), 50) > 0).tolist() == [False, True, False, False]
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.8, 0.999, 1.0])
+def test_draws_are_those_of_a_full_sort(top_p: float) -> None:
+    logits = np.random.default_rng(0).standard_normal(5000).round(1).astype(np.float32) * 3  # with many ties
+    sampler, random = Sampler(Sampling(temperature=1.0, top_p=top_p)), np.random.default_rng(0)
+    probabilities = np.exp(logits.astype(np.float64) - logits.max())
+    probabilities /= probabilities.sum()
+    order = np.argsort(-probabilities, kind="stable")
+    kept = order[: int(np.searchsorted(probabilities[order].cumsum(), top_p)) + 1]
+    for _ in range(200):
+        assert sampler(logits) == random.choice(kept, p=probabilities[kept] / probabilities[kept].sum())
+
+
+class Even:
+    """Allows tokens of even ids, and remembers those that were chosen."""
+
+    is_complete = False
+
+    def __init__(self) -> None:
+        self.accepted: list[int] = []
+
+    def mask(self, logits: np.ndarray) -> np.ndarray:
+        return np.where(np.arange(len(logits)) % 2 == 0, logits, -np.inf)
+
+    def accept(self, token_id: int) -> None:
+        self.accepted.append(token_id)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0, 100.0])
+def test_a_constraint_is_obeyed_and_told(temperature: float) -> None:
+    constraint = Even()
+    choose = Sampler(Sampling(temperature=temperature, top_p=1.0), constraint)
+    drawn = [choose(LOGITS) for _ in range(50)]
+    assert set(drawn) == ({2} if temperature == 0 else {0, 2})
+    assert constraint.accepted == drawn
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf")])
+def test_logits_that_are_not_numbers_are_an_error(temperature: float, wrong: float) -> None:
+    with pytest.raises(MachineError, match="not numbers"):
+        Sampler(Sampling(temperature=temperature))(np.array([0, wrong, 1], np.float32))
+    with pytest.raises(MachineError, match="not numbers"):
+        Sampler(Sampling(temperature=temperature))(np.full(3, -np.inf, np.float32))
 
 
 def test_a_seed_repeats_its_draws_and_another_does_not() -> None:

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import InputError, MachineError
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,17 @@ class Sampler:
         return token_id
 
     def _choose(self, logits: npt.NDArray[np.float32]) -> int:
+        best = int(logits.argmax())
+        if not np.isfinite(logits[best]):
+            raise MachineError("the model computes logits that are not numbers", "pixtral export … --dtype float32")
         if self._sampling.temperature == 0:
-            return int(logits.argmax())
+            return best
         scaled = logits.astype(np.float64) / self._sampling.temperature
         probabilities = np.exp(scaled - scaled.max())
         probabilities /= probabilities.sum()
-        order = np.argsort(-probabilities, kind="stable")
+        # All tokens that are rarer than this hold less than 1 - top_p together, so that none is in the set.
+        likely = np.flatnonzero(probabilities >= (1 - self._sampling.top_p) / len(probabilities))
+        order = likely[np.argsort(-probabilities[likely], kind="stable")]
         mass = probabilities[order].cumsum()
         kept = order[: int(np.searchsorted(mass, self._sampling.top_p)) + 1]
         return int(self._random.choice(kept, p=probabilities[kept] / probabilities[kept].sum()))
