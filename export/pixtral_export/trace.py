@@ -84,7 +84,7 @@ class GraphBuilder:
         self._location = location
         self._nodes: list[ir.Node] = []
         self._initializers: dict[str, ir.Value] = {}
-        self._rounded: dict[tuple[ir.Value, str], ir.Value] = {}
+        self._wide: dict[tuple[ir.Value, str], ir.Value] = {}
         self._cached: dict[ir.Value, ir.Value] = {}  # dequantized cache tensors to the stored ones
         self._inputs = [_value(t.name, t.dtype, t.shape) for t in spec.inputs]
 
@@ -157,14 +157,15 @@ class GraphBuilder:
             return
         scale = self.weight(self._input_scales[weight.name])
         assert weight.dtype is not None
-        if (x, str(scale.name)) not in self._rounded:
-            zero = self._zero_point(weight.dtype)
-            wide = self._add("Cast", [x], f"{scale.name}.wide", ir.AttrInt64("to", ir.DataType.FLOAT))
-            codes = self._add("QuantizeLinear", [wide, scale, zero], f"{scale.name}.quantize")
-            self._rounded[x, str(scale.name)] = self._add(
-                "DequantizeLinear", [codes, scale, zero], f"{scale.name}.dequantize"
+        if (x, str(scale.name)) not in self._wide:
+            self._wide[x, str(scale.name)] = self._add(
+                "Cast", [x], f"{scale.name}.wide", ir.AttrInt64("to", ir.DataType.FLOAT)
             )
-        product = self._add("MatMul", [self._rounded[x, str(scale.name)], matrix], name)
+        # A pair of its own for each product: ONNX Runtime computes products in int8 only where nothing else reads it.
+        zero = self._zero_point(weight.dtype)
+        codes = self._add("QuantizeLinear", [self._wide[x, str(scale.name)], scale, zero], f"{name}.quantize")
+        rounded = self._add("DequantizeLinear", [codes, scale, zero], f"{name}.dequantize")
+        product = self._add("MatMul", [rounded, matrix], name)
         self._add("Cast", [product], f"{name}.cast", ir.AttrInt64("to", y.dtype), output=y)
 
     def _quantized_gather(self, name: str, table: ir.Value | None, index: ir.Value | None, y: ir.Value) -> None:

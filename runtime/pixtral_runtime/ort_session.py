@@ -73,9 +73,9 @@ class OrtCache:
             binding.bind_ortvalue_output(past.replace("past", "present", 1), value)
 
     def _resize(self, rows: int) -> None:
-        kept = min(rows, self.rows)
-        slots, heads, _, head_dim = self._arrays[0].shape
+        slots, heads, before, head_dim = self._arrays[0].shape
         shape = (slots, heads, rounded(rows), head_dim)
+        kept = min(before, shape[2])
         for index, old in enumerate(self._arrays):  # one by one: only one is there twice
             self._arrays[index] = np.zeros(shape, old.dtype)
             self._arrays[index][:, :, :kept] = old[:, :, :kept]
@@ -123,7 +123,11 @@ class OrtSession:
         self._spec: GraphSpec = bundle.graph_spec(graph)
         self._bundle, self._device = bundle, settings.device
         providers = list(settings.providers)
-        self._session = ort.InferenceSession(bundle.graph_path(graph), options, providers=providers, enable_fallback=0)
+        # Merging equal pairs of QuantizeLinear and DequantizeLinear would leave products of int8 to be done in float.
+        unwanted = ["CommonSubexpressionElimination"] if bundle.precision == "int8" else []
+        self._session = ort.InferenceSession(
+            bundle.graph_path(graph), options, providers=providers, disabled_optimizers=unwanted, enable_fallback=0
+        )
         if lost := set(providers) - set(self._session.get_providers()):
             raise MachineError(
                 f"ONNX Runtime runs the {graph} graph without {', '.join(lost)}: no device, or libraries missing",
