@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import shutil
@@ -68,14 +70,19 @@ def test_the_page_loads_nothing_and_holds_every_record(tmp_path: Path, photo: Pa
     assert "run &lt;1&gt;" in text and "1,234" in text
     held = json.loads(re.search(r"records = (\[.*?\n\]);", text, re.S)[1])  # type: ignore[index]
     assert [one["id"] for one in held] == ["a", NASTY, "b"]
-    assert held[0]["images"][0].startswith("data:image/jpeg;base64,")
+    assert held[0]["images"][0][0] == str(photo)
+    assert held[0]["images"][0][1].startswith("data:image/jpeg;base64,")
     assert not list(tmp_path.glob(".report*"))
 
 
-def test_thumbnails_are_small_and_upright(tmp_path: Path, photo: Path) -> None:
-    import base64
-    import io
+def test_a_title_may_hold_anything(tmp_path: Path) -> None:
+    write_report([record("a")], tmp_path / "r.html", title="\udcff {{summary}}", summary={"output": "\udcfe"})
+    text = (tmp_path / "r.html").read_text(encoding="utf-8")
+    assert "{{summary}}" in text
+    assert text.count("<dt>") == 1
 
+
+def test_thumbnails_are_small_and_upright(tmp_path: Path, photo: Path) -> None:
     picture, exif = Image.open(photo), Image.Exif()
     exif[0x0112] = 6
     picture.save(tmp_path / "turned.jpg", exif=exif)
@@ -141,6 +148,7 @@ def test_a_browser_shows_errors_first_filters_and_sorts(chromium: str, tmp_path:
         for (const order of ["name", "slow", "long", "asked"]) { set("order", order); result[order] = names(); }
         for (const status of ["errors", "cut", "whole"]) { set("status", status); result["only " + status] = names(); }
         set("status", "all"); set("text", "ANSWER TO C"); result.filtered = names();
+        set("text", "photo.png"); result.pictured = names();
         set("text", "nowhere"); result.none = at("count").value;
         return result;
         """,
@@ -157,6 +165,7 @@ def test_a_browser_shows_errors_first_filters_and_sorts(chromium: str, tmp_path:
     assert (seen["only errors"], seen["only cut"]) == (["d"], ["c"])
     assert seen["only whole"] == ["b", "a", "e"]
     assert seen["filtered"] == ["c"]
+    assert seen["pictured"] == ["b"]
 
 
 def test_ten_thousand_records_are_shown_a_page_at_a_time(chromium: str, tmp_path: Path) -> None:

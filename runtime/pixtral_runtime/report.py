@@ -10,6 +10,7 @@ import base64
 import io
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from importlib.resources import files
@@ -32,11 +33,12 @@ def write_report(records: Sequence[Record], path: Path, *, title: str, summary: 
     template = files("pixtral_runtime").joinpath("report.html").read_text(encoding="utf-8")
     facts = [(_words(name), _value(value)) for name, value in summary.items() if not isinstance(value, list | dict)]
     head, _, tail = template.partition("/*RECORDS*/")
-    head = head.replace("{{policy}}", POLICY).replace("{{title}}", escape(title))
-    head = head.replace("{{summary}}", "".join(f"<div><dt>{name}<dd>{value}</div>" for name, value in facts))
+    shown = "".join(f"<div><dt>{name}<dd>{value}</div>" for name, value in facts)
+    parts = {"policy": POLICY, "title": escape(title), "summary": shown}
+    head = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], head)
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
-        with unfinished.open("w", encoding="utf-8") as page:
+        with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as page:
             page.write(head)
             for index, record in enumerate(records):
                 page.write(("," if index else "") + "\n" + _json(_entry(record)))
@@ -52,7 +54,9 @@ def _entry(record: Record) -> dict[str, Any]:
     settings = record.settings
     return {
         "id": record.id,
-        "images": [thumbnail(Path(image.path), apply_exif=settings.get("exif", True)) for image in record.images],
+        "images": [
+            [image.path, thumbnail(Path(image.path), apply_exif=settings.get("exif", True))] for image in record.images
+        ],
         "question": record.question,
         "answer": record.answer,
         "end": record.finish_reason,
