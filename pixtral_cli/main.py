@@ -19,7 +19,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pixtral_cli import ask, build, check, compare, doctor, export, inspect, merge, output, plan, run
+from pixtral_cli import ask, bench, build, check, compare, doctor, export, inspect, merge, output, plan, run
 from pixtral_runtime.errors import InputError, MachineError, PixtralError
 from pixtral_runtime.version import __version__
 
@@ -27,6 +27,7 @@ COMMANDS = (
     (export.export, export.EPILOG),
     (build.build, build.EPILOG),
     (run.run, run.EPILOG),
+    (bench.bench, bench.EPILOG),
     (merge.merge, merge.EPILOG),
     (ask.ask, ask.EPILOG),
     (check.check, check.EPILOG),

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pixtral_runtime.bench_stats import Spread, is_noisy, is_warm
+from pixtral_runtime.energy import Energy, measure, open_meters
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.image import decode_image
 from pixtral_runtime.model import Model, read_image_file
@@ -34,6 +35,7 @@ from pixtral_runtime.roofline import Ceiling, Sizes, ceiling, stage_costs
 from pixtral_runtime.scheduler import Scheduler, Task
 
 STAGES = ("image", "preprocess", "vision", "prefill", "ttft", "tpot", "e2e")
+KEPT_UP = 0.9  # of the rate offered
 QUESTION = "Describe this image in one short sentence."
 
 Progress = Callable[[str, int, int], None]
@@ -78,7 +80,7 @@ class Result:
     tokens: dict[str, int] = field(default_factory=dict)  # prompt, image and new tokens of a request
     ceilings_ms: dict[str, float] = field(default_factory=dict)
     bound_by: dict[str, str] = field(default_factory=dict)
-    energy: dict[str, float | str] = field(default_factory=dict)
+    energy: list[dict[str, Any]] = field(default_factory=list)  # of each meter, for a picture and for a new token
 
     @property
     def spreads(self) -> dict[str, Spread]:
@@ -160,19 +162,20 @@ def latency(model: Model, case: Case, effort: Effort, rates: Rates | None, folde
     prompt = _prompt(model, case, files[0])
     _check_room(model, case, prompt)
     cache = model.generator.sessions.decoder.new_cache(case.batch, len(prompt.token_ids) + case.decode_tokens + 1)
+
+    def run() -> dict[str, list[float]]:
+        first = len(runs) * case.batch
+        return _run(model, case, [files[(first + slot) % count] for slot in range(case.batch)], cache)
+
+    for _ in range(effort.warmup):
+        run()
     begun = time.perf_counter()
-    number = 0
-    while number < effort.warmup + effort.runs or time.perf_counter() - begun < effort.min_seconds:
-        if number == effort.warmup:
-            begun = time.perf_counter()
-        batch = [files[(number * case.batch + slot) % count] for slot in range(case.batch)]
-        run = _run(model, case, batch, cache)
-        if number >= effort.warmup:
-            runs.append(run)
-        number += 1
+    with measure(open_meters()) as energies:
+        while len(runs) < effort.runs or time.perf_counter() - begun < effort.min_seconds:
+            runs.append(run())
     samples = {name: [value for run in runs for value in run[name]] for name in (*STAGES, "step")}
     tokens = {"prompt": len(prompt.token_ids), "image": prompt.image_tokens, "new": case.decode_tokens}
-    result = Result(case, samples, tokens)
+    result = Result(case, samples, tokens, energy=[_energy(energy, case, len(runs)) for energy in energies])
     if rates is not None and case.image_side:
         for stage, best in _ceilings(model, case, prompt, rates).items():
             result.ceilings_ms[stage], result.bound_by[stage] = best.seconds * 1e3, best.bound_by
@@ -230,14 +233,19 @@ def serve(model: Model, case: Case, folder: Sequence[Path] = (), *, requests: in
             samples["e2e"].append(1e3 * (now - arrived[task]))
             samples["tpot"].append(1e3 * (now - first[task]) / max(1, len(task.token_ids) - 1))
     seconds = time.perf_counter() - begun
+    samples["offered_per_s"] = [requests / float(gaps.sum())]  # as chance had it
     samples["requests_per_s"] = [requests / seconds]
     samples["tokens_per_s"] = [requests * case.decode_tokens / seconds]
     return Result(case, samples)
 
 
 def knee(results: Sequence[Result]) -> Result | None:
-    """Of rates served, the highest at which requests still left as fast as they came (within 5 %)."""
-    kept = [r for r in results if r.case.rate and r.spreads["requests_per_s"].p50 >= 0.95 * r.case.rate]
+    """Of rates served, the highest at which requests left as fast as they came, but for the last one's answer."""
+    kept = [
+        result
+        for result in results
+        if result.case.rate and result.samples["requests_per_s"][0] >= KEPT_UP * result.samples["offered_per_s"][0]
+    ]
     return max(kept, key=lambda result: result.case.rate or 0, default=None)
 
 
@@ -276,6 +284,14 @@ def _run(model: Model, case: Case, files: Sequence[bytes], cache: Any) -> dict[s
     times["tpot"] = [float(np.mean(steps))] if steps else []
     times["e2e"] = [(time.perf_counter() - started) * 1e3]
     return times
+
+
+def _energy(energy: Energy, case: Case, runs: int) -> dict[str, Any]:
+    """A meter's joules for a picture (all stages) and for a new token; None where it could not be read."""
+    pictures = runs * case.batch
+    each = None if energy.joules is None else energy.joules / pictures
+    token = None if each is None else each / case.decode_tokens
+    return asdict(energy) | {"joules_per_image": each, "joules_per_token": token}
 
 
 def _encode(model: Model, prompts: Sequence[Prompt]) -> Iterator[npt.NDArray[Any]]:

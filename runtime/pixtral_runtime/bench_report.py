@@ -101,6 +101,20 @@ def rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
     return table
 
 
+def energy_lines(results: Sequence[Result]) -> list[str]:
+    """What each meter says of each case; where it could not be read, once, why."""
+    lines: dict[str, None] = {}
+    for result in results:
+        for meter in result.energy:
+            name = f"energy of {meter['scope']} ({meter['source']})"
+            if meter["joules"] is None:
+                lines[f"{name}: not readable, {meter['reason']} {meter['remedy']}".rstrip()] = None
+            else:
+                each = f"{meter['joules_per_image']:.3g} J a picture, {meter['joules_per_token']:.3g} J a new token"
+                lines[f"{name}, {result.case.name}: {each}"] = None
+    return list(lines)
+
+
 def markdown(results: Sequence[Result]) -> str:
     lines = [HEADER, ["---"] * len(HEADER), *rows(results)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

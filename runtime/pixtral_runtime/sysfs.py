@@ -1,0 +1,31 @@
+"""Small files of /proc and /sys: a value, or None where it is not readable."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+
+def read_text(path: Path) -> str | None:
+    """The file without blanks and zero bytes around it; None where it is absent, forbidden, asleep or empty."""
+    try:
+        text = path.read_text(encoding="utf-8", errors="replace").strip("\0\n\t ")
+    except OSError:
+        return None
+    return text or None
+
+
+def read_int(path: Path) -> int | None:
+    """The whole number in a file."""
+    text = read_text(path)
+    return int(text) if text is not None and re.fullmatch(r"[+-]?\d+", text) else None
+
+
+def in_order(folder: Path, pattern: str) -> list[Path]:
+    """What matches, by the numbers in its name: policy2 before policy10."""
+    return sorted(folder.glob(pattern), key=lambda path: [int(number) for number in re.findall(r"\d+", path.name)])
+
+
+def scaled(value: int | None, unit: int) -> int | None:
+    """A value in its base unit, as kilohertz in hertz."""
+    return None if value is None else value * unit
