@@ -261,6 +261,8 @@ def test_answers_of_one_schema_do_not_share_their_place(model: Model) -> None:
         ('{"type": "string", "pattern": "("}', "unclosed"),
         ('{"type": "integer", "minimum": 5, "maximum": 3}', "Unsatisfiable"),
         ('{"type": "integer", "maximum": 9007199254740993}', "9007199254740993"),
+        ('{"type": "integer", "maximum": 9007199254740993.0}', "9007199254740993.0"),
+        ('{"const": 1e30}', "1e30"),
         ('{"const": "a\\u0001"}', "control characters"),
         ('{"enum": ["\\ud800"]}', "control characters"),
         ('{"$ref": "https://example.com/x"}', "example.com"),
