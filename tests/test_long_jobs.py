@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import random
 import subprocess
 import sys
 import time
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -17,6 +15,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bundles import DEMO, exported
+from job_records import by_id
 from pixtral_cli.main import app
 from pixtral_export.export import ExportSettings
 from pixtral_runtime import load
@@ -27,7 +26,6 @@ from pixtral_runtime.requests import requests_of_images
 
 KILLS = 10
 GROWTH = 1.05  # resident memory after 1,000 images over that after 100; seen 1.01
-UNSTABLE = ("times_ms", "reused_tokens")  # what two runs of one job need not agree in
 
 
 @pytest.fixture(scope="module")
@@ -45,14 +43,6 @@ def write_pictures(folder: Path, count: int) -> list[Path]:
         pixels[8:24, 8 : 16 + index % 40] = rng.integers(0, 256, 3)
         Image.fromarray(pixels).save(path)
     return paths
-
-
-def by_id(path: Path) -> dict[str, dict[str, Any]]:
-    """The file's records without what may differ from run to run. Fails on torn lines and on an id that is twice."""
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    found = {record["id"]: {k: v for k, v in record.items() if k not in UNSTABLE} for record in records}
-    assert len(found) == len(records)
-    return found
 
 
 def test_a_job_killed_ten_times_gives_the_records_of_an_undisturbed_one(bundle: Path, tmp_path: Path) -> None:

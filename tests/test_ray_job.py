@@ -11,10 +11,9 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from bundles import DEMO, exported
+from job_records import by_id
 from pixtral_cli.main import app
 from pixtral_export.export import ExportSettings
-
-UNSTABLE = ("times_ms", "reused_tokens")  # what two runs of one job need not agree in
 
 
 @pytest.fixture(scope="module")
@@ -24,13 +23,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def invoke(*arguments: object) -> Any:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
-
-
-def by_id(path: Path) -> dict[str, dict[str, Any]]:
-    records = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    found = {record["id"]: {k: v for k, v in record.items() if k not in UNSTABLE} for record in records}
-    assert len(found) == len(records)
-    return found
 
 
 def test_two_ray_workers_give_the_records_of_one_process(
