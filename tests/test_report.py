@@ -111,8 +111,8 @@ def browse(chromium: str, path: Path, script: str) -> dict[str, Any]:
     collect = f"<script>document.body.dataset.result = JSON.stringify((() => {{{script}}})())</script>"
     probe.write_text(text.replace("</html>", f"{collect}</html>"), encoding="utf-8")
     command = [
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--dump-dom",
-        f"--user-data-dir={path.parent / 'profile'}", probe.as_uri(),
+        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr",
+        "--dump-dom", f"--user-data-dir={path.parent / 'profile'}", probe.as_uri(),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
