@@ -19,8 +19,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from pixtral_cli import ask, bench, build, check, compare, doctor, export, inspect, merge, output, plan, run
-from pixtral_cli import eval as evaluate
+from pixtral_cli import output
+from pixtral_cli.commands import ask, bench, build, check, compare, doctor, export, inspect, merge, plan, run
+from pixtral_cli.commands import eval as evaluate
 from pixtral_runtime.errors import InputError, MachineError, PixtralError
 from pixtral_runtime.version import __version__
 

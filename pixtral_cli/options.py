@@ -10,8 +10,8 @@ import typer
 from pixtral_cli import output
 
 if TYPE_CHECKING:
-    from pixtral_runtime.model import Model
-    from pixtral_runtime.prompt import PromptBuilder
+    from pixtral_runtime.generation.model import Model
+    from pixtral_runtime.inputs.prompt import PromptBuilder
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder, made by 'pixtral export'.")]
 PromptOption = Annotated[str, typer.Option("-p", "--prompt", help="What to ask; @FILE reads it from a file.")]
@@ -61,9 +61,9 @@ def read_prompt(text: str) -> str:
 
 def open_prompts(bundle: Path, mode: str, max_image_side: int | None, image_tokens: int | None) -> PromptBuilder:
     """Open a bundle's tokenizer and preprocessing, without its graphs."""
-    from pixtral_runtime.bundle import open_bundle
-    from pixtral_runtime.model import default_preprocess
-    from pixtral_runtime.prompt import PromptBuilder
+    from pixtral_runtime.bundle.manifest import open_bundle
+    from pixtral_runtime.generation.model import default_preprocess
+    from pixtral_runtime.inputs.prompt import PromptBuilder
 
     opened = open_bundle(bundle)
     settings = default_preprocess(opened, mode=mode, max_side=max_image_side, image_tokens=image_tokens)
@@ -72,7 +72,7 @@ def open_prompts(bundle: Path, mode: str, max_image_side: int | None, image_toke
 
 def slots_wanted(batch: str, memory_limit: str | None) -> tuple[int | None, int | None]:
     """--batch as a number, None for auto, and the bytes that may be planned with. Raises InputError."""
-    from pixtral_runtime.doctor import available_memory_bytes
+    from pixtral_runtime.device.doctor import available_memory_bytes
     from pixtral_runtime.errors import InputError
 
     if batch != "auto" and not (batch.isascii() and batch.isdecimal() and int(batch)):
@@ -93,7 +93,7 @@ def read_schema(path: Path) -> str:
 
 def open_model(prompts: PromptBuilder, backend: str, threads: int) -> Model:
     """Load a bundle, and say what runs it."""
-    from pixtral_runtime.model import load_bundle
+    from pixtral_runtime.generation.model import load_bundle
 
     model = load_bundle(prompts.bundle, prompts, threads=threads, backend=backend)
     say_backend(model)

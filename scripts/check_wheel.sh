@@ -20,9 +20,9 @@ import importlib.util
 
 assert importlib.util.find_spec("torch") is None, "the base install brings torch"
 import pixtral_cli.main
-import pixtral_runtime.model
+import pixtral_runtime.generation.model
 
-print("imported without torch from", pixtral_runtime.model.__file__)
+print("imported without torch from", pixtral_runtime.generation.model.__file__)
 PYTHON
 pixtral doctor
 pixtral run "$work/bundle" "$work/images" -o "$work/results.jsonl"

@@ -25,9 +25,9 @@ import mistral_common
 import torch
 from torch import Tensor
 
-from pixtral_export.checkpoint import SPELLINGS
-from pixtral_export.layout import Parameter, pairs_to_halves, parameters
-from pixtral_runtime.config import DecoderConfig, ModelConfig, VisionConfig
+from pixtral_export.checkpoint.reader import SPELLINGS
+from pixtral_export.checkpoint.tensor_names import Parameter, pairs_to_halves, parameters
+from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, VisionConfig
 
 BLOCK = 1 << 24  # values drawn at a time
 SHARD_BYTES = 5_000_000_000  # as the shards on the hub

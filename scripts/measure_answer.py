@@ -20,9 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from pixtral_runtime import load
-from pixtral_runtime.bundle import Bundle
-from pixtral_runtime.prompt import Prompt
-from pixtral_runtime.roofline import graph_weight_bytes, measure_bandwidth
+from pixtral_runtime.bench.roofline import graph_weight_bytes, measure_bandwidth
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.inputs.prompt import Prompt
 
 
 def decode_bytes(bundle: Bundle) -> int:

@@ -21,15 +21,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from pixtral_runtime.bundle import open_bundle
+from pixtral_runtime.batch.records import Settings
+from pixtral_runtime.batch.worker import Worker, WorkerOptions
+from pixtral_runtime.bundle.manifest import open_bundle
 from pixtral_runtime.evaluation.comparison import compare
+from pixtral_runtime.evaluation.dataset import ImageStore, examples
 from pixtral_runtime.evaluation.result import Evaluation, requests_of, score_answers
-from pixtral_runtime.evaluation.rows import ImageStore, examples
-from pixtral_runtime.evaluation.statistics import Score
+from pixtral_runtime.evaluation.score import Score
 from pixtral_runtime.evaluation.task import Example
 from pixtral_runtime.evaluation.tasks import task_named
-from pixtral_runtime.records import Settings
-from pixtral_runtime.worker import Worker, WorkerOptions
 
 PRECISIONS = ("float32", "int8", "fp8", "int4")
 SLOTS = 8

@@ -20,10 +20,10 @@ from typing import Any
 import easy_vqa
 
 from measure_eval import easy_vqa_examples, evaluate
-from pixtral_export.checkpoint import open_checkpoint
+from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.export import ExportSettings, export, plan_export
-from pixtral_runtime.bundle import MANIFEST, Bundle, open_bundle
-from pixtral_runtime.compare import CompareSettings, compare_bundles
+from pixtral_runtime.bundle.manifest import MANIFEST, Bundle, open_bundle
+from pixtral_runtime.compare.compare import CompareSettings, compare_bundles
 
 DEMO = Path(__file__).parents[1] / "tests" / "data" / "tiny-pixtral"
 CAPTION = "Describe this image in one short sentence."

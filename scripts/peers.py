@@ -90,8 +90,8 @@ def write_text_checkpoint(checkpoint: str, target: str) -> None:
     from safetensors.torch import save_file
 
     from make_synthetic_checkpoint import hf_config
-    from pixtral_export.checkpoint import open_checkpoint
-    from pixtral_export.layout import hf_name, parameters
+    from pixtral_export.checkpoint.reader import open_checkpoint
+    from pixtral_export.checkpoint.tensor_names import hf_name, parameters
 
     opened, folder = open_checkpoint(Path(checkpoint)), Path(target)
     folder.mkdir(parents=True, exist_ok=True)
@@ -122,7 +122,7 @@ def load_ours(work: Work) -> Loaded:
     import onnxruntime
 
     from pixtral_runtime import load
-    from pixtral_runtime.prompt import Prompt
+    from pixtral_runtime.inputs.prompt import Prompt
     from pixtral_runtime.version import __version__
 
     generator = load(work.model, threads=work.threads).generator

@@ -21,7 +21,7 @@ CONTEXT = 4096  # tokens
 
 @dataclass(frozen=True)
 class Shapes:
-    """A decoder, by the names of `pixtral_runtime.config.DecoderConfig`."""
+    """A decoder, by the names of `pixtral_runtime.bundle.config.DecoderConfig`."""
 
     dim: int
     n_layers: int

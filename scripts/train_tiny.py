@@ -39,9 +39,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from make_synthetic_checkpoint import params_json, write_tokenizer
-from pixtral_export.layout import halves_to_pairs, parameters
-from pixtral_export.model import Pixtral
-from pixtral_runtime.config import DecoderConfig, ImageTokens, ModelConfig, VisionConfig
+from pixtral_export.checkpoint.tensor_names import halves_to_pairs, parameters
+from pixtral_export.model.pixtral import Pixtral
+from pixtral_runtime.bundle.config import DecoderConfig, ImageTokens, ModelConfig, VisionConfig
 
 CONFIG = ModelConfig(
     vision=VisionConfig(

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pixtral_export.checkpoint import open_checkpoint
+from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.export import ExportSettings, export, plan_export
-from pixtral_runtime.bundle import Bundle
+from pixtral_runtime.bundle.manifest import Bundle
 
 CONTEXT = 1024
 DEMO = Path(__file__).parent / "data" / "tiny-pixtral"

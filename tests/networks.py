@@ -12,8 +12,8 @@ from onnx import helper, numpy_helper
 
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import ParsedNetwork, parse_model
-from pixtral_runtime.session import Array
-from pixtral_runtime.trt_package import load
+from pixtral_runtime.backends.session import Array
+from pixtral_runtime.backends.trt_package import load
 
 RTX = load("rtx")
 

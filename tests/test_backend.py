@@ -12,12 +12,13 @@ from typer.testing import CliRunner
 from bundles import DEMO, exported
 from pixtral_cli.main import app
 from pixtral_engines.profiles import Shapes, profiles
-from pixtral_runtime import Model, backend, load
-from pixtral_runtime.backend import open_backend
-from pixtral_runtime.bundle import Bundle
-from pixtral_runtime.engines import Engine, EngineSet, source_of, with_engines
+from pixtral_runtime import Model, load
+from pixtral_runtime.backends import choose as backend
+from pixtral_runtime.backends.choose import open_backend
+from pixtral_runtime.bundle.engine_list import Engine, EngineSet, source_of, with_engines
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import InputError, MachineError
-from pixtral_runtime.spec import GRAPHS
 from trt_standin import HostDevice, StandIn, write_engine
 
 IMAGE = Path(__file__).parent / "data" / "images" / "gray_circle_99x70.png"

@@ -17,10 +17,10 @@ from bundles import DEMO, exported
 from pixtral_cli.main import app
 from pixtral_export.export import ExportSettings
 from pixtral_runtime import Model, load
-from pixtral_runtime.bench import STAGES, Case, Effort, Rates, Result, knee, latency, serve, throughput
-from pixtral_runtime.bench_report import Report, compare, csv_text, markdown, read_report, rows, setting_changes
+from pixtral_runtime.bench.measure import STAGES, Case, Effort, Rates, Result, knee, latency, serve, throughput
+from pixtral_runtime.bench.report import Report, compare, csv_text, markdown, read_report, rows, setting_changes
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.generate import Generator
+from pixtral_runtime.generation.model_runner import Generator
 
 IMAGES = Path(__file__).parent / "data" / "images"
 CASE = Case("latency", 2, 6, 64)
@@ -106,7 +106,7 @@ def test_a_slowdown_of_ten_per_cent_is_found_and_none_in_a_run_against_itself(
         return encode(self, images)
 
     monkeypatch.setattr(Generator, "encode", slowed)
-    monkeypatch.setattr("pixtral_runtime.bench.time", clock)
+    monkeypatch.setattr("pixtral_runtime.bench.measure.time", clock)
     old, again = (Report({}, [latency(model, CASE, Effort(runs=20), None)]) for _ in range(2))
     assert not any(change.difference.significant for change in compare(old, old, 0.05))
     assert not any(change.regressed for change in compare(old, again, 0.05))

@@ -13,9 +13,9 @@ from typer.testing import CliRunner
 from bundles import DEMO, exported
 from pixtral_cli.main import app
 from pixtral_export.export import ExportSettings
-from pixtral_runtime.bench_page import page_of
-from pixtral_runtime.bench_report import Change, Report, read_report
-from pixtral_runtime.bench_stats import Difference
+from pixtral_runtime.bench.page import page_of
+from pixtral_runtime.bench.report import Change, Report, read_report
+from pixtral_runtime.bench.spread import Difference
 from test_bench_plots import SETTING, latency
 
 

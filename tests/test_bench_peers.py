@@ -32,8 +32,8 @@ from bench_peers import (
     take_turns,
 )  # fmt: skip
 from peers import Work
-from pixtral_export.checkpoint import open_checkpoint
-from pixtral_export.layout import parameters
+from pixtral_export.checkpoint.reader import open_checkpoint
+from pixtral_export.checkpoint.tensor_names import parameters
 from tiny import VOCABULARY, tiny_config, write_checkpoint
 
 ROOT = Path(__file__).parents[1]

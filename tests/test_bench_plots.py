@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pixtral_runtime.bench import Case, Result
-from pixtral_runtime.bench_memory import measured, vram_of
-from pixtral_runtime.bench_plots import draw, save_plots, svg_of
-from pixtral_runtime.bench_report import Report, memory_lines
+from pixtral_runtime.bench.measure import Case, Result
+from pixtral_runtime.bench.plots import draw, save_plots, svg_of
+from pixtral_runtime.bench.report import Report, memory_lines
+from pixtral_runtime.device.memory import measured, vram_of
+from pixtral_runtime.device.nvml import Gpu
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.nvml import Gpu
 
 CEILINGS = {"bandwidth_bytes_per_s": 3e10, "flops_per_s": {"vision": 4e11, "prefill": 3e11, "decode": 3e11}}
 SETTING = {"device": "a <device>", "precision": "int4", "ceilings": CEILINGS}

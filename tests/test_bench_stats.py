@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from pixtral_runtime import bench_stats
-from pixtral_runtime.bench_stats import ALPHA, Difference, Spread, is_noisy, is_warm, mann_whitney, significance
+from pixtral_runtime.bench import spread as bench_stats
+from pixtral_runtime.bench.spread import ALPHA, Difference, Spread, is_noisy, is_warm, mann_whitney, significance
 
 PAIRS = 500
 APPROXIMATION = 6e-3  # seen 4.9e-3, on p-values near 1

@@ -13,10 +13,10 @@ import torch
 from transformers import LlavaConfig
 
 from make_synthetic_checkpoint import hf_config, params_json
-from pixtral_export.checkpoint import open_checkpoint
-from pixtral_export.checkpoint_config import find_tokenizer, read_hf_config, read_mistral_config
-from pixtral_export.layout import parameters
-from pixtral_runtime.config import ImageTokens
+from pixtral_export.checkpoint.config_file import find_tokenizer, read_hf_config, read_mistral_config
+from pixtral_export.checkpoint.reader import open_checkpoint
+from pixtral_export.checkpoint.tensor_names import parameters
+from pixtral_runtime.bundle.config import ImageTokens
 from tiny import Change, edit_json, refusal, tiny_config
 
 CONFIG = tiny_config()

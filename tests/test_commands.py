@@ -255,7 +255,7 @@ def test_ctrl_c_finishes_what_runs_and_resume_goes_on(bundle: Path, photos: Path
 INTERRUPTING = """
 import os, signal, sys
 from pixtral_cli.main import app
-from pixtral_runtime.results import ResultsFile
+from pixtral_runtime.batch.results_file import ResultsFile
 append = ResultsFile.append
 def interrupted(self, record):
     append(self, record)

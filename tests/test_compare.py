@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 
 from bundles import export_tiny
 from pixtral_cli.main import app
-from pixtral_runtime import compare as module
 from pixtral_runtime import load
-from pixtral_runtime.bundle import open_bundle
-from pixtral_runtime.compare import (
+from pixtral_runtime.bundle.manifest import open_bundle
+from pixtral_runtime.compare import compare as module
+from pixtral_runtime.compare.compare import (
     DEFAULT_PROMPT,
     CompareSettings,
     Noise,
@@ -29,11 +29,11 @@ from pixtral_runtime.compare import (
     read_prompts,
     top2_gap_nats,
 )
-from pixtral_runtime.compare_html import page
-from pixtral_runtime.compare_report import Comparison, Skipped
+from pixtral_runtime.compare.page import page
+from pixtral_runtime.compare.result import Comparison, Skipped
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.model import open_image
-from pixtral_runtime.prompt import user_message
+from pixtral_runtime.generation.model import open_image
+from pixtral_runtime.inputs.prompt import user_message
 from tiny import edit_weights, tiny_config, write_checkpoint
 
 DATA = Path(__file__).parent / "data"
@@ -322,6 +322,6 @@ def test_the_temporary_folder_is_removed_after_an_error(
 
 def test_logits_that_are_not_numbers_are_refused(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.full((1, 8), np.nan, np.float32)
-    monkeypatch.setattr("pixtral_runtime.generate.Generator.prefill", lambda *_, **__: rows)
+    monkeypatch.setattr("pixtral_runtime.generation.model_runner.Generator.prefill", lambda *_, **__: rows)
     with pytest.raises(InputError, match="not numbers"):
         compared(exact, exact, max_new_tokens=1)

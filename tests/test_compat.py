@@ -13,16 +13,16 @@ from bundles import DEMO, exported
 from networks import RTX, interpret, make_model, run_in_onnx_runtime
 from pixtral_engines.build import BuildSettings, build, plan_build
 from pixtral_engines.check import relative_error
-from pixtral_engines.compat import COMPAT, lower_for_trt10_3
 from pixtral_engines.interpreter import Interpreter
+from pixtral_engines.lowering_trt10_3 import COMPAT, lower_for_trt10_3
 from pixtral_engines.network import lower, parse_graph
 from pixtral_engines.profiles import Shapes
 from pixtral_engines.targets import TARGETS
 from pixtral_export.export import ExportSettings
-from pixtral_runtime.bundle import Bundle
+from pixtral_runtime.backends.session import Array
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.session import Array
-from pixtral_runtime.spec import GRAPHS
 
 ROWS = 24
 SETTINGS = {

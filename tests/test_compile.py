@@ -11,10 +11,10 @@ from make_synthetic_checkpoint import pixtral_12b, write_checkpoint
 from pixtral_engines.build import BuildSettings, build, plan_build
 from pixtral_engines.profiles import Shapes
 from pixtral_engines.targets import TARGETS
-from pixtral_export import calibrate
 from pixtral_export.export import ExportSettings
-from pixtral_runtime.bundle import WEIGHTS
-from pixtral_runtime.engines import EngineSet
+from pixtral_export.quantization import calibrate
+from pixtral_runtime.bundle.engine_list import EngineSet
+from pixtral_runtime.bundle.manifest import WEIGHTS
 
 SETTINGS = {
     "float16": (ExportSettings(max_context=1024), ("rtx:sm86", "rtx:sm89", "rtx:sm120")),

@@ -8,7 +8,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 
-from pixtral_runtime.cuda import CudaDevice, Memory
+from pixtral_runtime.backends.cuda import CudaDevice, Memory
 from pixtral_runtime.errors import MachineError
 
 

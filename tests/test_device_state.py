@@ -14,13 +14,13 @@ from types import SimpleNamespace
 import pytest
 
 from machines import L4, machine, plant, pretend_no_nvml, pretend_nvml
-from pixtral_runtime.clocks import Clock
-from pixtral_runtime.cpu_time import other_load, read_cpu_time
-from pixtral_runtime.device_state import DeviceState, Warning, load_between, read_state, run_command, warnings
+from pixtral_runtime.device.clocks import Clock
+from pixtral_runtime.device.cpu_time import other_load, read_cpu_time
+from pixtral_runtime.device.jetson import parse_nvpmodel
+from pixtral_runtime.device.nvml import open_gpu
+from pixtral_runtime.device.state import DeviceState, Warning, load_between, read_state, run_command, warnings
+from pixtral_runtime.device.throttling import Temperature
 from pixtral_runtime.errors import MachineError
-from pixtral_runtime.jetson import parse_nvpmodel
-from pixtral_runtime.nvml import open_gpu
-from pixtral_runtime.throttling import Temperature
 
 XEON = "Intel(R) Xeon(R) Gold 6226R CPU @ 2.90GHz"
 POLICY = "sys/devices/system/cpu/cpufreq/policy2"

@@ -15,8 +15,8 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from pixtral_cli.main import app
-from pixtral_runtime import doctor
-from pixtral_runtime.doctor import Row, available_memory_bytes, examine
+from pixtral_runtime.device import doctor
+from pixtral_runtime.device.doctor import Row, available_memory_bytes, examine
 
 MEMORY_TOLERANCE_BYTES = 1_000_000_000  # other programs take and give back between two looks
 ROOT = Path(__file__).resolve().parents[1]

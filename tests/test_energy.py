@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from machines import L4, machine, plant, pretend_no_nvml, pretend_nvml, tegrastats_lines
-from pixtral_runtime.energy import (
+from pixtral_runtime.device.energy import (
     CounterGauge,
     Energy,
     EnergyMeter,
@@ -21,7 +21,7 @@ from pixtral_runtime.energy import (
     measure,
     open_meters,
 )
-from pixtral_runtime.jetson import parse_tegrastats, total_rails
+from pixtral_runtime.device.jetson import parse_tegrastats, total_rails
 
 RANGE_UJ = 262_143_328_850
 ZONES = "sys/class/powercap/intel-rapl"
@@ -160,7 +160,7 @@ def test_a_gpu_that_nothing_can_be_asked_of_is_named_with_the_remedy(tmp_path: P
 def test_a_jetsons_module_is_the_sum_of_the_rails_that_do_not_overlap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str, watts: float
 ) -> None:
-    monkeypatch.setattr("pixtral_runtime.energy.POWER_PERIOD_S", TIMEOUT_S)
+    monkeypatch.setattr("pixtral_runtime.device.energy.POWER_PERIOD_S", TIMEOUT_S)
     energy = energy_of(machine(tmp_path, name))
     assert (energy.scope, energy.source) == ("module", source)
     assert energy.watts == pytest.approx(watts)

@@ -22,10 +22,11 @@ from pixtral_cli.main import app
 from pixtral_engines import build as building
 from pixtral_engines.profiles import Shapes, profiles
 from pixtral_export.export import ExportSettings
-from pixtral_runtime import backend, model
-from pixtral_runtime.bundle import Bundle, open_bundle
-from pixtral_runtime.engines import Engine, EngineSet, source_of, with_engines
-from pixtral_runtime.spec import GRAPHS
+from pixtral_runtime.backends import choose as backend
+from pixtral_runtime.bundle.engine_list import Engine, EngineSet, source_of, with_engines
+from pixtral_runtime.bundle.manifest import Bundle, open_bundle
+from pixtral_runtime.bundle.spec import GRAPHS
+from pixtral_runtime.generation import model
 from trt_standin import HostDevice, StandIn, write_engine
 
 IMAGE = Path(__file__).parent / "data" / "images" / "gray_circle_99x70.png"

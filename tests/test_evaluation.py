@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from pixtral_runtime.batch.records import Record
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.evaluation.comparison import compare
 from pixtral_runtime.evaluation.page import page_of
@@ -20,8 +21,7 @@ from pixtral_runtime.evaluation.result import (
     score_ratings,
 )
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Task
-from pixtral_runtime.prompt import user_message
-from pixtral_runtime.records import Record
+from pixtral_runtime.inputs.prompt import user_message
 
 TASK = Task("custom", "", "", "", 16, ("exact",), (), lambda row, number, save: [])
 

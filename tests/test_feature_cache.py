@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.feature_cache import FeatureCache
+from pixtral_runtime.generation.feature_cache import FeatureCache
 
 LIMIT = 1 << 20
 KEY = b"k" * 32
@@ -99,7 +99,7 @@ def test_processes_share_a_folder(tmp_path: Path) -> None:
     script = f"""
 import sys, numpy as np
 from pathlib import Path
-from pixtral_runtime.feature_cache import FeatureCache
+from pixtral_runtime.generation.feature_cache import FeatureCache
 cache = FeatureCache(Path({str(tmp_path)!r}), "bundle", 5000)
 for turn in range(10):
     for index in range(50):

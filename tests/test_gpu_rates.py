@@ -10,9 +10,9 @@ import pytest
 from bundles import DEMO, exported
 from pixtral_export.export import ExportSettings
 from pixtral_runtime import load
-from pixtral_runtime.bench_setting import _gpu_rates
-from pixtral_runtime.footprint import DEVICES
-from pixtral_runtime.gpu_rates import COPIES, DRIVER_NAMES, PASSES, measure_copy_bandwidth, published_peak
+from pixtral_runtime.bench.gpu_rates import COPIES, DRIVER_NAMES, PASSES, measure_copy_bandwidth, published_peak
+from pixtral_runtime.bench.setting import _gpu_rates
+from pixtral_runtime.bundle.footprint import DEVICES
 from trt_standin import HostDevice
 
 
@@ -28,7 +28,7 @@ def test_ceilings_of_a_known_gpu_are_measured_bandwidth_and_published_rates(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = partial(measure_copy_bandwidth, nbytes=1 << 20)
-    monkeypatch.setattr("pixtral_runtime.bench_setting.measure_copy_bandwidth", small)
+    monkeypatch.setattr("pixtral_runtime.bench.setting.measure_copy_bandwidth", small)
     model = load(exported(DEMO, tmp_path / "b", ExportSettings(precision="int4", method="rtn")).path)
     rates = _gpu_rates(model, "NVIDIA L4", HostDevice)
     peak = DEVICES["l4"].peak

@@ -12,12 +12,13 @@ import pytest
 import torch
 
 from bundles import export_tiny
-from pixtral_export import graphs, layout
 from pixtral_export.check import load_reference
-from pixtral_export.checkpoint import open_checkpoint
-from pixtral_export.ops import group_rows
-from pixtral_runtime.bundle import Bundle, open_bundle
-from pixtral_runtime.spec import GRAPHS
+from pixtral_export.checkpoint import tensor_names as layout
+from pixtral_export.checkpoint.reader import open_checkpoint
+from pixtral_export.graphs import assemble as graphs
+from pixtral_export.model.ops import group_rows
+from pixtral_runtime.bundle.manifest import Bundle, open_bundle
+from pixtral_runtime.bundle.spec import GRAPHS
 from tiny import tiny_config, write_checkpoint
 
 

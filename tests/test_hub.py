@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from huggingface_hub import errors as hub_errors
 
-from pixtral_export.checkpoint import Checkpoint, open_checkpoint
-from pixtral_export.hub import resolve_checkpoint
+from pixtral_export.checkpoint.hub import resolve_checkpoint
+from pixtral_export.checkpoint.reader import Checkpoint, open_checkpoint
 from pixtral_runtime.errors import InputError, MachineError
 from tiny import tiny_config, write_checkpoint
 
@@ -123,7 +123,7 @@ def test_hub_failures_become_errors_with_a_remedy(
 
 def test_offline_the_hub_library_itself_ends_in_a_machine_error(tmp_path: Path) -> None:
     code = (
-        "from pixtral_export.hub import resolve_checkpoint\n"
+        "from pixtral_export.checkpoint.hub import resolve_checkpoint\n"
         "from pixtral_runtime.errors import MachineError\n"
         "try:\n    resolve_checkpoint('owner/name')\n"
         "except MachineError as error:\n    print(error, error.hint, sep='|')"

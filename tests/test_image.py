@@ -20,7 +20,7 @@ from mistral_common.tokens.tokenizers.image import _convert_to_rgb
 from PIL import Image, ImageOps
 
 from pixtral_runtime.errors import ImageError
-from pixtral_runtime.image import FORMATS, decode_image
+from pixtral_runtime.inputs.image import FORMATS, decode_image
 
 LAB_TOLERANCE = 6  # of 255, seen 5: the colour is given in whole CIELAB steps
 LAB_MEAN_TOLERANCE = 6  # of 255, seen 4.97: the twin picture is AVIF, compressed with loss
@@ -322,7 +322,7 @@ def test_nothing_leaks_to_the_terminal_and_pillow_keeps_its_settings(flags: list
 import pathlib, sys
 from PIL import Image, ImageFile
 before = (Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES)
-from pixtral_runtime.image import ImageError, decode_image
+from pixtral_runtime.inputs.image import ImageError, decode_image
 for path in sorted(pathlib.Path(sys.argv[1]).iterdir()):
     try:
         print(path.name, decode_image(path.read_bytes(), path.name, max_pixels=150_000_000).pixels.size)

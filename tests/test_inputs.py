@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.inputs import collect_images
+from pixtral_runtime.inputs.image_files import collect_images
 
 
 @pytest.fixture

@@ -11,14 +11,14 @@ import pytest
 from onnx import helper
 
 from networks import RTX, interpret, make_model, parse, run_in_onnx_runtime
-from pixtral_engines import layers
+from pixtral_engines import layer_semantics as layers
 from pixtral_engines.arrays import weights_array
 from pixtral_engines.check import relative_error
 from pixtral_engines.interpreter import Interpreter
-from pixtral_engines.layers import UnknownLayer
+from pixtral_engines.layer_semantics import UnknownLayer
+from pixtral_runtime.backends.session import Array
+from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.session import Array
-from pixtral_runtime.trt_package import log_of
 
 RANDOM = np.random.default_rng(0)
 HALF = RANDOM.standard_normal((2, 4, 3, 8)).astype(np.float16)

@@ -20,7 +20,7 @@ from pixtral_runtime.errors import InputError
 from pixtral_runtime.evaluation.judge import JudgeOptions, Rating, averages, judge_messages, rate
 from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example
-from pixtral_runtime.prompt import Message
+from pixtral_runtime.inputs.prompt import Message
 
 SECRET = "sk-never-to-be-seen"
 STOPPED_RUN = """
@@ -29,7 +29,7 @@ import sys
 from pathlib import Path
 from pixtral_runtime.evaluation.judge import JudgeOptions, rate
 from pixtral_runtime.evaluation.task import Example
-from pixtral_runtime.prompt import Message
+from pixtral_runtime.inputs.prompt import Message
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a program that a shell put in the background ignores it
 url, picture, path = sys.argv[1:]

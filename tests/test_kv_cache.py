@@ -16,17 +16,17 @@ from torch import Tensor
 
 from bundles import exported
 from pixtral_engines.lowering import scatter_into_cache
-from pixtral_export import ops
 from pixtral_export.check import load_reference, reference_logits
-from pixtral_export.checkpoint import open_checkpoint
+from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.export import ExportSettings
-from pixtral_export.quantize import FORMATS, fake_quantize
+from pixtral_export.model import ops
+from pixtral_export.quantization.formats import FORMATS, fake_quantize
 from pixtral_runtime import load
-from pixtral_runtime.bundle import Bundle, open_bundle
-from pixtral_runtime.compare import DEFAULT_PROMPT, CompareSettings, compare_bundles
+from pixtral_runtime.bundle.manifest import Bundle, open_bundle
+from pixtral_runtime.bundle.spec import cache_names
+from pixtral_runtime.compare.compare import DEFAULT_PROMPT, CompareSettings, compare_bundles
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.prompt import Prompt
-from pixtral_runtime.spec import cache_names
+from pixtral_runtime.inputs.prompt import Prompt
 from tiny import tiny_config, write_checkpoint
 
 TOLERANCE = 5e-3

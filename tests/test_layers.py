@@ -78,7 +78,7 @@ def test_every_layer_has_files_and_says_that_it_is_typed(package: str) -> None:
     ("package", "code", "wrong"),
     [
         ("pixtral_runtime", "def f():\n    import torch.nn", {"torch"}),
-        ("pixtral_runtime", "from pixtral_export.layout import x", {"pixtral_export"}),
+        ("pixtral_runtime", "from pixtral_export.checkpoint.tensor_names import x", {"pixtral_export"}),
         ("pixtral_engines", "import pixtral_export", {"pixtral_export"}),
         ("pixtral_export", "if True:\n    from pixtral_cli import main", {"pixtral_cli"}),
         ("pixtral_cli", "class C:\n    import numpy as np", {"numpy"}),

@@ -11,9 +11,9 @@ import torch
 from safetensors import safe_open
 
 from make_synthetic_checkpoint import write_checkpoint
-from pixtral_export.checkpoint import Checkpoint, open_checkpoint
+from pixtral_export.checkpoint.reader import Checkpoint, open_checkpoint
+from pixtral_export.checkpoint.tensor_names import hf_name, parameters
 from pixtral_export.export import ExportSettings, export, plan_export
-from pixtral_export.layout import hf_name, parameters
 from tiny import tiny_config
 
 CONFIG = tiny_config()

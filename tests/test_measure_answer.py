@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from pixtral_export.checkpoint import open_checkpoint
+from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.export import ExportSettings, export, plan_export
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bundles import DEMO, exported
-from pixtral_runtime.bundle import open_bundle
+from pixtral_runtime.bundle.manifest import open_bundle
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,8 +15,8 @@ from networks import RTX, interpret, make_model, parse, run_in_onnx_runtime
 from pixtral_engines.check import relative_error
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import _Layer, _widened_layers, refuse_dropped_inputs
+from pixtral_runtime.backends.trt_package import PACKAGES, Flavor, load
 from pixtral_runtime.errors import InputError, MachineError
-from pixtral_runtime.trt_package import PACKAGES, Flavor, load
 
 RANDOM = np.random.default_rng(0)
 ROWS, FILLED = 16, np.array([5, 9])

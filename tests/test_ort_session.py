@@ -12,8 +12,8 @@ import pytest
 
 from bundles import DEMO, exported
 from pixtral_export.export import ExportSettings
-from pixtral_runtime.ort_session import CACHE_STEP, OrtCache, OrtSession, OrtSettings
-from pixtral_runtime.spec import cache_names
+from pixtral_runtime.backends.ort_session import CACHE_STEP, OrtCache, OrtSession, OrtSettings
+from pixtral_runtime.bundle.spec import cache_names
 
 
 @pytest.mark.parametrize("graph", ["vision", "decoder"])

@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from pixtral_runtime.evaluation.dataset import ImageStore, examples
 from pixtral_runtime.evaluation.metrics import METRICS
-from pixtral_runtime.evaluation.rows import ImageStore, examples
 from pixtral_runtime.evaluation.task import Example
 from pixtral_runtime.evaluation.tasks import TASKS
 

@@ -15,9 +15,9 @@ from bundles import export_tiny
 from make_synthetic_checkpoint import pixtral_12b
 from pixtral_cli.main import app
 from pixtral_runtime import load
-from pixtral_runtime.bundle import Limits
-from pixtral_runtime.footprint import DEVICES, Device, Footprint
-from pixtral_runtime.ort_session import OrtCache
+from pixtral_runtime.backends.ort_session import OrtCache
+from pixtral_runtime.bundle.footprint import DEVICES, Device, Footprint
+from pixtral_runtime.bundle.manifest import Limits
 
 DEMO = Path(__file__).parent / "data" / "tiny-pixtral"
 BYTES = {"float16": 25_372_000_000, "int8": 12_700_000_000, "fp8": 12_700_000_000, "int4": 7_430_000_000}

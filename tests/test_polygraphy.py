@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 
 from bundles import DEMO, exported
-from pixtral_runtime.bundle import Bundle
-from pixtral_runtime.spec import cache_names
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.spec import cache_names
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "engines.md"
 

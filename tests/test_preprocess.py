@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pixtral_runtime.errors import ImageError, InputError
-from pixtral_runtime.image import decode_image
-from pixtral_runtime.preprocess import PREPROCESS_MODES, Preprocess, token_count
+from pixtral_runtime.inputs.image import decode_image
+from pixtral_runtime.inputs.preprocess import PREPROCESS_MODES, Preprocess, token_count
 
 MISTRAL_ATOL = 1e-4  # seen 0: the same functions run
 GOLDEN_RTOL = 1e-5  # seen 9e-7: a float32 sum over up to 3 million pixels

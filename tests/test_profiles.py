@@ -15,12 +15,12 @@ from bundles import DEMO, exported
 from pixtral_cli.main import app
 from pixtral_engines.profiles import Shapes, profiles, read_profiles
 from pixtral_export.export import ExportSettings
-from pixtral_runtime.bundle import Bundle, open_bundle
-from pixtral_runtime.engines import open_engines
+from pixtral_runtime.backends.trt_package import load, version_of
+from pixtral_runtime.backends.trt_session import TrtSession
+from pixtral_runtime.bundle.engine_list import open_engines
+from pixtral_runtime.bundle.manifest import Bundle, open_bundle
+from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.spec import GRAPHS
-from pixtral_runtime.trt_package import load, version_of
-from pixtral_runtime.trt_session import TrtSession
 from trt_standin import HostDevice, StandIn, write_engine
 
 SHAPES = Shapes(context=256, batch=4, chunk=64)

@@ -9,8 +9,7 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
-from pixtral_export.gptq import Moments, factor, gptq
-from pixtral_export.quantize import (
+from pixtral_export.quantization.formats import (
     FORMATS,
     FP4,
     FP8,
@@ -24,6 +23,7 @@ from pixtral_export.quantize import (
     stored_as,
     stored_as_e4m3,
 )
+from pixtral_export.quantization.gptq import Moments, factor, gptq
 
 ONNX_TYPE = {
     "int4": TensorProto.INT4,

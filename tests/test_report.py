@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pixtral_runtime.records import ImageInfo, Record
-from pixtral_runtime.report import THUMBNAIL_PX, Notes, thumbnail, write_report
+from pixtral_runtime.batch.page import THUMBNAIL_PX, Notes, thumbnail, write_report
+from pixtral_runtime.batch.records import ImageInfo, Record
 
 NASTY = "<b>bold</b> & </script><script>document.title='broken'</script> \u2028 \"quotes\" 'n so on\nsecond line \udcff"
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
+from pixtral_runtime.batch.records import Request
+from pixtral_runtime.batch.request_file import parse_shard, read_requests, requests_of_images, shard
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.prompt import Message
-from pixtral_runtime.records import Request
-from pixtral_runtime.requests import parse_shard, read_requests, requests_of_images, shard
+from pixtral_runtime.inputs.prompt import Message
 
 FOLDER = Path("data")
 

@@ -20,10 +20,10 @@ import pyarrow.csv
 import pyarrow.parquet as pq
 import pytest
 
+from pixtral_runtime.batch.records import ImageInfo, Record, Request, Settings, record_of
+from pixtral_runtime.batch.request_file import requests_of_images
+from pixtral_runtime.batch.results_file import ResultsFile, read_results, table_format, write_table
 from pixtral_runtime.errors import InputError, MachineError
-from pixtral_runtime.records import ImageInfo, Record, Request, Settings, record_of
-from pixtral_runtime.requests import requests_of_images
-from pixtral_runtime.results import ResultsFile, read_results, table_format, write_table
 
 SETTINGS = Settings("fingerprint")
 REQUESTS = requests_of_images([Path(f"{name}.png") for name in "abc"], ["What?"], None, 8)
@@ -313,7 +313,7 @@ def test_the_disk_is_asked_at_most_once_a_second_and_at_the_end(path: Path, monk
         syncs.append(now[0])
         fsync(number)
 
-    monkeypatch.setattr("pixtral_runtime.results.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("pixtral_runtime.batch.results_file.time.monotonic", lambda: now[0])
     monkeypatch.setattr(os, "fsync", counted)
     with resume(path, []) as file:
         for step in range(12):

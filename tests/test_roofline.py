@@ -17,17 +17,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import predict_ceilings
 from bundles import exported
-from pixtral_export.checkpoint import open_checkpoint
-from pixtral_export.decoder import causal_mask
+from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.export import ExportSettings, plan_export
-from pixtral_export.model import Pixtral
+from pixtral_export.model.decoder import causal_mask
+from pixtral_export.model.pixtral import Pixtral
 from pixtral_runtime import load
-from pixtral_runtime.bundle import Bundle
-from pixtral_runtime.errors import InputError
-from pixtral_runtime.footprint import DEVICES
-from pixtral_runtime.onnx_file import single_node, weight_bytes
-from pixtral_runtime.ort_session import OrtCache
-from pixtral_runtime.roofline import (
+from pixtral_runtime.backends.ort_session import OrtCache
+from pixtral_runtime.bench.roofline import (
     MATRIX_KINDS,
     Ceiling,
     Cost,
@@ -39,6 +35,10 @@ from pixtral_runtime.roofline import (
     measure_matrix_rate,
     stage_costs,
 )
+from pixtral_runtime.bundle.footprint import DEVICES
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.onnx_weights import single_node, weight_bytes
+from pixtral_runtime.errors import InputError
 from tiny import tiny_config, write_checkpoint
 
 SIZES = Sizes(
@@ -192,8 +192,8 @@ def test_bandwidth_is_measured_with_a_spread() -> None:
 
 @pytest.mark.parametrize("kind", MATRIX_KINDS)
 def test_a_matrix_rate_is_measured_for_each_kind(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixtral_runtime.roofline.MATRIX", (16, 256, 128))
-    monkeypatch.setattr("pixtral_runtime.roofline.MATRIX_SECONDS", 0.0)
+    monkeypatch.setattr("pixtral_runtime.bench.roofline.MATRIX", (16, 256, 128))
+    monkeypatch.setattr("pixtral_runtime.bench.roofline.MATRIX_SECONDS", 0.0)
     assert measure_matrix_rate(1, kind).min > 1e6
 
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pixtral_runtime.errors import InputError, MachineError, PixtralError
-from pixtral_runtime.evaluation.rows import ImageStore, download, examples, read_rows
+from pixtral_runtime.evaluation.dataset import ImageStore, download, examples, read_rows
 from pixtral_runtime.evaluation.task import BrokenRow, RowError, Task
 from pixtral_runtime.evaluation.tasks import TASKS, task_named
 

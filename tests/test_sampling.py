@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from pixtral_runtime.errors import InputError, MachineError
-from pixtral_runtime.sampling import Sampler, Sampling
+from pixtral_runtime.generation.sampling import Sampler, Sampling
 
 LOGITS = np.log(np.array([0.05, 0.5, 0.3, 0.15], np.float32))
 

@@ -16,12 +16,12 @@ from PIL import Image
 from bundles import DEMO, exported
 from pixtral_export.export import ExportSettings
 from pixtral_runtime import Message, Model, Sampling, load
+from pixtral_runtime.backends.ort_session import rounded
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.feature_cache import FeatureCache
-from pixtral_runtime.generate import Generator
-from pixtral_runtime.ort_session import rounded
-from pixtral_runtime.prompt import Prompt, user_message
-from pixtral_runtime.scheduler import COPY_FROM, Scheduler, Task
+from pixtral_runtime.generation.feature_cache import FeatureCache
+from pixtral_runtime.generation.model_runner import Generator
+from pixtral_runtime.generation.scheduler import COPY_FROM, Scheduler, Task
+from pixtral_runtime.inputs.prompt import Prompt, user_message
 
 SYSTEM = "You look at pictures of one shape on a plain ground. Answer in as few words as you can, and be exact."
 GREEDY = Sampling()

@@ -15,14 +15,14 @@ import pytest
 from bundles import DEMO, exported
 from pixtral_export.export import ExportSettings
 from pixtral_runtime import Model, load
+from pixtral_runtime.batch.job import Job, JobOptions
+from pixtral_runtime.batch.records import Settings
+from pixtral_runtime.batch.request_file import requests_of_images
 from pixtral_runtime.errors import InputError, MachineError
-from pixtral_runtime.job import Job, JobOptions
-from pixtral_runtime.model import open_image
-from pixtral_runtime.prompt import user_message
-from pixtral_runtime.records import Settings
-from pixtral_runtime.requests import requests_of_images
-from pixtral_runtime.sampling import Sampler, Sampling
-from pixtral_runtime.structured import Schema, SchemaConstraint, compile_schema
+from pixtral_runtime.generation.json_schema import Schema, SchemaConstraint, compile_schema
+from pixtral_runtime.generation.model import open_image
+from pixtral_runtime.generation.sampling import Sampler, Sampling
+from pixtral_runtime.inputs.prompt import user_message
 
 IMAGES = sorted((Path(__file__).parent / "data" / "images").glob("*.png"))
 SPECIAL = 20  # control tokens of the demo checkpoint

@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from measure_eval import easy_vqa_data
+from pixtral_runtime.evaluation.dataset import ImageStore
+from pixtral_runtime.evaluation.dataset import examples as examples_of
 from pixtral_runtime.evaluation.prompts import PROMPTS
-from pixtral_runtime.evaluation.rows import ImageStore
-from pixtral_runtime.evaluation.rows import examples as examples_of
 from pixtral_runtime.evaluation.task import Example, RowError
 from pixtral_runtime.evaluation.tasks import TASKS
 

@@ -15,14 +15,14 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
 
-from pixtral_export.checkpoint import open_checkpoint
+from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.export import ExportSettings, export, plan_export
-from pixtral_export.model import Pixtral
-from pixtral_export.quantize import FORMATS, expand_scales, fake_quantize
-from pixtral_export.walk import units
+from pixtral_export.model.pixtral import Pixtral
+from pixtral_export.quantization.formats import FORMATS, expand_scales, fake_quantize
+from pixtral_export.weights.layerwise import units
 from pixtral_runtime import load
-from pixtral_runtime.bundle import Bundle, open_bundle
-from pixtral_runtime.config import DecoderConfig, ModelConfig, VisionConfig
+from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, VisionConfig
+from pixtral_runtime.bundle.manifest import Bundle, open_bundle
 from pixtral_runtime.errors import InputError, MachineError
 from tiny import edit_weights, write_checkpoint
 

@@ -19,9 +19,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from make_synthetic_checkpoint import hf_config, params_json, write_tokenizer
-from pixtral_export.checkpoint import open_checkpoint
-from pixtral_export.layout import Parameter, hf_name, hf_new_name, pairs_to_halves, parameters
-from pixtral_runtime.config import DecoderConfig, ModelConfig, VisionConfig
+from pixtral_export.checkpoint.reader import open_checkpoint
+from pixtral_export.checkpoint.tensor_names import Parameter, hf_name, hf_new_name, pairs_to_halves, parameters
+from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, VisionConfig
 from pixtral_runtime.errors import InputError
 
 Change = Callable[[dict[str, Any]], Any]

@@ -24,8 +24,8 @@ from pixtral_engines.arrays import DTYPES
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import parse_graph
 from pixtral_engines.profiles import Profile, ranges
-from pixtral_runtime.bundle import Bundle, open_bundle
-from pixtral_runtime.session import Array
+from pixtral_runtime.backends.session import Array
+from pixtral_runtime.bundle.manifest import Bundle, open_bundle
 
 Shape = tuple[int, ...]
 ALIGNMENT = 256

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from pixtral_runtime.session import Array
+from pixtral_runtime.backends.session import Array
 
 DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(dtype)

@@ -18,12 +18,12 @@ from typing import Any
 from pixtral_engines.network import ParsedNetwork, parse_graph
 from pixtral_engines.profiles import Profile, Shapes, ranges, read_profiles
 from pixtral_engines.targets import Target, refuse_types
-from pixtral_runtime.bundle import Bundle
-from pixtral_runtime.doctor import available_memory_bytes
-from pixtral_runtime.engines import Engine, EngineSet, open_engines, source_of, with_engines
+from pixtral_runtime.backends.trt_package import load, log_of, version_of
+from pixtral_runtime.bundle.engine_list import Engine, EngineSet, open_engines, source_of, with_engines
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.spec import GRAPHS
+from pixtral_runtime.device.doctor import available_memory_bytes
 from pixtral_runtime.errors import InputError, MachineError
-from pixtral_runtime.spec import GRAPHS
-from pixtral_runtime.trt_package import load, log_of, version_of
 
 UNUSED = "Unused Input"
 BASE_MEMORY_BYTES = 1_500_000_000  # TensorRT loaded and compiling a graph without weights

@@ -1,9 +1,9 @@
 """Does TensorRT understand a bundle's graphs as ONNX Runtime computes them?
 
 ONNX Runtime runs the portable graph as it stands, nothing fused; the interpreter runs the network that TensorRT parsed.
-Both get the same inputs, call by call, over the sweep of `pixtral_runtime.sweep`, so that one wrong step cannot hide in
-the next. Where they part, the first layer that differs is named. Every layer's largest activation is kept: float16 ends
-at 65504, and Pixtral was trained in bfloat16.
+Both get the same inputs, call by call, over the cases of `pixtral_runtime.compare.parity`, so that one wrong step
+cannot hide in the next. Where they part, the first layer that differs is named. Every layer's largest activation is
+kept: float16 ends at 65504, and Pixtral was trained in bfloat16.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ import numpy as np
 
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import lower, parse_graph
-from pixtral_runtime.bundle import Bundle
-from pixtral_runtime.ort_session import refuse_missing_kernels
-from pixtral_runtime.prompt import Prompt, PromptBuilder
-from pixtral_runtime.session import Array
-from pixtral_runtime.spec import GRAPHS, cache_names
-from pixtral_runtime.sweep import DECODE_STEPS, prompt_cases, vision_cases
+from pixtral_runtime.backends.ort_session import refuse_missing_kernels
+from pixtral_runtime.backends.session import Array
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.spec import GRAPHS, cache_names
+from pixtral_runtime.compare.parity import DECODE_STEPS, prompt_cases, vision_cases
+from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 
 CHUNK = 64  # tokens of a prefill step, so that short prompts take several
 FLOAT16_LARGEST = 65504.0

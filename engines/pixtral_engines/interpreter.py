@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 
 from pixtral_engines.arrays import DTYPES
-from pixtral_engines.layers import LAYERS, Evaluate, Tensor, UnknownLayer
+from pixtral_engines.layer_semantics import LAYERS, Evaluate, Tensor, UnknownLayer
+from pixtral_runtime.backends.session import Array
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.session import Array
 
 Observe = Callable[[str, str, Array], None]
 """Called with the layer's name, the tensor's name and the tensor, for every tensor a layer makes."""

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixtral_engines.compat import COMPAT, OPSET, lower_for_trt10_3
 from pixtral_engines.lowering import dequantize_before_gather, fix_cache_rows, scatter_into_cache
-from pixtral_runtime.bundle import Bundle
+from pixtral_engines.lowering_trt10_3 import COMPAT, OPSET, lower_for_trt10_3
+from pixtral_runtime.backends.trt_package import log_of
+from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.errors import InputError, MachineError
-from pixtral_runtime.trt_package import log_of
 
 if TYPE_CHECKING:
     import onnx

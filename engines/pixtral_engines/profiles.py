@@ -1,8 +1,9 @@
 """The shapes that engines are built for: optimization profiles, from the bundle's tensors and the user's limits.
 
-A profile gives each dimension letter of `pixtral_runtime.spec` its smallest, usual and largest size. TensorRT picks
-kernels for the usual one and reserves memory for the largest, so stages of unlike shapes get a profile each: small and
-document-sized images, prefill and decode. Users may write profiles of their own, as in `vision:H=16..512..1024,W=512`.
+A profile gives each dimension letter of `pixtral_runtime.bundle.spec` its smallest, usual and largest size. TensorRT
+picks kernels for the usual one and reserves memory for the largest, so stages of unlike shapes get a profile each:
+small and document-sized images, prefill and decode. Users may write profiles of their own, as in
+`vision:H=16..512..1024,W=512`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.generate import PREFILL_CHUNK
-from pixtral_runtime.preprocess import token_count
-from pixtral_runtime.spec import GRAPHS
+from pixtral_runtime.generation.model_runner import PREFILL_CHUNK
+from pixtral_runtime.inputs.preprocess import token_count
 
 if TYPE_CHECKING:
-    from pixtral_runtime.bundle import Bundle
-    from pixtral_runtime.spec import TensorSpec
+    from pixtral_runtime.bundle.manifest import Bundle
+    from pixtral_runtime.bundle.spec import TensorSpec
 
 Range = tuple[int, int, int]
 """Smallest, usual and largest."""

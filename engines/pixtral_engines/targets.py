@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from pixtral_runtime.bundle import Bundle
+from pixtral_runtime.backends.trt_package import Flavor
+from pixtral_runtime.bundle.footprint import LEAST_CAPABILITY
+from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.footprint import LEAST_CAPABILITY
-from pixtral_runtime.trt_package import Flavor
 
 RTX_CAPABILITIES = (75, 80, 86, 89, 120, 121)  # tensorrt_rtx.ComputeCapability
 

@@ -1,7 +1,7 @@
 """Does a bundle compute what its checkpoint means? Torch against ONNX Runtime, stage by stage.
 
 The reference is the eager model in float32 with the checkpoint's weights, run without a cache, over the inputs of
-`pixtral_runtime.sweep`; a prompt is prefilled in chunks and then decoded token by token.
+`pixtral_runtime.compare.parity`; a prompt is prefilled in chunks and then decoded token by token.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from pixtral_export.checkpoint import Checkpoint
-from pixtral_export.layout import parameters
-from pixtral_export.model import Pixtral
+from pixtral_export.checkpoint.reader import Checkpoint
+from pixtral_export.checkpoint.tensor_names import parameters
+from pixtral_export.model.pixtral import Pixtral
+from pixtral_runtime.compare.parity import DECODE_STEPS, prompt_cases, vision_cases
 from pixtral_runtime.errors import InputError, MachineError
-from pixtral_runtime.generate import Generator
-from pixtral_runtime.model import Model
-from pixtral_runtime.prompt import Prompt
-from pixtral_runtime.sweep import DECODE_STEPS, prompt_cases, vision_cases
+from pixtral_runtime.generation.model import Model
+from pixtral_runtime.generation.model_runner import Generator
+from pixtral_runtime.inputs.prompt import Prompt
 
 TOLERANCE = {
     "float32": 1e-4,  # seen 2e-6 on the demo checkpoint

@@ -17,11 +17,11 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
-from pixtral_export.checkpoint import Checkpoint
-from pixtral_export.layout import parameters
-from pixtral_export.ops import OPSET
-from pixtral_export.recipes import Recipe, Stored, check_patterns, make_recipe
-from pixtral_export.samples import (
+from pixtral_export.checkpoint.reader import Checkpoint
+from pixtral_export.checkpoint.tensor_names import parameters
+from pixtral_export.model.ops import OPSET
+from pixtral_export.quantization.recipes import Recipe, Stored, check_patterns, make_recipe
+from pixtral_export.quantization.samples import (
     DEFAULT_SAMPLES,
     IMAGE_TOKENS,
     build_samples,
@@ -29,15 +29,15 @@ from pixtral_export.samples import (
     packaged_requests,
     read_requests,
 )
-from pixtral_export.walk import JOURNAL, SCRATCH, Journal, Walk
-from pixtral_export.weights import plan_weights, weight_file_bytes
-from pixtral_runtime.bundle import MANIFEST, TOKENIZER, WEIGHTS, Bundle, FileEntry, Limits
-from pixtral_runtime.config import ModelConfig
+from pixtral_export.weights.layerwise import JOURNAL, SCRATCH, Journal, Walk
+from pixtral_export.weights.weight_file import plan_weights, weight_file_bytes
+from pixtral_runtime.bundle.config import ModelConfig
+from pixtral_runtime.bundle.manifest import MANIFEST, TOKENIZER, WEIGHTS, Bundle, FileEntry, Limits
+from pixtral_runtime.bundle.spec import ACTIVATION_DTYPES, GRAPHS
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.files import sha256_of_file
-from pixtral_runtime.model import default_preprocess
-from pixtral_runtime.prompt import Prompt, PromptBuilder
-from pixtral_runtime.spec import ACTIVATION_DTYPES, GRAPHS
+from pixtral_runtime.generation.model import default_preprocess
+from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 
 DEFAULT_CONTEXT = 16_384
 TOOLS = ("torch", "onnx", "onnxscript", "onnx-ir")
@@ -247,7 +247,7 @@ def _write_graph(name: str, checkpoint: Checkpoint, plan: ExportPlan, journal: J
     import onnx
     import onnx_ir as ir
 
-    from pixtral_export.graphs import build_graph
+    from pixtral_export.graphs.assemble import build_graph
 
     places = {place.name: place for place in journal.places}
     model = build_graph(

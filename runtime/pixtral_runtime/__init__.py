@@ -12,13 +12,19 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from pixtral_runtime.model import Answer as Answer
-    from pixtral_runtime.model import Model as Model
-    from pixtral_runtime.model import load as load
-    from pixtral_runtime.prompt import Message as Message
-    from pixtral_runtime.sampling import Sampling as Sampling
+    from pixtral_runtime.generation.model import Answer as Answer
+    from pixtral_runtime.generation.model import Model as Model
+    from pixtral_runtime.generation.model import load as load
+    from pixtral_runtime.generation.sampling import Sampling as Sampling
+    from pixtral_runtime.inputs.prompt import Message as Message
 
-_HOME = {"load": "model", "Model": "model", "Answer": "model", "Message": "prompt", "Sampling": "sampling"}
+_HOME = {
+    "load": "generation.model",
+    "Model": "generation.model",
+    "Answer": "generation.model",
+    "Message": "inputs.prompt",
+    "Sampling": "generation.sampling",
+}
 __all__ = ["Answer", "Message", "Model", "Sampling", "load"]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.evaluation.result import RATING, Evaluation, Scored
-from pixtral_runtime.evaluation.statistics import Paired, paired, verdict, wording_points
+from pixtral_runtime.evaluation.score import Paired, paired, verdict, wording_points
 
 
 @dataclass(frozen=True)

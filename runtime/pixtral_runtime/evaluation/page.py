@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from pixtral_runtime.batch.page import Notes
+from pixtral_runtime.batch.records import Record
 from pixtral_runtime.evaluation.comparison import Comparison, Flip
 from pixtral_runtime.evaluation.result import Evaluation, Scored
-from pixtral_runtime.records import Record
-from pixtral_runtime.report import Notes
 
 MOST = 5_000  # examples; a page of more is heavy
 RIGHT, WRONG, BETTER, WORSE, UNSCORED = "right", "wrong", "better than the other", "worse than the other", "not scored"

@@ -12,13 +12,13 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pixtral_runtime.batch.records import Record, Request
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.evaluation.judge import averages
 from pixtral_runtime.evaluation.metrics import METRICS
-from pixtral_runtime.evaluation.statistics import Score
+from pixtral_runtime.evaluation.score import Score
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Task
 from pixtral_runtime.files import write_atomically
-from pixtral_runtime.records import Record, Request
 
 SCHEMA = 1
 RATING = "rating"

@@ -1,0 +1,384 @@
+"""What each layer of a TensorRT network means, in NumPy.
+
+Semantics are those of NVIDIA's operator pages (docs.nvidia.com/deeplearning/tensorrt, "TensorRT Operators"). Only what
+the graphs of a bundle turn into is known; any other layer or mode raises UnknownLayer. To teach another: a function of
+the form `Evaluate`, and a line in `LAYERS`.
+
+Shapes: B batch, N query heads, K key/value heads, T tokens, C cache rows, E head dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pixtral_engines.arrays import DTYPES, weights_array
+from pixtral_runtime.backends.session import Array
+from pixtral_runtime.errors import InputError, PixtralError
+
+LIMITS = {"INT8": (-128, 127), "INT4": (-8, 7), "FP8": (-448, 448), "FP4": (-6, 6)}
+"""What Quantize clamps to."""
+
+INTEGERS = (np.int64, np.int32, np.bool_)
+
+
+class UnknownLayer(PixtralError):
+    """A network holds a layer that the interpreter has no meaning for."""
+
+    def __init__(self, layer: Any, what: str) -> None:
+        message = f"the interpreter does not know {what} of layer '{layer.name}'"
+        super().__init__(message, "pip install --upgrade pixtral, or add it to pixtral_engines/layers.py")
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A tensor as the network declares it."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]  # -1 where it changes from call to call
+
+    @classmethod
+    def of(cls, tensor: Any) -> Tensor:
+        return cls(tensor.name, tensor.dtype.name, tuple(tensor.shape))
+
+    def refusal(self, value: Array) -> str:
+        """Why a value cannot be this tensor; empty where it can."""
+        fits = len(value.shape) == len(self.shape) and all(
+            n in (-1, m) for n, m in zip(self.shape, value.shape, strict=True)
+        )
+        if fits and value.dtype == DTYPES[self.dtype]:
+            return ""
+        return f"{self.name} is {value.dtype} {value.shape}, expected {DTYPES[self.dtype]} {self.shape}"
+
+
+Evaluate = Callable[[Any, Sequence[Array], Tensor], Array]
+"""A layer's meaning: the layer, its inputs (None where one is left out) and what its output is declared as, to the
+output in whatever type it was computed in."""
+
+
+def _wide(x: Array) -> Array:
+    """Floats and codes as float32; integers that count or index stay as they are."""
+    return x if x.dtype in INTEGERS else x.astype(np.float32, copy=False)
+
+
+# Constants and types
+
+
+def _constant(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    return weights_array(layer.weights).reshape(tuple(layer.shape))
+
+
+def _same(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    """Cast, and the output side of an attention: the new type is the output's."""
+    return inputs[0]
+
+
+# Shapes
+
+
+def _shape(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    return np.array(inputs[0].shape, np.int64)
+
+
+def _shuffle(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    """Transpose, reshape, transpose. A 0 in the new shape keeps a dimension where it is a placeholder."""
+    x = inputs[0].transpose(tuple(layer.first_transpose)[: inputs[0].ndim])
+    shape = inputs[1] if len(inputs) > 1 else layer.reshape_dims
+    if shape is not None:
+        keeps = layer.zero_is_placeholder
+        x = x.reshape([x.shape[axis] if keeps and n == 0 else int(n) for axis, n in enumerate(shape)])
+    return x.transpose(tuple(layer.second_transpose)[: x.ndim])
+
+
+def _squeeze(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    """Drop the named axes, or every axis of size 1 where none are named."""
+    return np.squeeze(inputs[0], tuple(inputs[1]) if len(inputs) > 1 else None)
+
+
+def _unsqueeze(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    return np.expand_dims(inputs[0], tuple(inputs[1]))
+
+
+def _concatenation(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    return np.concatenate(inputs, layer.axis)
+
+
+def _slice(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    """Start, size and stride of every axis or of those named, each an input or an attribute. A stride of 0 repeats."""
+    if layer.mode.name != "STRICT_BOUNDS":
+        raise UnknownLayer(layer, f"the slice mode {layer.mode.name}")
+    given = [*inputs[1:], None, None, None]
+    start, size, stride = (
+        attribute if value is None else value
+        for value, attribute in zip(given[:3], (layer.start, layer.shape, layer.stride), strict=True)
+    )
+    places = [np.arange(n) for n in inputs[0].shape]
+    axes = range(inputs[0].ndim) if layer.axes is None else layer.axes
+    for axis, first, n, step in zip(axes, start, size, stride, strict=True):
+        places[axis] = first + step * np.arange(n)
+        _check_indices(layer, places[axis], inputs[0].shape[axis])
+    return np.asarray(inputs[0][np.ix_(*places)])
+
+
+def _fill(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    """alpha + beta · index, from the inputs shape, alpha and beta."""
+    if layer.operation.name != "LINSPACE" or len(inputs) != 3:
+        raise UnknownLayer(layer, f"the fill {layer.operation.name} of {len(inputs)} inputs")
+    shape, alpha, beta = inputs
+    return np.asarray(alpha + np.tensordot(beta, np.indices(tuple(shape)), 1))
+
+
+def _check_indices(layer: Any, indices: Array, size: int) -> None:
+    """What TensorRT leaves undefined is an error here."""
+    if indices.size and not (indices.min() >= 0 and indices.max() < size):
+        raise InputError(
+            f"layer '{layer.name}' reads or writes rows {indices.min()} to {indices.max()} of {size}",
+            "feed indices within the tensor",
+        )
+
+
+def _gather(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    if layer.mode.name != "DEFAULT" or layer.num_elementwise_dims:
+        raise UnknownLayer(layer, f"the gather mode {layer.mode.name}, {layer.num_elementwise_dims} elementwise,")
+    _check_indices(layer, inputs[1], inputs[0].shape[layer.axis])
+    return np.asarray(np.take(inputs[0], inputs[1], layer.axis))
+
+
+def _scatter(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    """Copy of the data with updates written along an axis, as ONNX ScatterElements."""
+    if layer.mode.name != "ELEMENT":
+        raise UnknownLayer(layer, f"the scatter mode {layer.mode.name}")
+    data, indices, updates = inputs
+    _check_indices(layer, indices, data.shape[layer.axis])
+    copy = data.copy()
+    np.put_along_axis(copy, indices, updates, layer.axis)
+    return copy
+
+
+# Arithmetic
+
+_erf: Any = np.frompyfunc(math.erf, 1, 1)
+ELEMENTWISE: dict[str, Callable[[Array, Array], Array]] = {
+    "SUM": np.add, "SUB": np.subtract, "PROD": np.multiply, "DIV": np.divide, "FLOOR_DIV": np.floor_divide,
+    "POW": np.power, "MIN": np.minimum, "MAX": np.maximum, "AND": np.logical_and, "OR": np.logical_or,
+    "XOR": np.logical_xor, "EQUAL": np.equal, "GREATER": np.greater, "LESS": np.less,
+}  # fmt: skip
+UNARY: dict[str, Callable[[Array], Array]] = {
+    "ABS": np.abs, "CEIL": np.ceil, "COS": np.cos, "EXP": np.exp, "FLOOR": np.floor, "LOG": np.log, "NEG": np.negative,
+    "NOT": np.logical_not, "RECIP": np.reciprocal, "ROUND": np.rint, "SIN": np.sin, "SQRT": np.sqrt,
+    "ERF": lambda x: np.asarray(_erf(x), np.float32),
+}  # fmt: skip
+ACTIVATION: dict[str, Callable[[Array], Array]] = {
+    "RELU": lambda x: np.maximum(x, 0),
+    "SIGMOID": lambda x: 1 / (1 + np.exp(-x)),
+    "TANH": np.tanh,
+    "GELU_ERF": lambda x: 0.5 * x * (1 + UNARY["ERF"](math.sqrt(0.5) * x)),
+}
+REDUCE: dict[str, Callable[..., Array]] = {
+    "SUM": np.sum, "PROD": np.prod, "MAX": np.max, "MIN": np.min, "AVG": np.mean,
+}  # fmt: skip
+
+
+def _operation(table: dict[str, Any], layer: Any, operation: Any) -> Any:
+    if operation.name not in table:
+        raise UnknownLayer(layer, f"the operation {operation.name}")
+    return table[operation.name]
+
+
+def _elementwise(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    result: Array = _operation(ELEMENTWISE, layer, layer.op)(*map(_wide, inputs))
+    return result
+
+
+def _unary(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    result: Array = _operation(UNARY, layer, layer.op)(_wide(inputs[0]))
+    return result
+
+
+def _activation(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    result: Array = _operation(ACTIVATION, layer, layer.type)(_wide(inputs[0]))
+    return result
+
+
+def _reduce(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    axes = tuple(axis for axis in range(inputs[0].ndim) if layer.axes >> axis & 1)
+    result: Array = _operation(REDUCE, layer, layer.op)(_wide(inputs[0]), axis=axes, keepdims=layer.keep_dims)
+    return result
+
+
+def _softmax(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    """Over the one axis whose bit is set."""
+    axis, x = layer.axes.bit_length() - 1, _wide(inputs[0])
+    powers = np.exp(x - x.max(axis, keepdims=True))
+    return np.asarray(powers / powers.sum(axis, keepdims=True))
+
+
+def _select(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    condition, yes, no = inputs
+    return np.where(condition, yes, no)
+
+
+def _matrix_multiply(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    def operand(x: Array, operation: str) -> Array:
+        if operation == "VECTOR":
+            raise UnknownLayer(layer, "the operation VECTOR")
+        return _wide(x.swapaxes(-1, -2) if operation == "TRANSPOSE" else x)
+
+    product: Array = operand(inputs[0], layer.op0.name) @ operand(inputs[1], layer.op1.name)
+    return product
+
+
+def _convolution(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    """Two-dimensional correlation of (B, C, H, W) with kernels (M, C, R, S) and an optional bias (M,)."""
+    plain = (tuple(layer.dilation_nd), layer.num_groups, tuple(layer.padding_nd), len(inputs), len(layer.stride_nd))
+    explicit = layer.padding_mode.name.startswith("EXPLICIT") and tuple(layer.post_padding) == (0, 0)
+    if plain != ((1, 1), 1, (0, 0), 1, 2) or not explicit:
+        raise UnknownLayer(layer, "the dilation, groups or padding")
+    x, (rows, columns), (height, width) = _wide(inputs[0]), layer.stride_nd, layer.kernel_size_nd
+    kernel = _wide(weights_array(layer.kernel)).reshape(layer.num_output_maps, x.shape[1], height, width)
+    sliding = np.lib.stride_tricks.sliding_window_view
+    windows = sliding(sliding(x, height, 2), width, 3)[:, :, ::rows, ::columns]  # (B, C, h, w, R, S)
+    y = np.tensordot(windows, kernel, ((1, 4, 5), (1, 2, 3)))  # (B, h, w, M)
+    bias = weights_array(layer.bias)
+    return (y + _wide(bias) if bias.size else y).transpose(0, 3, 1, 2)
+
+
+# Numbers of few bits
+
+
+def _in_blocks(x: Array, scale: Array, axis: int) -> tuple[Array, Array]:
+    """x with every axis split into scales and values of one scale, and the scales to be broadcast over it.
+
+    One scale serves all of x; a list of scales one slice each along `axis`; scales of x's rank a block each, whose
+    sizes TensorRT takes from the shapes too.
+    """
+    shape: tuple[int, ...] = scale.shape
+    if scale.size == 1:
+        shape = (1,) * x.ndim
+    elif scale.ndim < x.ndim:
+        shape = tuple(scale.size if n == axis else 1 for n in range(x.ndim))
+    split = [n for blocks, size in zip(shape, x.shape, strict=True) for n in (blocks, size // blocks)]
+    return _wide(x).reshape(split), _wide(scale).reshape([n for blocks in shape for n in (blocks, 1)])
+
+
+def _quantize(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    """clamp(round(x / scale) + zero), ties to even; a type with a fraction rounds to its own steps instead."""
+    x, scale = _in_blocks(inputs[0], inputs[1], layer.axis)
+    codes = x / scale
+    codes = np.rint(codes) if output.dtype.startswith("INT") else codes
+    codes = codes if len(inputs) < 3 else codes + _wide(inputs[2])
+    return np.clip(codes, *LIMITS[output.dtype]).reshape(inputs[0].shape)
+
+
+def _dequantize(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    """(codes - zero) · scale."""
+    codes, scale = _in_blocks(inputs[0], inputs[1], layer.axis)
+    codes = codes if len(inputs) < 3 else codes - _wide(inputs[2])
+    return (codes * scale).reshape(inputs[0].shape)
+
+
+# Transformers
+
+
+def _rotary_embedding(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    """Rotate pairs of (B, N, T, E) by the angles whose cosine and sine are (positions, E/2), or (B, T, E/2).
+
+    Pairs are neighbours where interleaved, else the halves' first, second, … elements.
+    """
+    x, cos, sin = map(_wide, inputs[:3])
+    if len(inputs) > 3 and inputs[3] is not None:
+        _check_indices(layer, inputs[3], len(cos))
+        cos, sin = cos[inputs[3]], sin[inputs[3]]
+    cos, sin = cos[:, None], sin[:, None]  # (B, 1, T, E/2)
+    width = layer.rotary_embedding_dim or x.shape[-1]
+    turned = x.copy()
+    pairs = (slice(0, width, 2), slice(1, width, 2))
+    first, second = pairs if layer.interleaved else (slice(0, width // 2), slice(width // 2, width))
+    turned[..., first] = x[..., first] * cos - x[..., second] * sin
+    turned[..., second] = x[..., second] * cos + x[..., first] * sin
+    return turned
+
+
+def _kv_cache_update(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    """Copy of a cache (B, K, C, E) with (B, K, T, E) written from row index (B,) on. TensorRT writes in place."""
+    if (layer.cache_mode.name, layer.update_form.name) != ("LINEAR", "PADDED_BHND"):
+        raise UnknownLayer(layer, f"the cache mode {layer.cache_mode.name} {layer.update_form.name}")
+    cache, update, index = inputs[:3]
+    rows = update.shape[2]
+    _check_indices(layer, np.stack([index, index + rows - 1]), cache.shape[2])
+    copy = cache.copy()
+    for slot, start in enumerate(index):
+        copy[slot, :, start : start + rows] = update[slot]
+    return copy
+
+
+def _attention(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
+    """softmax(q kᵀ + mask) v with q (B, N, T, E) and k, v (B, K, C, E); TensorRT scales nothing here.
+
+    A boolean mask is True where a query may look, any other is added. Both causal kinds look at rows up to the
+    query's own, counted from the first row (UPPER_LEFT) or from the last (LOWER_RIGHT). Lengths (B,) end the rows.
+    """
+    attention = layer.attention
+    forms = {attention.query_form.name, attention.key_value_form.name}
+    if forms != {"PADDED_BHND"} or attention.norm_op.name != "SOFTMAX" or _name(attention.normalization_quantize_scale):
+        raise UnknownLayer(layer, "the packed, unnormalized or quantized form")
+    names = [_name(layer.get_input(n)) for n in range(layer.num_inputs)]
+    mask, lengths = (
+        None if role is None else inputs[names.index(role.name)]
+        for role in (attention.mask, attention.key_value_lengths)
+    )
+    q, k, v = map(_wide, inputs[:3])
+    batch, heads, tokens, head_dim = q.shape
+    rows = k.shape[2]
+    grouped = q.reshape(batch, k.shape[1], -1, tokens, head_dim)  # (B, K, N/K, T, E)
+    scores = (grouped @ k[:, :, None].swapaxes(-1, -2)).reshape(batch, heads, tokens, rows)
+    if mask is not None:
+        scores = np.where(mask, scores, -np.inf) if mask.dtype == np.bool_ else scores + _wide(mask)
+    if (kind := attention.causal_kind.name) != "NONE":
+        offset = rows - tokens if kind == "LOWER_RIGHT" else 0
+        scores = np.where(np.arange(rows) <= np.arange(tokens)[:, None] + offset, scores, -np.inf)
+    if lengths is not None:
+        scores = np.where(np.arange(rows) < lengths[:, None, None, None], scores, -np.inf)
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    y: Array = weights.reshape(*grouped.shape[:4], rows) @ v[:, :, None]
+    return y.reshape(batch, heads, tokens, v.shape[-1])
+
+
+def _name(tensor: Any) -> str:
+    return "" if tensor is None else str(tensor.name)
+
+
+LAYERS: dict[str, tuple[str, Evaluate]] = {
+    "ACTIVATION": ("IActivationLayer", _activation),
+    "ATTENTION_INPUT": ("IAttentionInputLayer", _attention),
+    "ATTENTION_OUTPUT": ("IAttentionOutputLayer", _same),
+    "CAST": ("ICastLayer", _same),
+    "CONCATENATION": ("IConcatenationLayer", _concatenation),
+    "CONSTANT": ("IConstantLayer", _constant),
+    "CONVOLUTION": ("IConvolutionLayer", _convolution),
+    "DEQUANTIZE": ("IDequantizeLayer", _dequantize),
+    "ELEMENTWISE": ("IElementWiseLayer", _elementwise),
+    "FILL": ("IFillLayer", _fill),
+    "GATHER": ("IGatherLayer", _gather),
+    "KV_CACHE_UPDATE": ("IKVCacheUpdateLayer", _kv_cache_update),
+    "MATRIX_MULTIPLY": ("IMatrixMultiplyLayer", _matrix_multiply),
+    "QUANTIZE": ("IQuantizeLayer", _quantize),
+    "REDUCE": ("IReduceLayer", _reduce),
+    "ROTARY_EMBEDDING": ("IRotaryEmbeddingLayer", _rotary_embedding),
+    "SCATTER": ("IScatterLayer", _scatter),
+    "SELECT": ("ISelectLayer", _select),
+    "SHAPE": ("IShapeLayer", _shape),
+    "SHUFFLE": ("IShuffleLayer", _shuffle),
+    "SLICE": ("ISliceLayer", _slice),
+    "SOFTMAX": ("ISoftMaxLayer", _softmax),
+    "SQUEEZE": ("ISqueezeLayer", _squeeze),
+    "UNARY": ("IUnaryLayer", _unary),
+    "UNSQUEEZE": ("IUnsqueezeLayer", _unsqueeze),
+}
+"""Each layer type's class in the bindings and its meaning."""

@@ -1,0 +1,1 @@
+"""From a checkpoint as it was published to named tensors and a configuration."""

@@ -1,0 +1,264 @@
+"""Reads a Pixtral checkpoint in any published format, one tensor at a time.
+
+Three spellings of one set of tensors: Mistral's (`consolidated*.safetensors`, `params.json`), and Hugging Face Llava's
+with old and new names (`model*.safetensors`, `config.json`). Everything is checked when a folder is opened, from the
+headers alone: a truncated download or a quantized copy is refused at once and not after minutes of export. Afterwards
+`Checkpoint.read` gives tensors by canonical name, memory-mapped, with rotary rows in rotate-half order. Specification
+section 1.5.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from pixtral_export.checkpoint.config_file import (
+    DOWNLOAD_HINT,
+    HF_CONFIG,
+    MISTRAL_CONFIG,
+    ORIGINAL_HINT,
+    SUPPORTED_MODEL,
+    find_tokenizer,
+    read_hf_config,
+    read_json,
+    read_mistral_config,
+)
+from pixtral_export.checkpoint.tensor_names import Parameter, hf_name, hf_new_name, pairs_to_halves, parameters
+from pixtral_runtime.bundle.config import ModelConfig
+from pixtral_runtime.errors import InputError
+
+MISTRAL_STEM, HF_STEM = "consolidated", "model"
+DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+HARMLESS_SUFFIX = "inv_freq"  # rotary frequencies: some conversions saved them, the configuration already says them
+LISTED = 3  # tensors an error names of each kind
+LFS_POINTER = b"version "  # how the text file starts that stands in for a large file in a clone without git-lfs
+SPELLINGS: dict[str, Callable[[str], str]] = {"mistral": lambda name: name, "hf": hf_name, "hf-new": hf_new_name}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as its file's header describes it."""
+
+    name: str  # as the file spells it
+    file: Path
+    dtype: str  # safetensors' code, such as BF16
+    shape: tuple[int, ...]
+    offset: int  # of its first byte in the file
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An opened checkpoint: known to be whole, with the configuration's shapes."""
+
+    path: Path
+    format: str  # a key of SPELLINGS
+    config: ModelConfig
+    tokenizer: Path  # the tekken.json that goes into a bundle
+    warnings: tuple[str, ...]
+    stored_dtype: str  # of most weights: float32, float16 or bfloat16
+    files: tuple[Path, ...]
+    total_bytes: int  # of all weight files
+    tensors: dict[str, StoredTensor] = field(repr=False)  # by canonical name
+
+    def read(self, parameter: Parameter) -> Tensor:
+        """One tensor in its stored shape and dtype: linear weights (out, in), rotary rows in rotate-half order.
+
+        The result is a view of the mapped file, or a copy where Mistral's rotary rows are put into order. Only the
+        tensor's own span is mapped, so that a checkpoint may be larger than memory, and the pages go with the tensor.
+        Raises InputError where the file cannot be opened.
+        """
+        stored = self.tensors[parameter.name]
+        tensor = _mapped(stored)
+        if parameter.rotary_heads and self.format == "mistral":
+            return pairs_to_halves(tensor, parameter.rotary_heads)
+        return tensor
+
+
+def open_checkpoint(path: Path) -> Checkpoint:
+    """Open a folder in any of the formats and check it against its configuration. Raises InputError."""
+    is_mistral, files, ambiguous = _find_weights(path)
+    config, assumed = read_mistral_config(path / MISTRAL_CONFIG) if is_mistral else read_hf_config(path / HF_CONFIG)
+    stored = [tensor for file in files for tensor in _read_header(file) if not tensor.name.endswith(HARMLESS_SUFFIX)]
+    _refuse_quantized(stored)
+    is_new = any(tensor.name.startswith("model.") for tensor in stored)
+    format_ = "mistral" if is_mistral else "hf-new" if is_new else "hf"
+    tensors = _match(parameters(config), SPELLINGS[format_], stored, files)
+    for file in files:
+        _check_header(file)
+    tokenizer, substituted = find_tokenizer(path, config)
+    sizes: Counter[str] = Counter()
+    for tensor in tensors.values():
+        sizes[DTYPES[tensor.dtype]] += prod(tensor.shape)
+    return Checkpoint(
+        path=path,
+        format=format_,
+        config=config,
+        tokenizer=tokenizer,
+        warnings=(*ambiguous, *assumed, *substituted),
+        stored_dtype=sizes.most_common(1)[0][0],
+        files=files,
+        total_bytes=sum(file.stat().st_size for file in files),
+        tensors=tensors,
+    )
+
+
+def _find_weights(path: Path) -> tuple[bool, tuple[Path, ...], tuple[str, ...]]:
+    """Whether a folder is in Mistral's format, its weight files, and a warning where it holds both formats."""
+    if not path.is_dir():
+        if path.suffix == ".safetensors":
+            raise InputError(f"{path} is one file, expected the checkpoint's folder", f"pixtral export {path.parent}")
+        raise InputError(f"{path} is not a folder", f"pixtral export FOLDER, or pixtral export {SUPPORTED_MODEL}")
+    has_weights = {
+        stem: any(path.glob(f"{stem}*.safetensors")) or _index(path, stem).is_file() for stem in (MISTRAL_STEM, HF_STEM)
+    }
+    is_mistral = has_weights[MISTRAL_STEM] and (path / MISTRAL_CONFIG).is_file()
+    is_hf = has_weights[HF_STEM] and (path / HF_CONFIG).is_file()
+    if not any(has_weights.values()):
+        raise InputError(
+            f"{path} has no weights: neither {MISTRAL_STEM}*.safetensors nor {HF_STEM}*.safetensors", DOWNLOAD_HINT
+        )
+    if not is_mistral and not is_hf:
+        config = MISTRAL_CONFIG if has_weights[MISTRAL_STEM] else HF_CONFIG
+        raise InputError(f"{path} has weights but no {config}", f"put the model's {config} beside them")
+    ambiguous = f"{path} holds two formats: {MISTRAL_STEM}*.safetensors is read, {HF_STEM}*.safetensors is not"
+    files = _weight_files(path, MISTRAL_STEM if is_mistral else HF_STEM)
+    return is_mistral, files, (ambiguous,) if is_mistral and is_hf else ()
+
+
+def _weight_files(folder: Path, stem: str) -> tuple[Path, ...]:
+    """The single file, else the shards that an index names, else all that are there."""
+    single, index = folder / f"{stem}.safetensors", _index(folder, stem)
+    if single.is_file():
+        return (single,)
+    if not index.is_file():
+        return tuple(sorted(folder.glob(f"{stem}*.safetensors")))
+    places = read_json(index).get("weight_map")
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
+        raise InputError(f"{index} has no weight_map of file names", DOWNLOAD_HINT)
+    shards = tuple(folder / name for name in sorted(set(places.values())))
+    absent = [shard.name for shard in shards if not shard.is_file()]
+    if absent:
+        message = f"{len(absent)} of the {len(shards)} files that {index} names are absent: {_few(absent)}"
+        raise InputError(message, DOWNLOAD_HINT)
+    return shards
+
+
+def _index(folder: Path, stem: str) -> Path:
+    return folder / f"{stem}.safetensors.index.json"
+
+
+def _read_header(file: Path) -> list[StoredTensor]:
+    """What a safetensors file holds: 8 bytes of length, a JSON header, data. Raises InputError where it is cut off."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            start = stream.read(8)
+            data_start = 8 + int.from_bytes(start, "little")
+            text = stream.read(data_start - 8) if data_start <= size else b""
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}", f"ls -l {file}") from error
+    if start == LFS_POINTER:
+        raise InputError(
+            f"{file} is a git-lfs pointer, not the weights: {size} bytes", f"git -C {file.parent} lfs pull"
+        )
+    if size < 8 or data_start > size:
+        raise InputError(
+            f"{file} ends within its header, or is no safetensors file: "
+            f"expected {max(data_start, 8)} bytes or more, seen {size}",
+            DOWNLOAD_HINT,
+        )
+    try:
+        entries = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        ends = sorted((data_start + entry["data_offsets"][1], name) for name, entry in entries.items())
+        tensors = [
+            StoredTensor(name, file, entry["dtype"], tuple(entry["shape"]), data_start + entry["data_offsets"][0])
+            for name, entry in entries.items()
+        ]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise InputError(f"{file} is no safetensors file: its header is broken ({error!r})", DOWNLOAD_HINT) from error
+    for end, name in ends:
+        if end > size:
+            raise InputError(
+                f"{file} is cut off: expected {ends[-1][0]} bytes, seen {size}; "
+                f"'{name}' is the first tensor beyond the end",
+                DOWNLOAD_HINT,
+            )
+    return tensors
+
+
+def _refuse_quantized(stored: Iterable[StoredTensor]) -> None:
+    """Quantized formats differ in names and scales; all of them store weights in a dtype that no float model has."""
+    other = [tensor for tensor in stored if tensor.dtype not in DTYPES]
+    if other:
+        raise InputError(
+            f"{other[0].file} is already quantized: '{other[0].name}' is stored as {other[0].dtype}, "
+            f"expected {' or '.join(DTYPES)} ({len(other)} such tensors)",
+            ORIGINAL_HINT,
+        )
+
+
+def _match(
+    wanted: Iterable[Parameter], spell: Callable[[str], str], stored: Iterable[StoredTensor], files: Sequence[Path]
+) -> dict[str, StoredTensor]:
+    """Stored tensors by canonical name. Raises InputError if one is missing, unexpected, doubled or misshapen."""
+    found: dict[str, StoredTensor] = {}
+    unexpected = []
+    for tensor in stored:
+        if tensor.name in found:
+            unexpected.append(f"{tensor.name} twice, in {found[tensor.name].file.name} and {tensor.file.name}")
+        found[tensor.name] = tensor
+    tensors, missing, misshapen = {}, [], []
+    for parameter in wanted:
+        name = spell(parameter.name)
+        candidate = found.pop(name, None)
+        if candidate is None:
+            missing.append(f"{name} {parameter.shape}")
+        elif candidate.shape != parameter.shape:
+            misshapen.append(f"{name} in {candidate.file.name}: expected {parameter.shape}, seen {candidate.shape}")
+        else:
+            tensors[parameter.name] = candidate
+    unexpected += [f"{tensor.name} {tensor.shape} in {tensor.file.name}" for tensor in found.values()]
+    kinds = {"missing": missing, "of another shape": misshapen, "unexpected": unexpected}
+    lines = [f"{len(names)} {kind}: {_few(names)}" for kind, names in kinds.items() if names]
+    if lines:
+        where = str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} weight files)"
+        message = "\n  ".join([f"{where} does not hold the tensors that its configuration describes", *lines])
+        raise InputError(message, f"weights and configuration must be of one model; {DOWNLOAD_HINT}")
+    return tensors
+
+
+def _few(names: Sequence[str]) -> str:
+    more = len(names) - LISTED
+    return "; ".join(names[:LISTED]) + (f"; and {more} more" if more > 0 else "")
+
+
+def _check_header(file: Path) -> None:
+    """The library's own checks: offsets without gaps, sizes that fit the shapes."""
+    try:
+        with safe_open(file, framework="np"):  # torch's way would map the whole file for writing
+            pass
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"{file} cannot be read: {error}", DOWNLOAD_HINT) from error
+
+
+def _mapped(stored: StoredTensor) -> Tensor:
+    """A view of a tensor's bytes in its file."""
+    start = stored.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
+    dtype = getattr(torch, DTYPES[stored.dtype])
+    count = prod(stored.shape)
+    end = stored.offset + count * dtype.itemsize
+    try:
+        with stored.file.open("rb") as file:
+            span = mmap.mmap(file.fileno(), end - start, access=mmap.ACCESS_COPY, offset=start)
+    except (OSError, ValueError) as error:  # ValueError: the file has become shorter
+        raise InputError(f"{stored.file} cannot be read: {error}", DOWNLOAD_HINT) from error
+    return torch.frombuffer(span, dtype=dtype, count=count, offset=stored.offset - start).view(stored.shape)

@@ -1,0 +1,124 @@
+"""Where a parameter stands in each checkpoint format, and how its bytes differ from the graph's.
+
+Canonical names are Mistral's. Two things differ between formats: names, and the row order of wq and wk, which Mistral
+stores as adjacent rotary pairs and Hugging Face as two halves (specification section 1.5). Graphs use the halves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from pixtral_runtime.bundle.config import ModelConfig
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """A tensor every checkpoint must have. `rotary_heads` is nonzero where rows are ordered for rotary embedding."""
+
+    name: str
+    shape: tuple[int, ...]  # as stored in a checkpoint: linear weights (out, in)
+    rotary_heads: int = 0
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether the graph holds the transpose, (in, out)."""
+        return len(self.shape) == 2 and self.name != "tok_embeddings.weight"
+
+
+def parameters(config: ModelConfig) -> Iterator[Parameter]:
+    """Every parameter of a model, in the order in which a bundle stores them."""
+    vision, decoder = config.vision, config.decoder
+    patch = (vision.hidden_size, vision.num_channels, vision.patch_size, vision.patch_size)
+    yield Parameter("vision_encoder.patch_conv.weight", patch)
+    yield Parameter("vision_encoder.ln_pre.weight", (vision.hidden_size,))
+    for n in range(vision.num_hidden_layers):
+        heads = vision.num_attention_heads
+        yield from _block(
+            f"vision_encoder.transformer.layers.{n}",
+            vision.hidden_size, vision.intermediate_size, heads, heads, vision.head_dim,
+        )  # fmt: skip
+    for name, width in (("w_in", vision.hidden_size), ("w_out", decoder.dim)):
+        yield Parameter(f"vision_language_adapter.{name}.weight", (decoder.dim, width))
+        if config.adapter_bias:
+            yield Parameter(f"vision_language_adapter.{name}.bias", (decoder.dim,))
+    yield Parameter("tok_embeddings.weight", (decoder.vocab_size, decoder.dim))
+    for n in range(decoder.n_layers):
+        yield from _block(
+            f"layers.{n}", decoder.dim, decoder.hidden_dim, decoder.n_heads, decoder.n_kv_heads, decoder.head_dim
+        )
+    yield Parameter("norm.weight", (decoder.dim,))
+    yield Parameter("output.weight", (decoder.vocab_size, decoder.dim))
+
+
+def _block(prefix: str, dim: int, hidden: int, heads: int, kv_heads: int, head_dim: int) -> Iterator[Parameter]:
+    yield Parameter(f"{prefix}.attention.wq.weight", (heads * head_dim, dim), rotary_heads=heads)
+    yield Parameter(f"{prefix}.attention.wk.weight", (kv_heads * head_dim, dim), rotary_heads=kv_heads)
+    yield Parameter(f"{prefix}.attention.wv.weight", (kv_heads * head_dim, dim))
+    yield Parameter(f"{prefix}.attention.wo.weight", (dim, heads * head_dim))
+    yield Parameter(f"{prefix}.feed_forward.w1.weight", (hidden, dim))
+    yield Parameter(f"{prefix}.feed_forward.w2.weight", (dim, hidden))
+    yield Parameter(f"{prefix}.feed_forward.w3.weight", (hidden, dim))
+    yield Parameter(f"{prefix}.attention_norm.weight", (dim,))
+    yield Parameter(f"{prefix}.ffn_norm.weight", (dim,))
+
+
+_DECODER_LAYER = (
+    ("attention.wq", "self_attn.q_proj"),
+    ("attention.wk", "self_attn.k_proj"),
+    ("attention.wv", "self_attn.v_proj"),
+    ("attention.wo", "self_attn.o_proj"),
+    ("feed_forward.w1", "mlp.gate_proj"),
+    ("feed_forward.w2", "mlp.down_proj"),
+    ("feed_forward.w3", "mlp.up_proj"),
+    ("attention_norm", "input_layernorm"),
+    ("ffn_norm", "post_attention_layernorm"),
+)
+_VISION_LAYER = (
+    *((mistral, hf.replace("self_attn.", "attention.").replace("mlp.", "feed_forward."))
+      for mistral, hf in _DECODER_LAYER[:7]),
+)  # fmt: skip
+_VISION_PREFIX = "vision_encoder."
+
+
+def hf_name(name: str) -> str:
+    """A canonical name as Hugging Face Llava files spell it (old family: `language_model.model.…`)."""
+    if name.startswith(_VISION_PREFIX):
+        return _replace(name.replace(_VISION_PREFIX, "vision_tower.", 1), _VISION_LAYER)
+    if name.startswith("vision_language_adapter."):
+        name = name.replace("vision_language_adapter", "multi_modal_projector")
+        return name.replace("w_in", "linear_1").replace("w_out", "linear_2")
+    if name == "output.weight":
+        return "language_model.lm_head.weight"
+    name = name.replace("tok_embeddings", "embed_tokens")
+    return "language_model.model." + _replace(name, _DECODER_LAYER)
+
+
+def hf_new_name(name: str) -> str:
+    """A canonical name in the spelling of transformers 5: `model.language_model.…`, `lm_head.weight`."""
+    old = hf_name(name)
+    if old == "language_model.lm_head.weight":
+        return "lm_head.weight"
+    return "model." + old.replace("language_model.model.", "language_model.", 1)
+
+
+def _replace(name: str, table: tuple[tuple[str, str], ...]) -> str:
+    match = re.fullmatch(r"(.*layers\.\d+\.)(.+)(\.weight)", name)
+    if match is None:
+        return name
+    return match[1] + dict(table).get(match[2], match[2]) + match[3]
+
+
+def pairs_to_halves(weight: Tensor, heads: int) -> Tensor:
+    """Mistral's wq or wk rows to rotate-half order: row (h, 2j + half) becomes row (h, j + half·E/2)."""
+    rows, columns = weight.shape
+    return weight.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
+
+
+def halves_to_pairs(weight: Tensor, heads: int) -> Tensor:
+    """Inverse of `pairs_to_halves`."""
+    rows, columns = weight.shape
+    return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)

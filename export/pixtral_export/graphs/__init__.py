@@ -1,0 +1,1 @@
+"""From torch modules to the three ONNX graphs of a bundle."""

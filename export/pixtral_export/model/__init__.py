@@ -1,0 +1,1 @@
+"""Pixtral in torch: what is traced, and what exports are compared with."""

@@ -1,0 +1,101 @@
+"""Pixtral's vision encoder and adapter in torch: pixels in, one decoder-sized feature per patch out.
+
+Specification sections 1.3 and 1.4. One image a row; images of one batch share a patch grid, so no mask is needed and a
+patch never sees another image. No norm follows the last block.
+
+Shapes: B images, H and W pixels, P patches (row-major), D hidden.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pixtral_export.model.transformer import Linear, RMSNorm, TransformerBlock
+from pixtral_runtime.bundle.config import ModelConfig, VisionConfig
+
+
+def rope_tables(config: VisionConfig) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of 2-D rotary angles, each (max_grid², head_dim/2) in float64.
+
+    Row r·max_grid + c belongs to the patch in row r and column c.
+
+    The even base frequencies turn with the height, the odd ones with the width, and the two halves are concatenated:
+    the order the weights were trained with, which differs from the paper's equation (specification section 1.3.1).
+    """
+    frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
+    index = torch.arange(config.max_grid, dtype=torch.float64)[:, None]
+    height = (index * frequencies[0::2])[:, None].expand(-1, config.max_grid, -1)
+    width = (index * frequencies[1::2])[None].expand(config.max_grid, -1, -1)
+    angles = torch.cat([height, width], dim=-1).flatten(0, 1)  # (max_grid², E/2)
+    return angles.cos(), angles.sin()
+
+
+def position_ids(rows: int, columns: int, max_grid: int) -> Tensor:
+    """Rows of the rotary tables for a grid of patches, row-major: (rows · columns,)."""
+    return (torch.arange(rows)[:, None] * max_grid + torch.arange(columns)[None]).flatten()
+
+
+class PatchEmbedding(nn.Module):
+    """Cuts images into patches and numbers the patches by row and column."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.patch_conv = nn.Conv2d(
+            config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False
+        )
+        self.ln_pre = RMSNorm(config.hidden_size, config.norm_eps)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor]:
+        """pixels (B, 3, H, W) -> hidden (B, P, D) and position_ids (B, P)."""
+        grid = self.patch_conv(pixels)  # (B, D, rows, columns)
+        batch, _, rows, columns = grid.shape
+        positions = position_ids(rows, columns, self.config.max_grid)  # (P,)
+        return self.ln_pre(grid.flatten(2).transpose(1, 2)), positions[None].expand(batch, -1)
+
+
+class Adapter(nn.Module):
+    """Maps vision features to the decoder's width: linear, exact (erf) GELU, linear."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.w_in = Linear(config.vision.hidden_size, config.decoder.dim, bias=config.adapter_bias)
+        self.w_out = Linear(config.decoder.dim, config.decoder.dim, bias=config.adapter_bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.w_out(F.gelu(self.w_in(x)))
+        return y
+
+
+def vision_block(config: VisionConfig) -> TransformerBlock:
+    heads = config.num_attention_heads
+    return TransformerBlock(
+        config.hidden_size, config.intermediate_size, heads, heads, config.head_dim, config.norm_eps
+    )
+
+
+class VisionTransformer(nn.Module):
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(vision_block(config) for _ in range(config.num_hidden_layers))
+
+
+class VisionEncoder(PatchEmbedding):
+    """The whole tower, named as in Mistral's checkpoint: patch_conv, ln_pre, transformer.layers."""
+
+    def __init__(self, config: VisionConfig) -> None:
+        super().__init__(config)
+        self.transformer = VisionTransformer(config)
+        cos, sin = rope_tables(config)
+        self.register_buffer("cos", cos.float(), persistent=False)
+        self.register_buffer("sin", sin.float(), persistent=False)
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """pixels (B, 3, H, W) -> features (B, P, D)."""
+        x: Tensor
+        x, position_ids = self(pixels)
+        for layer in self.transformer.layers:
+            x, _, _ = layer(x, self.cos, self.sin, position_ids)
+        return x

@@ -1,0 +1,1 @@
+"""Which number format each weight gets, and how its codes are chosen."""

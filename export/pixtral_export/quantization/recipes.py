@@ -1,0 +1,231 @@
+"""Which number format each weight of a bundle gets: the recipes behind `pixtral export --precision`.
+
+| recipe | decoder | vision tower | runs on |
+| --- | --- | --- | --- |
+| `int4` | int4 weights in groups along K | int8 weights | CPU, SM80 and newer |
+| `int8` | int8 weights and activations, smoothed | the same | CPU, SM80 and newer |
+| `fp8` | E4M3 weights and activations | the same | SM89 and newer |
+| `nvfp4` | E2M1 weights in groups of 16, E4M3 scales | int8 weights | SM120 |
+
+The token embedding and the output head are int8 in blocks along D in every recipe; norms, biases, the patch
+convolution, attention and the rotary tables keep the bundle's dtype.
+"""
+
+from __future__ import annotations
+
+import fnmatch
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+
+from pixtral_export.checkpoint.tensor_names import Parameter
+from pixtral_export.quantization.formats import FORMATS, FP4, FP8
+from pixtral_runtime.errors import InputError
+
+GROUP_SIZES = (32, 64, 128)
+TABLE_BLOCK = 128  # of embedding and head; smaller where the width is no multiple
+NVFP4_GROUP = 16  # fixed by the format
+EMBEDDING, HEAD = "tok_embeddings.weight", "output.weight"
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How one weight is stored. `group` counts rows of K to a scale (of D for the embedding), None: one an output."""
+
+    weight: str
+    group: int | None = None
+    activation: str | None = None  # the format its input is rounded to, by one static scale
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A scheme for each kind of weight. `keep` maps patterns of layer names to schemes of the user's choice."""
+
+    name: str
+    decoder: Scheme | None = None
+    vision: Scheme | None = None
+    tables: bool = False  # embedding and head in int8 blocks
+    smooth: bool = False  # move outliers of activations into weights
+    method: str = "rtn"  # how int4 codes are chosen: rtn, awq or gptq
+    kv_cache: str | None = None  # the format keys and values are cached in, by a static scale each layer
+    keep: tuple[tuple[str, Scheme | None], ...] = field(default=())
+
+    @property
+    def calibrated(self) -> bool:
+        """Whether activations of samples must be seen."""
+        activations = any(scheme is not None and scheme.activation for scheme in (self.decoder, self.vision))
+        return activations or self.method != "rtn" or self.kv_cache is not None
+
+    def scheme(self, parameter: Parameter) -> Scheme | None:
+        """How a parameter is stored; None: in the bundle's dtype. Raises InputError where a group does not fit."""
+        scheme = self._scheme(parameter)
+        if parameter.name == EMBEDDING and scheme is not None and scheme.weight != "int8":
+            raise InputError("rows of an embedding can be gathered in int8 only", "--keep tok_embeddings=int8")
+        if scheme is not None and scheme.group is not None and parameter.shape[1] % scheme.group:
+            raise InputError(
+                f"{parameter.name} has {parameter.shape[1]} inputs, which groups of {scheme.group} do not divide",
+                "pixtral export … --group-size 32, or --keep to leave this layer as it is",
+            )
+        return scheme
+
+    def _scheme(self, parameter: Parameter) -> Scheme | None:
+        if not parameter.is_linear and parameter.name != EMBEDDING:
+            return None
+        for pattern, scheme in self.keep:
+            if fnmatch.fnmatchcase(parameter.name.removesuffix(".weight"), pattern):
+                in_blocks = parameter.name == EMBEDDING and scheme == KEEP_SCHEMES["int8"]
+                return _table(parameter) if in_blocks else scheme
+        if parameter.name in (EMBEDDING, HEAD):
+            return _table(parameter) if self.tables else None
+        return self.decoder if parameter.name.startswith("layers.") else self.vision
+
+
+def plain(dtype: str) -> Recipe:
+    """Every weight in the bundle's dtype."""
+    return Recipe(dtype)
+
+
+def int4(group_size: int, method: str) -> Recipe:
+    """Weight-only int4 for the decoder: the one that fits a 12B on 12 GB, and decodes fastest where memory limits."""
+    return Recipe("int4", Scheme("int4", group_size), Scheme("int8"), tables=True, method=method)
+
+
+def int8(group_size: int, method: str) -> Recipe:
+    """W8A8 after SmoothQuant (arXiv 2211.10438): static activation scales, one weight scale an output."""
+    scheme = Scheme("int8", activation="int8")
+    return Recipe("int8", scheme, scheme, tables=True, smooth=True)
+
+
+def fp8(group_size: int, method: str) -> Recipe:
+    """W8A8 in E4M3: static activation scales, one weight scale an output. Ada, Hopper, Blackwell and Thor."""
+    scheme = Scheme("float8e4m3fn", activation="float8e4m3fn")
+    return Recipe("fp8", scheme, scheme, tables=True)
+
+
+def nvfp4(group_size: int, method: str) -> Recipe:
+    """Weight-only E2M1 in groups of 16 with E4M3 scales and one float scale a tensor. Blackwell and Thor."""
+    return Recipe("nvfp4", Scheme("float4e2m1", NVFP4_GROUP), Scheme("int8"), tables=True)
+
+
+RECIPES: dict[str, Callable[[int, str], Recipe]] = {"int4": int4, "int8": int8, "fp8": fp8, "nvfp4": nvfp4}
+METHODS = ("gptq", "awq", "rtn")
+KV_CACHES = ("int8",)
+KEEP_SCHEMES: dict[str, Scheme | None] = {
+    "int8": Scheme("int8"),
+    "fp8": Scheme("float8e4m3fn"),
+    **{f"int4-{size}": Scheme("int4", size) for size in GROUP_SIZES},
+}
+"""What `--keep PATTERN=` may name besides the bundle's dtype: weight-only schemes, which need no calibration."""
+
+
+def make_recipe(
+    precision: str,
+    dtype: str,
+    *,
+    group_size: int = 128,
+    method: str = "gptq",
+    keep: Iterable[str] = (),
+    kv_cache: str | None = None,
+) -> Recipe:
+    """The recipe a user asks for. `keep` holds `PATTERN=DTYPE`. Raises InputError on a name that does not exist."""
+    if precision == dtype:
+        recipe = plain(dtype)
+    elif precision not in RECIPES:
+        raise InputError(f"no precision '{precision}'", f"--precision {'|'.join((dtype, *RECIPES))}")
+    elif group_size not in GROUP_SIZES:
+        raise InputError(f"no group size {group_size}", f"--group-size {'|'.join(map(str, GROUP_SIZES))}")
+    elif method not in METHODS:
+        raise InputError(f"no method '{method}'", f"--method {'|'.join(METHODS)}")
+    else:
+        recipe = RECIPES[precision](group_size, method)
+    if kv_cache not in (None, dtype, *KV_CACHES):
+        raise InputError(
+            f"no KV cache in '{kv_cache}': neither ONNX Runtime's cache operator nor TensorRT's takes it",
+            f"--kv-cache {'|'.join((dtype, *KV_CACHES))}",
+        )
+    schemes = {dtype: None, **KEEP_SCHEMES}
+    kept = []
+    for entry in keep:
+        pattern, equals, name = entry.partition("=")
+        if not equals or name not in schemes:
+            raise InputError(
+                f"--keep {entry} is not PATTERN=DTYPE with a DTYPE of {', '.join(schemes)}",
+                f"--keep 'layers.*.feed_forward.w2={dtype}'",
+            )
+        kept.append((pattern, schemes[name]))
+    return replace(recipe, keep=tuple(kept), kv_cache=None if kv_cache == dtype else kv_cache)
+
+
+def check_patterns(recipe: Recipe, parameters: Iterable[Parameter]) -> None:
+    """Raise InputError for a `--keep` pattern that names no weight: a typo would silently quantize."""
+    names = [p.name.removesuffix(".weight") for p in parameters if p.is_linear or p.name == EMBEDDING]
+    for pattern, _ in recipe.keep:
+        if not fnmatch.filter(names, pattern):
+            raise InputError(
+                f"--keep {pattern} names no layer; layers are called {names[0]}, {names[-2]}, {names[-1]}",
+                "--keep 'layers.0.*=float16'",
+            )
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor of the weight file."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+
+    @property
+    def nbytes(self) -> int:
+        return math.ceil(math.prod(self.shape) * _bits(self.dtype) / 8)
+
+
+def stored_tensors(parameter: Parameter, scheme: Scheme | None, dtype: str) -> list[Stored]:
+    """What a parameter becomes in the weight file, in this order: codes or values, scales, and its input's scale."""
+    shape = parameter.shape[::-1] if parameter.is_linear else parameter.shape
+    if scheme is None:
+        return [Stored(parameter.name, shape, dtype)]
+    codes = Stored(parameter.name, shape, scheme.weight)
+    if parameter.name == EMBEDDING:
+        assert scheme.group is not None
+        return [codes, Stored(scale_name(parameter.name), (shape[0], shape[1] // scheme.group), dtype)]
+    scales = shape[1:] if scheme.group is None else (shape[0] // scheme.group, shape[1])
+    if scheme.weight == FP4.name:
+        return [
+            codes,
+            Stored(scale_name(parameter.name), scales, FP8.name),
+            Stored(global_scale_name(parameter.name), (), dtype),
+        ]
+    if scheme.activation is None:
+        return [codes, Stored(scale_name(parameter.name), scales, dtype)]
+    return [
+        codes,
+        Stored(scale_name(parameter.name), scales, "float32"),
+        Stored(input_scale_name(parameter.name), (), "float32"),
+    ]
+
+
+def scale_name(name: str) -> str:
+    return f"{name}_scale"
+
+
+def global_scale_name(name: str) -> str:
+    return f"{name}_global_scale"
+
+
+def input_scale_name(name: str) -> str:
+    """The static scale of a layer's input; wq, wk and wv read one input and share one scale, as do w1 and w3."""
+    layer = name.removesuffix(".weight")
+    shared = layer.endswith(("wq", "wk", "wv", "w1", "w3"))
+    return f"{layer.rpartition('.')[0] if shared else layer}.input_scale"
+
+
+def _table(parameter: Parameter) -> Scheme:
+    """int8 in blocks along D."""
+    return Scheme("int8", math.gcd(parameter.shape[1], TABLE_BLOCK))
+
+
+def _bits(dtype: str) -> int:
+    if dtype in FORMATS:
+        return FORMATS[dtype].bits
+    return {"float32": 32, "float16": 16, "bfloat16": 16}[dtype]

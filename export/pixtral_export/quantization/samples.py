@@ -1,0 +1,122 @@
+"""What calibration reads: prompts with the user's images, or the packaged ones.
+
+A folder gives images, asked the packaged questions in turn. A JSON Lines file gives an object a line: `prompt`, and
+`image` (a path, relative to the file) or `images` (several) or neither. Images are scaled to `IMAGE_TOKENS` at most:
+what activations look like hardly depends on resolution, and twice as many tokens take twice as long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pixtral_runtime.errors import ImageError, InputError
+from pixtral_runtime.generation.model import open_image
+from pixtral_runtime.inputs.image_files import collect_images
+from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder, user_message
+
+DEFAULT_SAMPLES = 16
+IMAGE_TOKENS = 256
+PACKAGED = Path(__file__).parent / "samples"
+QUESTIONS = (
+    "Describe this image in one short sentence.",
+    "Describe this image in detail.",
+    "What text can be read in this image? Write it down word for word.",
+    "List every object in this image with its color and position.",
+    "What is unusual about this image? Explain step by step.",
+)
+TEXTS = (
+    "Write a short letter to a neighbour about a borrowed ladder, polite but firm.",
+    "Explain how a bill becomes a law, in five sentences.",
+    "def median(values):\n    values = sorted(values)\nComplete this Python function and explain it.",
+    "Übersetze ins Englische: Der Zug nach München fährt heute zwanzig Minuten später ab.",
+)
+
+
+@dataclass(frozen=True)
+class Request:
+    """One sample before it is tokenized."""
+
+    prompt: str
+    images: tuple[Path, ...] = ()
+
+
+def packaged_requests() -> list[Request]:
+    """The packaged images, each with a question of its own, and prompts without image in between."""
+    images = sorted(path for path in PACKAGED.iterdir() if path.suffix != ".md")
+    asked = [Request(QUESTIONS[n % len(QUESTIONS)], (image,)) for n, image in enumerate(images)]
+    spoken = [Request(text) for text in TEXTS]
+    again = [Request(QUESTIONS[(n + 2) % len(QUESTIONS)], (image,)) for n, image in enumerate(images[::2])]
+    return asked + spoken + again
+
+
+def read_requests(source: Path) -> list[Request]:
+    """The samples of a folder or a JSON Lines file. Raises InputError."""
+    if source.is_dir():
+        images = collect_images([str(source)], (), recursive=True)
+        return [Request(QUESTIONS[n % len(QUESTIONS)], (image,)) for n, image in enumerate(images)]
+    try:
+        lines = source.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{source} cannot be read: {error}", "--calibration FOLDER, or FILE.jsonl") from error
+    return [_request(source, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _request(source: Path, number: int, line: str) -> Request:
+    try:
+        entry = json.loads(line)
+        images = entry.get("images", [entry["image"]] if "image" in entry else [])
+        if not isinstance(entry["prompt"], str) or not all(isinstance(image, str) for image in images):
+            raise TypeError("prompt and image must be text")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{source}, line {number}: {error}; expected an object with 'prompt' and 'image'",
+            '{"image": "photo.jpg", "prompt": "What is shown?"}',
+        ) from error
+    return Request(entry["prompt"], tuple(source.parent / image for image in images))
+
+
+def build_samples(requests: Sequence[Request], prompts: PromptBuilder, count: int) -> tuple[list[Prompt], list[str]]:
+    """Tokenize `count` requests spread evenly over all. Returns them, and why others in their place were left out.
+
+    Raises InputError where no sample with an image is left.
+    """
+    built: list[Prompt] = []
+    refused: list[str] = []
+    for request in _spread(requests, count):
+        if len(built) == count:
+            break
+        try:
+            pictures = [open_image(path) for path in request.images]
+        except ImageError as error:
+            refused.append(str(error))
+            continue
+        built.append(prompts.build(user_message(request.prompt, pictures)))
+    if not any(prompt.images for prompt in built):
+        reason = f"; {refused[0]}" if refused else ""
+        raise InputError(
+            f"none of the {len(requests)} calibration samples has a readable image{reason}",
+            "--calibration FOLDER with images like those the model will see",
+        )
+    return built, refused
+
+
+def _spread(requests: Sequence[Request], count: int) -> Iterator[Request]:
+    """First `count` requests at even distances, then the others, to stand in for broken ones."""
+    chosen = [n * len(requests) // count for n in range(count)] if len(requests) > count else range(len(requests))
+    yield from (requests[n] for n in chosen)
+    taken = set(chosen)
+    yield from (request for n, request in enumerate(requests) if n not in taken)
+
+
+def fingerprint(samples: Iterable[Prompt]) -> str:
+    """One hash for tokens and pixels, 16 hex digits."""
+    digest = hashlib.sha256()
+    for sample in samples:
+        digest.update(sample.token_ids.tobytes())
+        for image in sample.images:
+            digest.update(image.tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,273 @@
+"""One pass over the model that writes its weights, and shows samples to each layer on the way.
+
+The model is a row of units: patch embedding, vision blocks, adapter, token embedding, decoder blocks, head. One unit's
+weights are in memory at a time. Where the recipe needs calibration, the samples' activations stand between two units on
+disk; a unit reads them, is quantized by what it saw, and passes on what the quantized unit computes, so that later
+layers are calibrated with the errors of earlier ones. A journal is written after each unit: an interrupted walk
+continues where it stopped.
+
+Shapes: P patches of an image, T tokens of a prompt, D hidden.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import groupby
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pixtral_export.checkpoint.reader import Checkpoint
+from pixtral_export.checkpoint.tensor_names import Parameter, parameters
+from pixtral_export.graphs.trace import ExternalWeight
+from pixtral_export.model import decoder, vision
+from pixtral_export.model.ops import group_rows
+from pixtral_export.quantization.calibrate import ADAPTER_GROUPS, BLOCK_GROUPS, quantize_block, watch
+from pixtral_export.quantization.formats import FORMATS
+from pixtral_export.quantization.recipes import Recipe, Scheme, Stored, input_scale_name, scale_name
+from pixtral_export.weights.weight_file import Advance, WeightFile, rope_tables, rope_tensors
+from pixtral_runtime.bundle.config import ModelConfig
+from pixtral_runtime.bundle.manifest import WEIGHTS, FileEntry, Limits
+from pixtral_runtime.bundle.spec import cache_names
+from pixtral_runtime.files import write_atomically
+from pixtral_runtime.inputs.prompt import Prompt
+
+SCRATCH, JOURNAL = "calibration", "journal.json"
+PATCHES, ADAPTER, EMBEDDING, HEAD = "vision_encoder", "vision_language_adapter", "tok_embeddings", "head"
+UNIT = re.compile(rf"(vision_encoder\.transformer\.layers\.\d+|layers\.\d+|{PATCHES}|{ADAPTER}|{EMBEDDING})\.")
+
+Stage = Callable[[int, int], None]
+"""Called with the units done and the units in all."""
+
+
+@dataclass
+class Journal:
+    """What a walk has done so far. `key` says of what: another checkpoint, recipe or samples start anew."""
+
+    key: str
+    units: list[str] = field(default_factory=list)
+    places: list[ExternalWeight] = field(default_factory=list)
+    input_scales: dict[str, str] = field(default_factory=dict)  # of weights with quantized inputs
+    fallbacks: dict[str, float] = field(default_factory=dict)  # layers that keep their inputs after all, and SNR in dB
+    cache_scales: list[float] = field(default_factory=list)  # of the tensors of a quantized cache
+
+    @classmethod
+    def load(cls, path: Path, key: str) -> Journal:
+        """The journal at `path`, or an empty one where there is none for `key`."""
+        try:
+            data = json.loads(path.read_bytes())
+            places = [ExternalWeight(**place | {"shape": tuple(place["shape"])}) for place in data.pop("places")]
+            journal = cls(**data, places=places)
+        except (OSError, ValueError, KeyError, TypeError):
+            return cls(key)
+        return journal if journal.key == key else cls(key)
+
+    def save(self, path: Path) -> None:
+        path.parent.mkdir(exist_ok=True)
+        write_atomically(path, json.dumps(asdict(self)).encode())
+
+
+class Activations:
+    """Outputs of units for every sample, a file each, so that memory holds one sample at a time."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    def save(self, unit: str, values: Iterable[Tensor]) -> None:
+        self.drop(unit)
+        place = self._folder / unit
+        place.mkdir(parents=True)
+        for index, value in enumerate(values):
+            torch.save(value.clone(), place / f"{index:06}.pt")
+
+    def load(self, unit: str) -> Iterator[Tensor]:
+        for path in sorted((self._folder / unit).glob("*.pt")):
+            yield torch.load(path, weights_only=True)
+
+    def drop(self, unit: str) -> None:
+        shutil.rmtree(self._folder / unit, ignore_errors=True)
+
+
+def units(config: ModelConfig) -> list[tuple[str, list[Parameter]]]:
+    """The model's units in the order of computation, with their parameters."""
+
+    def unit(parameter: Parameter) -> str:
+        match = UNIT.match(parameter.name)
+        return match[1] if match else HEAD
+
+    return [(name, list(group)) for name, group in groupby(parameters(config), unit)]
+
+
+@dataclass(frozen=True)
+class Walk:
+    """A pass over a checkpoint. `folder` takes the weight file, and, while calibrating, journal and activations."""
+
+    checkpoint: Checkpoint
+    recipe: Recipe
+    dtype: str
+    limits: Limits
+    prompts: Sequence[Prompt]  # samples; empty where the recipe needs no calibration
+    folder: Path
+    key: str  # stands for everything that decides the result
+
+    def run(self, advance: Advance, stage: Stage) -> tuple[FileEntry, Journal]:
+        """Write the weight file. Raises InputError where a weight does not fit its dtype."""
+        config, scratch = self.checkpoint.config, self.folder / SCRATCH
+        journal = Journal.load(scratch / JOURNAL, self.key)
+        file = WeightFile(self.folder / WEIGHTS, self.dtype, advance, journal.places)
+        row, before = units(config), ""
+        with torch.inference_mode():
+            for done, (unit, members) in enumerate(row):
+                stage(done, len(row))
+                if unit not in journal.units:
+                    if self.prompts:
+                        Activations(scratch).save(unit, self._pass(file, journal, unit, members, before))
+                    for parameter in members:
+                        self._copy(file, parameter)
+                    if self.prompts:
+                        file.flush()
+                        journal.units.append(unit)
+                        journal.places = list(file.places.values())
+                        journal.save(scratch / JOURNAL)
+                        if before:
+                            Activations(scratch).drop(before)
+                before = unit
+            if self.recipe.kv_cache:
+                names = cache_names("past", config.decoder.n_layers)
+                for name, scale in zip(names, journal.cache_scales, strict=True):
+                    file.add_values(Stored(scale_name(name), (), self.dtype), torch.tensor(scale))
+            for item, table in zip(
+                rope_tensors(config, self.dtype, self.limits), rope_tables(config, self.limits), strict=True
+            ):
+                file.add_values(item, table)
+            stage(len(row), len(row))
+        journal.places = list(file.places.values())
+        return file.close(), journal
+
+    def _copy(self, file: WeightFile, parameter: Parameter) -> None:
+        """Write a parameter that no sample decides. Its pages are let go on return."""
+        if parameter.name not in file.places:
+            file.add_parameter(parameter, self.recipe.scheme(parameter), self.checkpoint.read(parameter))
+
+    def _pass(
+        self, file: WeightFile, journal: Journal, unit: str, members: Sequence[Parameter], before: str
+    ) -> Iterator[Tensor]:
+        """A unit's outputs for all samples, once those of its weights that depend on the samples are written."""
+        config = self.checkpoint.config
+        inputs = Activations(self.folder / SCRATCH)
+        if unit == PATCHES:
+            yield from self._patches(members)
+        elif unit == EMBEDDING:
+            yield from self._embedded(members[0], inputs.load(before))
+        elif unit == ADAPTER:
+            adapter = self._load(lambda: vision.Adapter(config), unit, members)
+            self._quantize(file, journal, unit, adapter, members, lambda: map(adapter, inputs.load(before)))
+            yield from map(adapter, inputs.load(before))
+        elif unit.startswith(PATCHES):
+            block = self._load(lambda: vision.vision_block(config.vision), unit, members)
+            self._quantize(file, journal, unit, block, members, lambda: self._vision(block, inputs.load(before)))
+            yield from self._vision(block, inputs.load(before))
+        elif unit != HEAD:
+            block = self._load(lambda: decoder.decoder_block(config.decoder), unit, members)
+            largest = [0.0, 0.0]
+
+            def run() -> Iterator[Tensor]:
+                return self._decoder(block, inputs.load(before), largest)
+
+            self._quantize(file, journal, unit, block, members, run)
+            yield from run()
+            if self.recipe.kv_cache:
+                steps = FORMATS[self.recipe.kv_cache].largest
+                journal.cache_scales += [max(magnitude, 1e-5) / steps for magnitude in largest]
+
+    def _load(self, build: Callable[[], nn.Module], unit: str, members: Sequence[Parameter]) -> nn.Module:
+        """A module with the unit's weights in float32."""
+        with torch.device("meta"):
+            module = build()
+        state = {}
+        for parameter in members:
+            tensor = self.checkpoint.read(parameter).float()
+            state[parameter.name.removeprefix(f"{unit}.")] = tensor.T.contiguous() if parameter.is_linear else tensor
+        module.load_state_dict(state, assign=True)
+        return module
+
+    def _quantize(
+        self,
+        file: WeightFile,
+        journal: Journal,
+        unit: str,
+        module: nn.Module,
+        members: Sequence[Parameter],
+        forward: Callable[[], Iterable[Tensor]],
+    ) -> None:
+        """Quantize and write a unit by what its layers see in `forward`, where the recipe asks for that."""
+        names = {parameter.name.removeprefix(f"{unit}.").removesuffix(".weight"): parameter for parameter in members}
+        schemes = {
+            name: scheme for name, parameter in names.items() if (scheme := self.recipe.scheme(parameter)) is not None
+        }
+        if not any(self._needs_samples(scheme) for scheme in schemes.values()):
+            return
+        groups = ADAPTER_GROUPS if unit == ADAPTER else BLOCK_GROUPS
+        gptq = [name for name, scheme in schemes.items() if scheme.group and self.recipe.method == "gptq"]
+        statistics, handles = watch(module, groups, len(self.prompts), gptq)
+        for _ in forward():
+            pass
+        for handle in handles:
+            handle.remove()
+        for name, quantized, snr_db in quantize_block(
+            module, groups, schemes, statistics, self.dtype, self.recipe.method, self.recipe.smooth
+        ):
+            parameter = names[name]
+            file.add_quantized(parameter, quantized)
+            if quantized.input_scale is not None:
+                journal.input_scales[parameter.name] = input_scale_name(parameter.name)
+            elif schemes[name].activation is not None:
+                journal.fallbacks[f"{unit}.{name}"] = round(snr_db, 1)
+        for name, tensor in module.named_parameters():  # norms and kept layers, some rescaled
+            parameter = next(p for p in members if p.name == f"{unit}.{name}")
+            if parameter.name not in file.places:
+                file.add_parameter(parameter, None, tensor.T if parameter.is_linear else tensor)
+
+    def _needs_samples(self, scheme: Scheme) -> bool:
+        return scheme.activation is not None or (scheme.group is not None and self.recipe.method != "rtn")
+
+    def _images(self) -> Iterator[Tensor]:
+        for prompt in self.prompts:
+            yield from (torch.from_numpy(image)[None] for image in prompt.images)
+
+    def _patches(self, members: Sequence[Parameter]) -> Iterator[Tensor]:
+        module = self._load(lambda: vision.PatchEmbedding(self.checkpoint.config.vision), PATCHES, members)
+        for pixels in self._images():
+            yield module(pixels)[0]  # (1, P, D)
+
+    def _vision(self, block: nn.Module, inputs: Iterator[Tensor]) -> Iterator[Tensor]:
+        config = self.checkpoint.config.vision
+        cos, sin = (table.float() for table in vision.rope_tables(config))
+        for x, pixels in zip(inputs, self._images(), strict=True):
+            rows, columns = (side // config.patch_size for side in pixels.shape[2:])
+            yield block(x, cos, sin, vision.position_ids(rows, columns, config.max_grid)[None])[0]
+
+    def _embedded(self, table: Parameter, features: Iterator[Tensor]) -> Iterator[Tensor]:
+        for prompt in self.prompts:
+            x = self.checkpoint.read(table)[torch.from_numpy(prompt.token_ids)].float()  # (T, D)
+            if prompt.images:
+                index = torch.from_numpy(prompt.feature_index)
+                x[index >= 0] = torch.cat([next(features)[0] for _ in prompt.images])
+            yield x[None]
+
+    def _decoder(self, block: nn.Module, inputs: Iterator[Tensor], largest: list[float]) -> Iterator[Tensor]:
+        """Outputs of a block. `largest` keeps the magnitudes of its keys and values."""
+        longest = max(len(prompt.token_ids) for prompt in self.prompts)
+        config = self.checkpoint.config.decoder
+        cos, sin = (table.float() for table in decoder.rope_tables(config, longest))
+        for x in inputs:
+            positions = torch.arange(x.shape[1])
+            mask = group_rows((positions[:, None] >= positions)[None, None], config.n_heads // config.n_kv_heads)
+            y, *cached = block(x, cos, sin, positions[None], mask)
+            largest[:] = [max(old, float(new.abs().max())) for old, new in zip(largest, cached, strict=True)]
+            yield y

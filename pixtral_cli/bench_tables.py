@@ -1,0 +1,71 @@
+"""How `pixtral bench` shows a report: on the terminal, as plots, as a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pixtral_cli import output
+
+if TYPE_CHECKING:
+    from pixtral_runtime.bench.report import Change, Report
+
+FORMATS = ("table", "md", "csv", "json")
+
+
+def check_outputs(table: str, plot: Path | None, html: Path | None) -> None:
+    """Refuse what could not be written, before anything is measured. Raises InputError, MachineError."""
+    from pixtral_runtime.errors import InputError
+
+    if table not in FORMATS:
+        raise InputError(f"no format '{table}'", f"--format {'|'.join(FORMATS)}")
+    if plot is not None or html is not None:
+        output.require("matplotlib", "bench", "Plotting")
+    if plot is not None:
+        try:
+            plot.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"{plot} is no folder to write to: {error.strerror}", "--plot FOLDER") from error
+    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
+        raise InputError(f"{html} cannot be written: it is a folder, or in none", "--html bench.html")
+
+
+def show(report: Report, changes: list[Change], table: str, plot: Path | None, html: Path | None) -> None:
+    """Print the report in a format, then write plots and page."""
+    print_report(report, table, changes)
+    if plot is not None:
+        from pixtral_runtime.bench.plots import save_plots
+
+        output.talk(f"plots: {', '.join(str(path) for path in save_plots(report, plot))}")
+    if html is not None:
+        from pixtral_runtime.bench.page import page_of
+        from pixtral_runtime.files import write_atomically
+
+        write_atomically(html, page_of(report, changes).encode())
+        output.talk(f"the page is {html}")
+
+
+def print_report(report: Report, form: str, changes: list[Change]) -> None:
+    from pixtral_runtime.bench.measure import knee
+    from pixtral_runtime.bench.report import HEADER, csv_text, energy_lines, markdown, memory_lines, rows
+
+    compared = [
+        (c.case, c.stage, f"{c.difference.ratio - 1:+.1%}", f"{c.difference.p_value:.2g}",
+         "REGRESSED" if c.regressed else "" if c.difference.significant else "no difference")
+        for c in changes
+    ]  # fmt: skip
+    if form == "json":
+        output.print_json(report.to_dict() | {"comparison": compared})
+    elif form == "csv":
+        output.print_line(csv_text(report.results))
+    elif form == "md":
+        output.print_line(markdown(report.results))
+    else:
+        output.print_pairs({name: v for name, v in report.setting.items() if isinstance(v, str | int | float)})
+        output.print_table(HEADER, rows(report.results))
+        for line in (*memory_lines(report.results), *energy_lines(report.results)):
+            output.print_line(line)
+        if best := knee(report.results):
+            output.print_line(f"\nkept up with {best.case.rate:g} requests/s")
+        if compared:
+            output.print_table(("case", "stage", "change of the median", "p", ""), compared)

@@ -1,0 +1,74 @@
+"""`pixtral ask`: one answer over one or more images, printed while it is made."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixtral_cli import output
+from pixtral_cli.options import (
+    BackendOption,
+    BundleArgument,
+    ExifOption,
+    ImageTokensOption,
+    JsonOption,
+    MaxImageSideOption,
+    MaxNewTokensOption,
+    PreprocessOption,
+    PromptOption,
+    SeedOption,
+    SystemOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopPOption,
+    open_model,
+    open_prompts,
+    read_prompt,
+)
+
+EPILOG = "Example: pixtral ask bundle before.jpg after.jpg -p 'What changed?'"
+
+
+def ask(
+    bundle: BundleArgument,
+    images: Annotated[
+        list[Path] | None, typer.Argument(help="Images, in the order the prompt means them; none is fine.")
+    ] = None,
+    prompt: PromptOption = "Describe this image in one short sentence.",
+    system: SystemOption = None,
+    max_new_tokens: MaxNewTokensOption = 512,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 0.8,
+    seed: SeedOption = 0,
+    max_image_side: MaxImageSideOption = None,
+    image_tokens: ImageTokensOption = None,
+    preprocess: PreprocessOption = "mistral",
+    exif: ExifOption = True,
+    threads: ThreadsOption = 0,
+    backend: BackendOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Ask one question about images, and see the answer as it comes."""
+    from dataclasses import asdict
+
+    from pixtral_runtime.generation.model import open_image
+    from pixtral_runtime.generation.sampling import Sampling
+    from pixtral_runtime.inputs.prompt import user_message
+
+    sampling = Sampling(temperature, top_p, seed)
+    pictures = [open_image(path, apply_exif=exif) for path in images or []]
+    prompts = open_prompts(bundle, preprocess, max_image_side, image_tokens)
+    built = prompts.build(user_message(read_prompt(prompt), pictures, system))
+    model = open_model(prompts, backend, threads)
+    if as_json:
+        answer = asdict(model.answer(built, max_new_tokens, sampling))
+        setting = {"preprocess": preprocess, "exif_applied": exif, "bundle": prompts.bundle.fingerprint}
+        output.print_json(answer | setting)
+        return
+    for piece in model.answer_stream(built, max_new_tokens, sampling):
+        sys.stdout.write(piece)
+        sys.stdout.flush()
+    sys.stdout.write("\n")

@@ -1,0 +1,124 @@
+"""`pixtral bench`: how fast a bundle is on this machine, against what the machine could do."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pixtral_cli import output
+from pixtral_cli.bench_tables import check_outputs, show
+from pixtral_cli.options import BackendOption, BundleArgument, JsonOption, ThreadsOption, open_model, open_prompts
+
+if TYPE_CHECKING:
+    from pixtral_runtime.bench.measure import Case, Effort, Result
+    from pixtral_runtime.bench.report import Report
+    from pixtral_runtime.generation.model import Model
+
+EPILOG = "Example: pixtral bench bundle --image-side 512,1024 --decode-tokens 64 --save today.json"
+MODES = ("latency", "throughput", "serve")
+
+
+def bench(
+    bundle: BundleArgument,
+    image_side: Annotated[str, typer.Option(help="Square pictures of these sides in pixels, comma-separated.")] = "512",
+    images: Annotated[Path | None, typer.Option(help="Pictures of your own instead, a folder.")] = None,
+    prompt_tokens: Annotated[str, typer.Option(help="Text tokens of the prompt; 0 is a short question.")] = "0",
+    decode_tokens: Annotated[int, typer.Option(min=2, help="Tokens of an answer.")] = 32,
+    batch: Annotated[str, typer.Option(help="Requests at a time, comma-separated.")] = "1",
+    mode: Annotated[str, typer.Option(help="latency, throughput or serve.")] = "latency",
+    request_rate: Annotated[str, typer.Option(help="Requests a second for serve, comma-separated.")] = "1",
+    runs: Annotated[int, typer.Option(min=1, help="Runs that count.")] = 10,
+    min_seconds: Annotated[float, typer.Option(min=0, help="Measure each case at least this long.")] = 0.0,
+    warmup: Annotated[int, typer.Option(min=0, help="Runs before that do not count.")] = 2,
+    save: Annotated[Path | None, typer.Option(help="Write every sample and the setting to this JSON file.")] = None,
+    compare: Annotated[Path | None, typer.Option(help="A saved report: exit 6 where this run is slower.")] = None,
+    plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Write plots as SVG and PNG here.")] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with tables and plots.")] = None,
+    threshold: Annotated[float, typer.Option(min=0, help="Slower by more than this many per cent is too much.")] = 5.0,
+    table: Annotated[str, typer.Option("--format", help="table, md, csv or json.")] = "table",
+    threads: ThreadsOption = 0,
+    backend: BackendOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Measure every stage, with its spread, the setting and the share of what this machine could do."""
+    from pixtral_runtime.bench.measure import Effort
+    from pixtral_runtime.bench.report import compare as compare_reports
+    from pixtral_runtime.bench.report import read_report, setting_changes
+
+    check_outputs(table, plot, html)
+    cases = _cases(mode, image_side, images, prompt_tokens, decode_tokens, batch, request_rate)
+    old = None if compare is None else read_report(compare)
+    prompts = open_prompts(bundle, "", None, None)
+    model = open_model(prompts, backend, threads)
+    report = _measure(model, cases, Effort(runs, min_seconds, warmup), images, threads)
+    if save is not None:
+        report.save(save)
+    changes = [] if old is None else compare_reports(old, report, threshold / 100)
+    show(report, changes, "json" if as_json else table, plot, html)
+    for remark in (*report.remarks, *(setting_changes(old.setting, report.setting) if old else ())):
+        output.warn(remark)
+    if any(change.regressed for change in changes):
+        raise typer.Exit(6)
+
+
+def _cases(
+    mode: str, sides: str, images: Path | None, prompts: str, decode_tokens: int, batches: str, rates: str
+) -> list[Case]:
+    """Every combination that was asked for. Raises InputError."""
+    from itertools import product
+
+    from pixtral_runtime.bench.measure import Case
+    from pixtral_runtime.errors import InputError
+
+    if mode not in MODES:
+        raise InputError(f"no mode '{mode}'", f"--mode {'|'.join(MODES)}")
+    chosen: list[int] | list[None] = _numbers(sides, "--image-side", int, 1) if images is None else [None]
+    speeds: list[float] | list[None] = _numbers(rates, "--request-rate", float, 1e-6) if mode == "serve" else [None]
+    return [
+        Case(mode, slots, decode_tokens, side, text, rate)
+        for side, text, slots, rate in product(
+            chosen, _numbers(prompts, "--prompt-tokens", int, 0), _numbers(batches, "--batch", int, 1), speeds
+        )
+    ]
+
+
+def _numbers(text: str, option: str, kind: Any, least: float) -> list[Any]:
+    from pixtral_runtime.errors import InputError
+
+    try:
+        numbers = [kind(part) for part in text.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(least <= number < float("inf") for number in numbers):
+        raise InputError(f"{option} {text} is no list of numbers from {least:g} on", f"{option} 1,2")
+    return numbers
+
+
+def _measure(model: Model, cases: list[Case], effort: Effort, images: Path | None, threads: int) -> Report:
+    import sys
+
+    from pixtral_runtime.bench.measure import latency, serve, throughput
+    from pixtral_runtime.bench.report import Report
+    from pixtral_runtime.bench.setting import measured_rates, remarks_on, setting_of
+    from pixtral_runtime.inputs.image_files import collect_images
+
+    folder = [] if images is None else collect_images([str(images)], sys.stdin)
+    before = setting_of(model, threads)
+    rates = measured_rates(model, threads, before.device.gpu) if any(case.mode == "latency" for case in cases) else None
+    results: list[Result] = []
+    with output.progress() as bars:
+        for done, case in enumerate(cases):
+            bars.stage("cases", done, len(cases), case.name)
+            if case.mode == "latency":
+                results.append(latency(model, case, effort, rates, folder))
+            elif case.mode == "throughput":
+                results.append(throughput(model, case, effort, folder))
+            else:
+                results.append(serve(model, case, folder))
+        bars.stage("cases", len(cases), len(cases))
+    after = setting_of(model, threads)
+    remarks = [remark for result in results if result.case.mode != "serve" for remark in result.remarks()]
+    setting = before.to_dict(rates) | {"after": after.device.to_dict()}  # clocks, temperatures, throttling, load
+    return Report(setting, results, [*remarks_on(before, after), *remarks])

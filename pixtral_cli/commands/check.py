@@ -1,0 +1,150 @@
+"""`pixtral check`: does a bundle compute what its checkpoint means, and TensorRT what the bundle does?"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pixtral_cli import output
+from pixtral_cli.options import BundleArgument, JsonOption, ThreadsOption, open_prompts
+
+EPILOG = "Example: pixtral check bundle --against checkpoint/"
+Failure = tuple[str, str]
+"""What differs, and what to type next."""
+
+
+def check(
+    bundle: BundleArgument,
+    against: Annotated[
+        str | None, typer.Option(help="The checkpoint it was made from, a folder or a hub id, run in torch.")
+    ] = None,
+    engine: Annotated[
+        str | None, typer.Option(help="A target of 'pixtral build', such as rtx:sm89: what TensorRT understood.")
+    ] = None,
+    threads: ThreadsOption = 0,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare torch, ONNX Runtime and TensorRT stage by stage, over image sizes and prompts with 0 to 4 images."""
+    from pixtral_runtime.errors import CheckFailed, InputError
+
+    if against is None and engine is None:
+        raise InputError(
+            "nothing to compare with", f"pixtral check {bundle} --against CHECKPOINT, or --engine rtx:sm89"
+        )
+    results: dict[str, Any] = {}
+    failures: list[Failure] = []
+    if against is not None:
+        failures += _against_checkpoint(bundle, against, threads, results, show=not as_json)
+    if engine is not None:
+        failures += _against_network(bundle, engine, results, show=not as_json)
+    if as_json:
+        output.print_json({"verdict": "FAILED" if failures else "PASSED", **results})
+    if failures:
+        raise CheckFailed(*failures[0])
+
+
+def _against_checkpoint(
+    bundle: Path, against: str, threads: int, results: dict[str, Any], *, show: bool
+) -> list[Failure]:
+    """Torch against ONNX Runtime."""
+    output.require("torch", "export", "Checking against a checkpoint")
+    from pixtral_export.check import check_bundle, load_reference
+    from pixtral_export.checkpoint.hub import resolve_checkpoint
+    from pixtral_export.checkpoint.reader import open_checkpoint
+    from pixtral_runtime.device.doctor import available_memory_bytes
+    from pixtral_runtime.generation.model import load_bundle
+
+    prompts = open_prompts(bundle, "mistral", None, None)
+    checkpoint = open_checkpoint(resolve_checkpoint(against))
+    reference = load_reference(checkpoint, prompts.bundle.limits.max_context, available_memory_bytes())
+    model = load_bundle(prompts.bundle, prompts, threads=threads, backend="ort-cpu")
+    seen = []
+    for comparison in check_bundle(model, reference):
+        seen.append(comparison)
+        output.verbose(f"{comparison.stage:8} {comparison.case:10} {comparison.error:.1e}")
+    worst = {
+        stage: max((c for c in seen if c.stage == stage), key=lambda c: c.badness)
+        for stage in {c.stage: 0 for c in seen}
+    }
+    failed = [comparison for comparison in seen if not comparison.passed]
+    results["comparisons"] = [asdict(c) | {"passed": c.passed} for c in seen]
+    if show:
+        header = ("stage", "worst case", "tensor", "error", "tolerance", "")
+        rows = [
+            (c.stage, c.case, c.tensor, f"{c.error:.1e}", f"{c.tolerance:.0e}", "ok" if c.passed else "FAILED")
+            for c in worst.values()
+        ]
+        output.print_table(header, rows)
+        output.print_line(_verdict(len(failed), len(seen), "torch and ONNX Runtime"))
+    return [
+        (
+            f"{c.stage} with {c.case}: {c.tensor} differs by {c.error:.1e} of its largest value, "
+            f"{c.tolerance:.0e} is allowed",
+            f"pixtral export {against} -o {bundle} --force, with --dtype float32 if the dtype is the cause",
+        )
+        for c in failed
+    ]
+
+
+def _against_network(path: Path, target: str, results: dict[str, Any], *, show: bool) -> list[Failure]:
+    """ONNX Runtime against the network that TensorRT parses, and the engines' files against what was built."""
+    output.require("onnx", "rtx", "Checking engines")
+    from pixtral_engines.check import FLOAT16_LARGEST, NetworkCheck
+    from pixtral_engines.targets import parse_targets
+    from pixtral_runtime.backends.trt_package import load, version_of
+    from pixtral_runtime.bundle.engine_list import open_engines, verify_engines
+    from pixtral_runtime.errors import CheckFailed, InputError
+
+    chosen, *others = parse_targets(target)
+    if others:
+        raise InputError(f"--engine {target} names several targets", f"--engine {chosen.name}")
+    package = load(chosen.flavor)
+    prompts = open_prompts(path, "mistral", None, None)
+    compat = None
+    is_built = chosen.name in prompts.bundle.engines
+    if is_built:
+        engines = open_engines(prompts.bundle, chosen.name, version_of(package))
+        verify_engines(prompts.bundle, engines)
+        compat = engines.compat
+    try:
+        check = NetworkCheck(prompts.bundle, prompts, package, compat=compat is not None)
+    except InputError as error:  # TensorRT drops something, or cannot read it
+        raise CheckFailed(str(error), error.hint) from error
+    seen = []
+    for agreement in check.run():
+        seen.append(agreement)
+        output.verbose(f"{agreement.graph:8} {agreement.case:20} {agreement.tensor} {agreement.error:.1e}")
+    activations = {graph: found.worst for graph, found in check.activations.items()}
+    failed = [agreement for agreement in seen if not agreement.passed]
+    results["network"] = {
+        "target": chosen.name,
+        "engines": "verified" if is_built else "not built",
+        "compat": compat,
+        "comparisons": [asdict(agreement) | {"passed": agreement.passed} for agreement in seen],
+        "largest_activations": {graph: found.largest for graph, found in check.activations.items()},
+    }
+    if show:
+        rows = []
+        for graph, (layer, largest) in activations.items():
+            worst = max((a for a in seen if a.graph == graph), key=lambda a: a.error)
+            share = f"{largest:.0f}, {100 * largest / FLOAT16_LARGEST:.1f} %"
+            result = "ok" if worst.passed else "FAILED"
+            rows.append((graph, worst.case, f"{worst.error:.1e}", f"{worst.tolerance:.0e}", share, layer, result))
+        header = ("network", "worst case", "error", "tolerance", "largest, of float16's", "in layer", "")
+        output.print_table(header, rows)
+        output.print_line(_verdict(len(failed), len(seen), f"ONNX Runtime and {package.__name__}'s networks"))
+    return [
+        (
+            f"TensorRT understands {a.graph} otherwise: {a.tensor} differs by {a.error:.1e} with {a.case}, "
+            f"{a.tolerance:.0e} is allowed; first in layer '{a.layer}'",
+            "pixtral doctor, and report the versions it names; do not use these engines",
+        )
+        for a in failed
+    ]
+
+
+def _verdict(failed: int, total: int, what: str) -> str:
+    return f"{'FAILED' if failed else 'PASSED'}: {total - failed} of {total} comparisons within tolerance ({what})"

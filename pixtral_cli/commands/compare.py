@@ -1,0 +1,140 @@
+"""`pixtral compare`: how much a second bundle of a model differs from the first, on the user's own images."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixtral_cli import output
+from pixtral_cli.options import (
+    ExifOption,
+    ImageTokensOption,
+    JsonOption,
+    MaxImageSideOption,
+    MaxNewTokensOption,
+    ThreadsOption,
+)
+from pixtral_runtime.compare.result import Comparison, db_text, speed_text
+
+EPILOG = "Example: pixtral compare bundle bundle-int4 --images photos/ --html compare.html"
+SHOWN = 8  # rows of a table; all of them are in the JSON document and the page
+
+
+def compare(
+    bundle_a: Annotated[Path, typer.Argument(help="The reference, such as a float16 bundle.")],
+    bundle_b: Annotated[Path, typer.Argument(help="Another bundle of the same model, such as a quantized one.")],
+    images: Annotated[
+        list[str] | None, typer.Option(help="Images, a folder or a glob; repeatable. Without it prompts stand alone.")
+    ] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="One prompt a line, # for comments; otherwise asks for a short description.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many images, or prompts alone.")] = None,
+    max_new_tokens: MaxNewTokensOption = 32,
+    max_image_side: MaxImageSideOption = None,
+    image_tokens: ImageTokensOption = None,
+    exif: ExifOption = True,
+    threads: ThreadsOption = 0,
+    html: Annotated[Path | None, typer.Option(help="Write a page with charts and both answers.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing page.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare two bundles of one model: logits, then each layer's noise, then answers and speed."""
+    from pixtral_runtime.bundle.manifest import open_bundle
+    from pixtral_runtime.compare.compare import DEFAULT_PROMPT, CompareSettings, compare_bundles, read_prompts
+    from pixtral_runtime.compare.page import page
+    from pixtral_runtime.files import write_atomically
+    from pixtral_runtime.inputs.image_files import collect_images
+
+    if html is not None:
+        _check_target(html, force)
+    reference, candidate = open_bundle(bundle_a), open_bundle(bundle_b)
+    texts = [DEFAULT_PROMPT] if prompts is None else read_prompts(prompts)
+    paths = collect_images(images, sys.stdin)[:limit] if images else []
+    if not images and prompts is None:
+        output.warn("no images given, so one prompt alone is compared; add --images FOLDER")
+    settings = CompareSettings(max_new_tokens, exif, max_image_side, image_tokens, threads)
+    with output.progress() as bars:
+        report = compare_bundles(
+            reference, candidate, paths, texts if paths else texts[:limit], settings, progress=bars.stage
+        )
+    if as_json:
+        output.print_json(report.to_dict())
+    else:
+        _print(report)
+    if html is not None:
+        write_atomically(html, page(report).encode())
+        output.talk(f"the page is {html}")
+    for skipped in report.skipped:
+        output.error_line(skipped.reason, skipped.hint)
+    if report.skipped:
+        raise typer.Exit(5)
+
+
+def _check_target(path: Path, force: bool) -> None:
+    """Refuse a page that cannot be written before the hours that it may take to fill it. Raises InputError."""
+    from pixtral_runtime.errors import InputError
+
+    if path.is_dir() or (path.exists() and not force):
+        raise InputError(f"{path} exists", "--force to replace a file, or another name after --html")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}", "--html another/place.html") from error
+
+
+def _print(report: Comparison) -> None:
+    logits, answers = report.logits, report.answers
+    output.print_pairs(
+        {
+            "kl_mean_nats": f"{logits.kl_mean_nats:.2e} over {logits.positions} tokens of {len(report.cases)} answers",
+            "kl_median_nats": f"{logits.kl_median_nats:.2e}",
+            "kl_p95_nats": f"{logits.kl_p95_nats:.2e}",
+            "kl_max_nats": f"{logits.kl_max_nats:.2e}",
+            "top1_agreement": f"{logits.top1_agreement:.2%}",
+            "disagreements": f"{logits.disagreements}, {logits.near_ties} of them near-ties",
+            "image_features": db_text(report.image_features_db) if report.images else "no images",
+            "worst_layer": "none, all are exact"
+            if report.worst_layer is None
+            else f"{report.worst_layer.layer}, {report.worst_layer.tensor}: {db_text(report.worst_layer.snr_db)}",
+            "same_answer": f"{answers.exact_match:.2%} of the answers",
+            "answer_similarity": f"{answers.similarity_mean:.3f}",
+        }
+    )
+    layers = sorted(report.layers, key=lambda layer: layer.worst_db)[:SHOWN]
+    output.print_table(
+        ("layer, noisiest first", "key", "value"),
+        [(str(n.layer), db_text(n.key_db), db_text(n.value_db)) for n in layers],
+    )
+    cases = sorted(report.cases, key=lambda case: -case.kl_mean_nats)[:SHOWN]
+    output.print_table(
+        ("image, largest KL first", "prompt", "KL mean", "top-1", "first diverging", "similarity"),
+        [
+            (
+                c.image or "-", _short(c.prompt), f"{c.kl_mean_nats:.2e}", f"{c.top1_agreement:.1%}",
+                "-" if c.first_diverging_token is None else str(c.first_diverging_token), f"{c.similarity:.3f}",
+            )
+            for c in cases
+        ],
+    )  # fmt: skip
+    sides = (report.reference, report.candidate)
+    output.print_table(
+        ("", "reference", "candidate"),
+        [
+            ("bundle", *(s.bundle for s in sides)),
+            ("fingerprint", *(s.fingerprint for s in sides)),
+            ("precision", *(s.precision for s in sides)),
+            ("dtype", *(s.dtype for s in sides)),
+            ("size", *(output.size(s.bundle_bytes) for s in sides)),
+            ("load", *(f"{s.load_s:.2f} s" for s in sides)),
+            ("prefill, median", *(speed_text(s.prefill_tokens_per_s) for s in sides)),
+            ("decode, median", *(speed_text(s.decode_tokens_per_s) for s in sides)),
+        ],
+    )
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 32 else text[:31] + "…"

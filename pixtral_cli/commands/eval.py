@@ -1,0 +1,87 @@
+"""`pixtral eval`: a benchmark's score for a bundle, and what another bundle's score differs by."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixtral_cli.eval_files import Files, Questions, evaluate, image_cache, judge_options
+from pixtral_cli.eval_tables import print_evaluation, write_page
+from pixtral_cli.options import (
+    BackendOption,
+    BatchOption,
+    BundleArgument,
+    ImageTokensOption,
+    JsonOption,
+    MaxImageSideOption,
+    MemoryLimitOption,
+    PreprocessOption,
+    ThreadsOption,
+    slots_wanted,
+)
+
+EPILOG = "Example: pixtral eval bundle-int4 --task chartqa --data ChartQA/ --save int4.json --against float16.json"
+
+
+def eval(
+    bundle: BundleArgument,
+    task: Annotated[str, typer.Option(help="mm_mt_bench, mmmu, mathvista, chartqa, docvqa, vqav2, easy_vqa, custom.")],
+    data: Annotated[
+        Path | None, typer.Option(help="The dataset's folder, as published, or JSONL; else it is downloaded.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many rows.")] = None,
+    save: Annotated[Path | None, typer.Option(help="Write scores and answers to this JSON file.")] = None,
+    against: Annotated[
+        Path | None, typer.Option(metavar="JSON|BUNDLE", help="Compare with this result, or evaluate this bundle too.")
+    ] = None,
+    html: Annotated[Path | None, typer.Option(help="Write a page with pictures, answers, and what is wrong.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers beside --save.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
+    judge_url: Annotated[
+        str | None, typer.Option(help="An OpenAI-compatible endpoint that rates; its key is read from OPENAI_API_KEY.")
+    ] = None,
+    judge_model: Annotated[str, typer.Option(help="The judge.")] = "gpt-4o-2024-05-13",
+    cache: Annotated[Path | None, typer.Option(metavar="DIR", help="Where images of parquet files are put.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Longest answer in tokens, if not the task's own.")
+    ] = None,
+    batch: BatchOption = "auto",
+    memory_limit: MemoryLimitOption = None,
+    max_image_side: MaxImageSideOption = None,
+    image_tokens: ImageTokensOption = None,
+    preprocess: PreprocessOption = "mistral",
+    threads: ThreadsOption = 0,
+    backend: BackendOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Score a bundle's answers on a benchmark, with intervals, and test the difference to another bundle's."""
+    from pixtral_runtime.batch.worker import WorkerOptions
+    from pixtral_runtime.evaluation.comparison import compare
+    from pixtral_runtime.evaluation.dataset import ImageStore, download, examples
+    from pixtral_runtime.evaluation.result import read_evaluation
+    from pixtral_runtime.evaluation.tasks import task_named
+
+    chosen = task_named(task)
+    wanted, memory_bytes = slots_wanted(batch, memory_limit)
+    options = WorkerOptions(backend, threads, wanted, memory_bytes)
+    files = Files(save, html, resume, force)
+    files.check()
+    judge = judge_options(chosen, judge_url, judge_model, save)
+    old = read_evaluation(against) if against is not None and not against.is_dir() else None
+    folder = download(chosen) if data is None else data
+    found, broken = examples(chosen, folder, ImageStore(cache or image_cache(), folder), limit)
+    questions = Questions(chosen, found, broken, max_new_tokens or chosen.max_new_tokens)
+    seen = (preprocess, max_image_side, image_tokens)
+    evaluation, records = evaluate(bundle, questions, seen, options, judge, files)
+    if old is None and against is not None:
+        old, _ = evaluate(against, questions, seen, options, judge, files.of_reference())
+    comparison = None if old is None else compare(old, evaluation)
+    print_evaluation(evaluation, comparison, as_json=as_json)
+    if html is not None:
+        write_page(html, evaluation, comparison, records)
+    if comparison is not None and comparison.regressed:
+        raise typer.Exit(6)
+    if evaluation.missing:
+        raise typer.Exit(5)

@@ -1,0 +1,94 @@
+"""`pixtral export`: a checkpoint becomes a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pixtral_cli import output
+from pixtral_cli.commands.build import build_targets
+
+EPILOG = "Example: pixtral export mistralai/Pixtral-12B-2409 -o pixtral-12b --dtype float16"
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder (Mistral or Hugging Face format) or a hub id.")],
+    bundle: Annotated[Path, typer.Option("-o", "--output", help="Folder to write the bundle to.")],
+    dtype: Annotated[str, typer.Option(help="Weights and activations: float32, float16 or bfloat16.")] = "float16",
+    max_context: Annotated[
+        int | None, typer.Option(help="Tokens of prompt and answer. Default: 16384, or the model's own if less.")
+    ] = None,
+    max_image_side: Annotated[
+        int | None, typer.Option(help="Longest image edge in pixels. Default: the model's own.")
+    ] = None,
+    precision: Annotated[
+        str | None, typer.Option(help="Quantize: int4, int8, fp8 or nvfp4. Default: weights in --dtype.")
+    ] = None,
+    group_size: Annotated[int, typer.Option(help="Weights that share a scale in int4: 32, 64 or 128.")] = 128,
+    method: Annotated[str, typer.Option(help="How 4-bit weights are rounded: gptq, awq or rtn.")] = "gptq",
+    keep: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN=DTYPE", help="Store layers otherwise, as in 'layers.0.*=float16'; repeatable."),
+    ] = None,
+    kv_cache: Annotated[
+        str | None, typer.Option(help="Keep keys and values in int8: half the cache. Default: in --dtype.")
+    ] = None,
+    calibration: Annotated[
+        Path | None, typer.Option(help="Images (a folder), or JSON Lines of image and prompt, to calibrate with.")
+    ] = None,
+    calibration_samples: Annotated[int, typer.Option(min=1, help="How many of them to take.")] = 16,
+    opset: Annotated[int, typer.Option(help="ONNX opset of the graphs.")] = 24,
+    build: Annotated[
+        str | None, typer.Option(metavar="TARGET", help="Build engines as well, as 'pixtral build --target' does.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print sizes and estimates, write nothing.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """Trace a checkpoint into portable ONNX graphs and stream its weights into a bundle."""
+    output.require("torch", "export", "Exporting")
+    from pixtral_export.checkpoint.hub import resolve_checkpoint
+    from pixtral_export.checkpoint.reader import open_checkpoint
+    from pixtral_export.export import ExportPlan, ExportSettings, plan_export
+    from pixtral_export.export import export as write_bundle
+
+    settings = ExportSettings(
+        dtype, max_context, max_image_side, opset, precision, group_size, method, tuple(keep or ()), kv_cache,
+        calibration, calibration_samples,
+    )  # fmt: skip
+    if build is not None:  # a wrong name is found before the hours of work, not after
+        from pixtral_engines.targets import parse_targets
+
+        parse_targets(build)
+    opened = open_checkpoint(resolve_checkpoint(checkpoint))
+    for warning in opened.warnings:
+        output.warn(warning)
+    plan: ExportPlan = plan_export(opened, settings)
+    summary: dict[str, Any] = {
+        "checkpoint": str(opened.path),
+        "format": opened.format,
+        "bundle": str(bundle),
+        "dtype": dtype,
+        "precision": plan.recipe.name,
+        "kv_cache": plan.recipe.kv_cache or dtype,
+        "max_context": plan.limits.max_context,
+        "max_image_side": plan.limits.max_image_side,
+        "bundle_bytes": plan.bundle_bytes,
+    }
+    if dry_run:
+        summary |= {"peak_memory_bytes": plan.peak_memory_bytes, "seconds": round(plan.seconds, 1)}
+    else:
+        with output.progress() as bars:
+            written = write_bundle(opened, plan, bundle, force=force, progress=bars.stage, warn=output.warn)
+        summary |= {
+            "bundle_bytes": sum(entry.bytes for entry in written.files.values()),
+            "fingerprint": written.fingerprint,
+        }
+        if build is not None:
+            summary["engines"] = build_targets(written, build)["targets"]
+    if as_json:
+        output.print_json(summary)
+    else:
+        output.print_pairs(summary)

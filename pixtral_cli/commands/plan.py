@@ -1,0 +1,148 @@
+"""`pixtral plan`: what an export takes and where its result fits, before any work."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from pixtral_cli import output
+from pixtral_cli.options import JsonOption
+
+if TYPE_CHECKING:
+    from pixtral_runtime.bundle.footprint import Device, Footprint
+
+EPILOG = "Example: pixtral plan mistralai/Pixtral-12B-2409 --precision int4 --device orin-nx-16"
+THIS_MACHINE = "cpu"
+
+
+def plan(
+    source: Annotated[str, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="Checkpoint folder, hub id or bundle.")],
+    precision: Annotated[
+        str | None, typer.Option(help="int4, int8, fp8 or nvfp4, as in export. Default: weights in --dtype.")
+    ] = None,
+    dtype: Annotated[str, typer.Option(help="Weights and activations, as in export.")] = "float16",
+    kv_cache: Annotated[str | None, typer.Option(help="int8, as in export. Default: in --dtype.")] = None,
+    context: Annotated[
+        int | None, typer.Option(min=1, help="Tokens of prompt and answer. Default: the bundle's, or export's.")
+    ] = None,
+    batch: Annotated[int, typer.Option(min=1, help="Requests answered at the same time.")] = 1,
+    device: Annotated[
+        list[str] | None, typer.Option(help="A device's name, or cpu for this machine; repeatable. Default: all.")
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what an export takes, and on which devices the bundle fits."""
+    from pixtral_runtime.bundle.manifest import MANIFEST
+
+    if Path(source, MANIFEST).is_file():
+        footprint, summary = _of_bundle(Path(source), precision, kv_cache)
+    else:
+        footprint, summary = _of_checkpoint(source, precision, dtype, kv_cache, context)
+    tokens = context or footprint.limits.max_context
+    summary |= {
+        "engine_bytes": footprint.weights[footprint.precision],
+        "kv_cache_bytes_per_token": footprint.cache_bytes_per_token,
+        "context": tokens,
+        "batch": batch,
+    }
+    rows = [_row(footprint, chosen, tokens, batch) for chosen in _devices(device)]
+    if as_json:
+        output.print_json(summary | {"devices": rows})
+        return
+    output.print_pairs(summary)
+    header = ("device", "memory", "weights", "KV cache", "activations", "largest context", "largest batch", "fits")
+    sizes = ("memory_bytes", "weight_bytes", "kv_cache_bytes", "activation_bytes")
+    output.print_table(
+        header,
+        [
+            (
+                row["device"],
+                *(output.size(row[key]) for key in sizes),
+                f"{row['largest_context']:,}",
+                f"{row['largest_batch']:,}",
+                "yes" if row["fits"] else f"no: {row['advice']}",
+            )
+            for row in rows
+        ],
+    )
+
+
+def _of_bundle(path: Path, precision: str | None, kv_cache: str | None) -> tuple[Footprint, dict[str, Any]]:
+    from pixtral_runtime.bundle.footprint import Footprint
+    from pixtral_runtime.bundle.manifest import open_bundle
+    from pixtral_runtime.errors import InputError
+
+    bundle = open_bundle(path)
+    if precision not in (None, bundle.precision) or kv_cache not in (None, bundle.cache_dtype):
+        raise InputError(
+            f"{path} is {bundle.precision} with a cache in {bundle.cache_dtype}; others are made from the checkpoint",
+            f"pixtral plan CHECKPOINT --precision {precision or bundle.precision}",
+        )
+    size = sum(entry.bytes for entry in bundle.files.values())
+    return Footprint.of(bundle), {"bundle": str(path), "precision": bundle.precision, "bundle_bytes": size}
+
+
+def _of_checkpoint(
+    source: str, precision: str | None, dtype: str, kv_cache: str | None, context: int | None
+) -> tuple[Footprint, dict[str, Any]]:
+    output.require("torch", "export", "Planning an export")
+    from pixtral_export.checkpoint.hub import resolve_checkpoint
+    from pixtral_export.checkpoint.reader import open_checkpoint
+    from pixtral_export.export import ExportSettings, plan_export
+    from pixtral_export.quantization.recipes import RECIPES
+    from pixtral_runtime.bundle.footprint import Footprint
+    from pixtral_runtime.bundle.spec import kv_cache_bytes_per_token
+
+    checkpoint = open_checkpoint(resolve_checkpoint(source))
+    settings = ExportSettings(dtype, context, precision=precision, kv_cache=kv_cache)
+    chosen = plan_export(checkpoint, settings)
+    plans = {name: plan_export(checkpoint, replace(settings, precision=name)) for name in (dtype, *RECIPES)}
+    footprint = Footprint(
+        checkpoint.config,
+        dtype,
+        chosen.recipe.name,
+        chosen.limits,
+        {name: planned.weight_bytes for name, planned in plans.items()},
+        kv_cache_bytes_per_token(checkpoint.config, kv_cache or dtype),
+    )
+    return footprint, {
+        "checkpoint": str(checkpoint.path),
+        "precision": chosen.recipe.name,
+        "checkpoint_bytes": checkpoint.total_bytes,
+        "bundle_bytes": chosen.bundle_bytes,
+        "export_memory_bytes": chosen.peak_memory_bytes,
+        "export_seconds": round(chosen.seconds),
+    }
+
+
+def _devices(names: list[str] | None) -> list[Device]:
+    from pixtral_runtime.bundle.footprint import CPU_RESERVE, DEVICES, Device
+    from pixtral_runtime.device.doctor import available_memory_bytes
+    from pixtral_runtime.errors import InputError
+
+    known = dict(DEVICES)
+    if memory := available_memory_bytes():
+        known[THIS_MACHINE] = Device(THIS_MACHINE, memory, CPU_RESERVE, 0)
+    unknown = set(names or ()) - set(known)
+    if unknown:
+        raise InputError(f"no device '{min(unknown)}'", f"--device {'|'.join(known)}")
+    return [known[name] for name in names or known]
+
+
+def _row(footprint: Footprint, device: Device, context: int, batch: int) -> dict[str, Any]:
+    advice = footprint.advice(device, context, batch)
+    return {
+        "device": device.name,
+        "memory_bytes": device.memory_bytes,
+        "reserved_bytes": device.reserved_bytes,
+        "weight_bytes": footprint.weight_bytes(device),
+        "kv_cache_bytes": footprint.cache_bytes(context, batch),
+        "activation_bytes": footprint.activation_bytes(device, context),
+        "fits": not advice,
+        "largest_context": footprint.largest_context(device, batch) if footprint.supported(device) else 0,
+        "largest_batch": footprint.largest_batch(device, context) if footprint.supported(device) else 0,
+        "advice": advice,
+    }

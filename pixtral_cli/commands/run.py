@@ -1,0 +1,158 @@
+"""`pixtral run`: questions about files and folders of images, or a list of requests."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pixtral_cli.job_progress import check_outputs, finish, open_results, work_off
+from pixtral_cli.options import (
+    BackendOption,
+    BatchOption,
+    BundleArgument,
+    DraftsOption,
+    EmbeddingCacheOption,
+    ExifOption,
+    ImageTokensOption,
+    JsonOption,
+    MaxImageSideOption,
+    MaxNewTokensOption,
+    MemoryLimitOption,
+    PreprocessOption,
+    SeedOption,
+    SystemOption,
+    TemperatureOption,
+    ThreadsOption,
+    TopPOption,
+    read_prompt,
+    read_schema,
+    say_backend,
+    slots_wanted,
+)
+
+if TYPE_CHECKING:
+    from pixtral_runtime.batch.job import Job
+    from pixtral_runtime.batch.ray_job import RayJob
+    from pixtral_runtime.batch.records import Request
+
+EPILOG = "Example: pixtral run bundle photos/ -p 'What is shown?' -o results.jsonl"
+QUESTION = "Describe this image in one short sentence."
+
+
+def run(
+    bundle: BundleArgument,
+    paths: Annotated[
+        list[str] | None, typer.Argument(help="Images, folders, globs; '-' reads a list from standard input.")
+    ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option("-p", "--prompt", help="What to ask; @FILE reads it; repeat it for several questions an image."),
+    ] = None,
+    requests: Annotated[
+        Path | None, typer.Option(help="A request a line, as JSON: prompt or messages, images, id, max_new_tokens.")
+    ] = None,
+    system: SystemOption = None,
+    results: Annotated[Path | None, typer.Option("-o", "--output", help="Write one JSON record a line.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the output file where it ended.")] = False,
+    table: Annotated[
+        str | None, typer.Option("--format", help="At the end, write a table beside the output: csv or parquet.")
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="At the end, write a page with pictures and answers.")] = None,
+    json_schema: Annotated[Path | None, typer.Option(help="Answers are JSON of the schema in this file.")] = None,
+    shard: Annotated[str | None, typer.Option(help="i/n: do this share of the requests; join with 'merge'.")] = None,
+    ray: Annotated[
+        str | None, typer.Option(metavar="ADDRESS|local", help="Share the work out to a Ray cluster's workers.")
+    ] = None,
+    ray_workers: Annotated[int, typer.Option(min=1, help="Copies of the model on the cluster.")] = 1,
+    recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into sub-folders.")] = False,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many requests.")] = None,
+    batch: BatchOption = "auto",
+    memory_limit: MemoryLimitOption = None,
+    drafts: DraftsOption = 0,
+    embedding_cache: EmbeddingCacheOption = None,
+    max_new_tokens: MaxNewTokensOption = 128,
+    temperature: TemperatureOption = 0.0,
+    top_p: TopPOption = 0.8,
+    seed: SeedOption = 0,
+    max_image_side: MaxImageSideOption = None,
+    image_tokens: ImageTokensOption = None,
+    preprocess: PreprocessOption = "mistral",
+    exif: ExifOption = True,
+    threads: ThreadsOption = 0,
+    backend: BackendOption = "auto",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing output file.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Answer questions about images, many at a time; broken images are recorded and the run goes on."""
+    from hashlib import sha256
+
+    from pixtral_runtime.batch.job import check_fit
+    from pixtral_runtime.batch.ray_job import RayJob
+    from pixtral_runtime.batch.records import Settings
+    from pixtral_runtime.batch.results_file import write_table
+    from pixtral_runtime.batch.worker import Worker, WorkerOptions
+    from pixtral_runtime.bundle.manifest import open_bundle
+
+    check_outputs(results, resume=resume, table=table, report=report)
+    schema = None if json_schema is None else read_schema(json_schema)
+    digest = None if schema is None else sha256(schema.encode()).hexdigest()
+    settings = Settings(
+        open_bundle(bundle).fingerprint,
+        *(preprocess, max_image_side, image_tokens, exif, temperature, top_p, seed, digest),
+    )
+    wanted, memory_bytes = slots_wanted(batch, memory_limit)
+    options = WorkerOptions(backend, threads, wanted, memory_bytes, drafts, schema, embedding_cache)
+    worker = Worker(bundle, settings, options)
+    asked = _asked(paths or [], prompt or [QUESTION], requests, system, max_new_tokens, recursive, shard)[:limit]
+    check_fit(worker.prompts, asked)
+    with open_results(results, asked, settings, resume=resume, force=force) as file:
+        known = {} if file is None else file.done
+        if ray is None:
+            job: Job | RayJob = worker.job(asked, known)
+            say_backend(worker.model)
+        else:
+            job = RayJob(bundle, asked, settings, options, known, address=ray, workers=ray_workers)
+        tally = work_off(job, len(asked), file, print_answers=not as_json)
+    records = tally.in_order(asked)
+    if table is not None and results is not None:
+        write_table(records, results.with_suffix(f".{table}"), table)
+    summary = tally.summary(records) | {"output": None if results is None else str(results)}
+    if report is not None:
+        from pixtral_runtime.batch.page import write_report
+
+        write_report(records, report, title=f"pixtral run {bundle}", summary=summary)
+    finish(summary, as_json=as_json)
+
+
+def _asked(
+    paths: list[str],
+    prompts: list[str],
+    requests: Path | None,
+    system: str | None,
+    max_new_tokens: int,
+    recursive: bool,
+    shard: str | None,
+) -> list[Request]:
+    """What the arguments ask for. Raises InputError."""
+    from pixtral_runtime.batch.request_file import parse_shard, read_requests, requests_of_images
+    from pixtral_runtime.batch.request_file import shard as share
+    from pixtral_runtime.errors import InputError
+    from pixtral_runtime.inputs.image_files import collect_images
+
+    if (requests is None) == (not paths):
+        raise InputError("name either images or a file of requests", "pixtral run BUNDLE photos/, or --requests FILE")
+    if requests is None:
+        images = collect_images(paths, sys.stdin, recursive=recursive)
+        asked = requests_of_images(images, [read_prompt(text) for text in prompts], system, max_new_tokens)
+    else:
+        try:
+            with requests.open(encoding="utf-8") as lines:
+                asked = read_requests(
+                    lines, str(requests), max_new_tokens=max_new_tokens, system=system, folder=requests.parent
+                )
+        except OSError as error:
+            raise InputError(f"{requests} cannot be read: {error.strerror}", "--requests FILE.jsonl") from error
+    return asked if shard is None else share(asked, *parse_shard(shard))

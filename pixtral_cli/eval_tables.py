@@ -1,0 +1,93 @@
+"""How `pixtral eval` shows a result: a table on the terminal, and a page with pictures and answers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pixtral_cli import output
+
+if TYPE_CHECKING:
+    from pixtral_runtime.batch.records import Record
+    from pixtral_runtime.evaluation.comparison import Comparison
+    from pixtral_runtime.evaluation.result import Evaluation
+    from pixtral_runtime.evaluation.score import Score
+
+SHOWN = 8  # rows of a list on the terminal; all of them are in the file and on the page
+
+
+def print_evaluation(evaluation: Evaluation, comparison: Comparison | None, *, as_json: bool) -> None:
+    """On stdout the scores and the comparison, on stderr what has no score."""
+    if as_json:
+        compared = None if comparison is None else comparison.to_dict()
+        output.print_json(evaluation.summary() | {"comparison": compared})
+    else:
+        _print_tables(evaluation, comparison)
+    missing = evaluation.missing
+    if missing:
+        output.warn(f"{len(evaluation.scored)} of {evaluation.rows} examples were scored; the others count nowhere")
+    for name, reason in missing[:SHOWN]:
+        output.error_line(f"{name}: {reason}")
+    if len(missing) > SHOWN:
+        output.talk(f"and {len(missing) - SHOWN} more: --save FILE.json lists them")
+
+
+def _print_tables(evaluation: Evaluation, comparison: Comparison | None) -> None:
+    from pixtral_runtime.evaluation.result import RATING
+
+    share = evaluation.headline != RATING
+    rows = [(name, *_cells(score, share)) for name, score in evaluation.scores.items()]
+    output.print_table((evaluation.task, "score", "95 % interval", "examples"), rows)
+    if groups := evaluation.groups:
+        rows = [(name or "-", *_cells(score, share)) for name, score in groups.items()]
+        output.print_table((f"{evaluation.headline} by group", "score", "95 % interval", "examples"), rows)
+    if averages := evaluation.averages:
+        output.print_table(("average", "rating"), [(name, f"{value:.2f}") for name, value in averages.items()])
+    if comparison is None:
+        return
+    scale, unit = (100, " points") if share else (1, "")
+    output.print_table(
+        ("against the other", "change", "95 % interval", "p", "better", "worse", "test"),
+        [
+            (
+                name, f"{scale * c.difference:+.2f}{unit}", f"{scale * c.low:+.2f} to {scale * c.high:+.2f}",
+                f"{c.p_value:.2g}", str(c.better), str(c.worse), c.test,
+            )
+            for name, c in comparison.changes.items()
+        ],
+    )  # fmt: skip
+    if comparison.flips:
+        output.print_table(
+            ("flipped", "reference", "other", "this"),
+            [
+                (flip.id, _short(flip.references[0]), _short(flip.old_answer), _short(flip.new_answer))
+                for flip in comparison.flips[:SHOWN]
+            ],
+        )
+    if comparison.unpaired:
+        output.warn(f"{comparison.unpaired} examples were scored for one of the two only and are not compared")
+    output.print_line(f"\n{comparison.verdict}")
+
+
+def write_page(
+    path: Path, evaluation: Evaluation, comparison: Comparison | None, records: Mapping[str, Record]
+) -> None:
+    """The page: errors, flipped and wrong examples first, at most `MOST` examples."""
+    from pixtral_runtime.batch.page import write_report
+    from pixtral_runtime.evaluation.page import MOST, page_of
+
+    shown, notes, summary = page_of(evaluation, comparison, records)
+    write_report(shown, path, title=f"{evaluation.task}: {evaluation.setting['bundle']}", summary=summary, notes=notes)
+    output.talk(f"the page is {path}" + (f", with {MOST} of {len(records)} examples" if len(records) > MOST else ""))
+
+
+def _cells(score: Score, share: bool) -> tuple[str, str, str]:
+    if share:
+        return f"{score.mean:.2%}", f"{score.low:.2%} to {score.high:.2%}", str(score.n)
+    return f"{score.mean:.2f}", f"{score.low:.2f} to {score.high:.2f}", str(score.n)
+
+
+def _short(text: str) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= 32 else line[:31] + "…"

@@ -1,0 +1,85 @@
+"""What runs a bundle here: the engines that were built for this machine's GPU, or ONNX Runtime on the GPU or the CPU.
+
+`auto` takes engines where the bundle lists fresh ones for a GPU that is here, TensorRT-RTX's before TensorRT's, then
+ONNX Runtime's CUDA where it has it, and the CPU otherwise; it says which it took and why. A backend asked for by name
+is taken or refused, never replaced.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from pixtral_runtime.backends.cuda import CudaDevice
+from pixtral_runtime.backends.ort_cuda import PROVIDERS, lists_cuda, require_cuda
+from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
+from pixtral_runtime.backends.trt_package import Flavor, load, version_of
+from pixtral_runtime.backends.trt_session import TrtSettings, open_sessions
+from pixtral_runtime.bundle.engine_list import open_engines
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.spec import GRAPHS
+from pixtral_runtime.errors import InputError, PixtralError
+from pixtral_runtime.generation.model_runner import Sessions
+
+BACKENDS = ("auto", "ort-cpu", "ort-cuda", "rtx", "trt")
+FLAVORS: tuple[Flavor, ...] = ("rtx", "trt")
+
+
+@dataclass(frozen=True)
+class Opened:
+    """Sessions, what they are, and why these."""
+
+    sessions: Sessions
+    backend: str
+    reason: str
+
+
+def open_backend(
+    bundle: Bundle, backend: str = "auto", *, threads: int = 0, gpu: Callable[[], CudaDevice] = CudaDevice
+) -> Opened:
+    """Open a bundle's sessions.
+
+    Raises InputError for a backend or engines that are not there, MachineError for a machine that cannot run them.
+    """
+    if backend not in BACKENDS:
+        raise InputError(f"no backend '{backend}'", f"--backend {'|'.join(BACKENDS)}")
+    for flavor in FLAVORS:
+        if backend == flavor:
+            return _open_engines(bundle, flavor, gpu)
+    if backend == "ort-cuda":
+        return _open_cuda(bundle, threads, "asked for")
+    reason = "asked for"
+    if backend == "auto":
+        reasons = []
+        for flavor in FLAVORS:
+            if not any(target.partition(":")[0] == flavor for target in bundle.engines):
+                continue
+            try:
+                return _open_engines(bundle, flavor, gpu)
+            except PixtralError as error:  # what is wrong with engines is said, and ONNX Runtime does the work
+                reasons.append(f"{flavor}: {error}")
+        reason = "; ".join(reasons) or "the bundle lists no engines"
+        if lists_cuda():
+            try:
+                return _open_cuda(bundle, threads, reason)
+            except PixtralError as error:
+                reason += f"; ort-cuda: {error}"
+    return Opened(_open_ort(bundle, OrtSettings(threads)), "ort-cpu", reason)
+
+
+def _open_cuda(bundle: Bundle, threads: int, reason: str) -> Opened:
+    require_cuda()
+    return Opened(_open_ort(bundle, OrtSettings(threads, PROVIDERS, "cuda")), "ort-cuda", reason)
+
+
+def _open_ort(bundle: Bundle, settings: OrtSettings) -> Sessions:
+    return Sessions(*(OrtSession(bundle, graph, settings) for graph in GRAPHS))
+
+
+def _open_engines(bundle: Bundle, flavor: Flavor, gpu: Callable[[], CudaDevice]) -> Opened:
+    trt = load(flavor)
+    device = gpu()
+    target = "trt" if flavor == "trt" else f"rtx:sm{device.capability}"
+    engines = open_engines(bundle, target, version_of(trt))
+    sessions = open_sessions(trt, bundle, engines, device, TrtSettings(cuda_graphs=True))
+    return Opened(sessions, flavor, f"engines for {target} by {engines.tensorrt}")

@@ -1,0 +1,142 @@
+"""One CUDA device and one stream on it: all that engines need of CUDA, through NVIDIA's `cuda-bindings`.
+
+Everything is queued on that one stream, so work runs in the order it was asked for and nothing waits for anything
+else; only `copy_to_host` waits. Not yet run on a device; calls and their signatures were checked against cuda-bindings
+13.5.0. Tests put a device in host memory in its place.
+"""
+
+from __future__ import annotations
+
+import importlib
+import weakref
+from typing import Any, Protocol
+
+from pixtral_runtime.backends.session import Array
+from pixtral_runtime.errors import MachineError, extra_missing
+
+
+class Device(Protocol):
+    """Memory, copies and one stream. Addresses are integers, sizes bytes."""
+
+    @property
+    def stream(self) -> int:
+        """The stream's handle, as TensorRT takes it."""
+
+    def alloc(self, nbytes: int) -> int:
+        """Address of new memory, aligned to 256 bytes, its content undefined. Raises MachineError."""
+
+    def free(self, address: int) -> None: ...
+
+    def zero(self, address: int, nbytes: int) -> None: ...
+
+    def copy_to_device(self, address: int, array: Array) -> None:
+        """Queue a copy of a contiguous array, which may be changed as soon as this returns."""
+
+    def copy_within(self, target: int, source: int, nbytes: int) -> None: ...
+
+    def copy_rows(self, target: int, source: int, nbytes: int, pitch: int, count: int) -> None:
+        """Copy `count` runs of `nbytes`, each starting `pitch` bytes after the one before."""
+
+    def copy_to_host(self, array: Array, address: int) -> None:
+        """Fill a contiguous array. Waits for all that was queued before."""
+
+    def begin_capture(self) -> None:
+        """Record what is queued from here on instead of running it."""
+
+    def end_capture(self) -> Any:
+        """The recorded work as a graph."""
+
+    def launch(self, graph: Any) -> None: ...
+
+    def release(self, graph: Any) -> None: ...
+
+
+class Memory:
+    """Device memory that is freed with this object."""
+
+    def __init__(self, device: Device, nbytes: int) -> None:
+        self.address = device.alloc(nbytes)
+        weakref.finalize(self, device.free, self.address).atexit = False  # the process's end frees it
+
+
+class CudaDevice:
+    """A GPU by its index. Raises MachineError where there is none, or no package to reach it."""
+
+    def __init__(self, index: int = 0) -> None:
+        try:
+            self._cuda: Any = importlib.import_module("cuda.bindings.runtime")
+        except ImportError as error:
+            raise extra_missing("cuda-bindings", "rtx", "Running engines") from error
+        self._index = index
+        self._call("cudaSetDevice", index)
+        # A stream that waits for the legacy default stream would wait for other users of the device.
+        self._stream = self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
+
+    @property
+    def stream(self) -> int:
+        return int(self._stream)
+
+    @property
+    def capability(self) -> int:
+        """CUDA's compute capability, 89 for 8.9."""
+        kinds = self._cuda.cudaDeviceAttr
+        names = (kinds.cudaDevAttrComputeCapabilityMajor, kinds.cudaDevAttrComputeCapabilityMinor)
+        major, minor = (int(self._call("cudaDeviceGetAttribute", name, self._index)) for name in names)
+        return 10 * major + minor
+
+    def alloc(self, nbytes: int) -> int:
+        return int(self._call("cudaMalloc", nbytes))
+
+    def free(self, address: int) -> None:
+        self._call("cudaFree", address)
+
+    def zero(self, address: int, nbytes: int) -> None:
+        self._call("cudaMemsetAsync", address, 0, nbytes, self._stream)
+
+    def copy_to_device(self, address: int, array: Array) -> None:
+        # From pageable memory: CUDA returns once it has staged the array, and does not wait for the stream where it
+        # is small (64 KB or less), as all feeds of a decode step are.
+        self._copy(address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
+
+    def copy_within(self, target: int, source: int, nbytes: int) -> None:
+        self._copy(target, source, nbytes, "cudaMemcpyDeviceToDevice")
+
+    def copy_rows(self, target: int, source: int, nbytes: int, pitch: int, count: int) -> None:
+        kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
+        self._call("cudaMemcpy2DAsync", target, pitch, source, pitch, nbytes, count, kind, self._stream)
+
+    def copy_to_host(self, array: Array, address: int) -> None:
+        self._copy(array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost")
+        self._call("cudaStreamSynchronize", self._stream)
+
+    def begin_capture(self) -> None:
+        mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        self._call("cudaStreamBeginCapture", self._stream, mode)
+
+    def end_capture(self) -> Any:
+        recorded = self._call("cudaStreamEndCapture", self._stream)
+        graph = self._call("cudaGraphInstantiate", recorded, 0)
+        self._call("cudaGraphDestroy", recorded)
+        return graph
+
+    def launch(self, graph: Any) -> None:
+        self._call("cudaGraphLaunch", graph, self._stream)
+
+    def release(self, graph: Any) -> None:
+        self._call("cudaGraphExecDestroy", graph)
+
+    def _copy(self, target: int, source: int, nbytes: int, kind: str) -> None:
+        self._call("cudaMemcpyAsync", target, source, nbytes, getattr(self._cuda.cudaMemcpyKind, kind), self._stream)
+
+    def _call(self, name: str, *arguments: Any) -> Any:
+        """The result of a CUDA function, None where it has none. Raises MachineError where it fails."""
+        status, *results = getattr(self._cuda, name)(*arguments)
+        if status == self._cuda.cudaError_t.cudaSuccess:
+            return results[0] if results else None
+        text = self._cuda.cudaGetErrorString(status)[1].decode()
+        if status == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
+            raise MachineError(
+                f"the GPU has too little memory: {name} of {arguments[0]} bytes: {text}",
+                "pixtral build BUNDLE with a smaller --context or --batch, and nvidia-smi for what else uses it",
+            )
+        raise MachineError(f"CUDA: {name}: {text}", "nvidia-smi, then pixtral doctor")

@@ -1,0 +1,157 @@
+"""The Session protocol over ONNX Runtime.
+
+The cache is bound as input and output of the same buffer, so a step writes a few rows instead of copying it all. The
+weights are mapped from the bundle's weight file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pixtral_runtime.backends.ort_cuda import DeviceCache
+from pixtral_runtime.backends.session import Array, Buffer, KVCache
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.spec import GraphSpec, cache_names
+from pixtral_runtime.errors import MachineError, extra_missing
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+CACHE_STEP = 64  # rows; attention reads every bound row, growing copies them all: a step is paid back within itself
+
+
+@dataclass(frozen=True)
+class OrtSettings:
+    """`device`: where cache and outputs stay, "cuda" or "cpu"; None: a cache of NumPy arrays."""
+
+    threads: int = 0  # 0: as many as there are cores
+    providers: tuple[str, ...] = ("CPUExecutionProvider",)
+    device: str | None = None
+
+
+class OrtCache:
+    """Cache buffers on the host, one NumPy array and one OrtValue over it per tensor. `arrays` (slots, K, rows, E)."""
+
+    def __init__(self, names: tuple[str, ...], arrays: list[Array]) -> None:
+        self._names = names
+        self._hold(arrays)
+
+    @property
+    def slots(self) -> int:
+        return int(self._arrays[0].shape[0])
+
+    @property
+    def rows(self) -> int:
+        return int(self._arrays[0].shape[2])
+
+    def reserve(self, rows: int) -> None:
+        if rows > self.rows:
+            self._resize(rows)
+
+    def shrink(self, rows: int) -> None:
+        self._resize(min(rows, self.rows))
+
+    def view(self, start: int, stop: int) -> OrtCache:
+        if (start, stop) not in self._views:
+            self._views[start, stop] = OrtCache(self._names, [array[start:stop] for array in self._arrays])
+        return self._views[start, stop]
+
+    def copy_rows(self, source: int, target: int, rows: int) -> None:
+        for array in self._arrays:
+            array[target, :, :rows] = array[source, :, :rows]
+
+    def layers(self) -> list[tuple[Array, Array]]:
+        return list(zip(self._arrays[::2], self._arrays[1::2], strict=True))  # `cache_names` has key before value
+
+    def bind(self, binding: ort.IOBinding) -> None:
+        for past, value in zip(self._names, self._values, strict=True):
+            binding.bind_ortvalue_input(past, value)
+            binding.bind_ortvalue_output(past.replace("past", "present", 1), value)
+
+    def _resize(self, rows: int) -> None:
+        slots, heads, before, head_dim = self._arrays[0].shape
+        shape = (slots, heads, rounded(rows), head_dim)
+        kept = min(before, shape[2])
+        for index, old in enumerate(self._arrays):  # one by one: only one is there twice
+            self._arrays[index] = np.zeros(shape, old.dtype)
+            self._arrays[index][:, :, :kept] = old[:, :, :kept]
+        self._hold(self._arrays)
+
+    def _hold(self, arrays: list[Array]) -> None:
+        import onnxruntime as ort
+
+        self._arrays = arrays
+        self._values = [ort.OrtValue.ortvalue_from_numpy(array) for array in arrays]
+        self._views: dict[tuple[int, int], OrtCache] = {}
+
+
+def rounded(rows: int) -> int:
+    """Up to a whole step: caches grow rarely."""
+    return -(-rows // CACHE_STEP) * CACHE_STEP
+
+
+def refuse_missing_kernels(bundle: Bundle) -> None:
+    """Raise MachineError for a bundle whose types ONNX Runtime cannot compute in on a CPU."""
+    if bundle.dtype == "bfloat16":
+        raise MachineError(
+            "ONNX Runtime has no bfloat16 kernels on the CPU", "pixtral export CHECKPOINT -o BUNDLE --dtype float16"
+        )
+    if bundle.precision == "nvfp4":
+        raise MachineError(
+            "ONNX Runtime has no float4 kernels: nvfp4 is for TensorRT on Blackwell and Thor",
+            "pixtral export CHECKPOINT -o BUNDLE --precision int4",
+        )
+
+
+class OrtSession:
+    """One graph of a bundle in ONNX Runtime. Raises MachineError where ONNX Runtime cannot run it."""
+
+    def __init__(self, bundle: Bundle, graph: str, settings: OrtSettings) -> None:
+        refuse_missing_kernels(bundle)
+        try:
+            import onnxruntime as ort
+        except ImportError as error:
+            raise extra_missing("onnxruntime", "cpu", "Running a bundle") from error
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = settings.threads
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "4")
+        self._spec: GraphSpec = bundle.graph_spec(graph)
+        self._bundle, self._device = bundle, settings.device
+        providers = list(settings.providers)
+        # Merging equal pairs of QuantizeLinear and DequantizeLinear would leave products of int8 to be done in float.
+        unwanted = ["CommonSubexpressionElimination"] if bundle.precision == "int8" else []
+        self._session = ort.InferenceSession(
+            bundle.graph_path(graph), options, providers=providers, disabled_optimizers=unwanted, enable_fallback=0
+        )
+        if lost := set(providers) - set(self._session.get_providers()):
+            raise MachineError(
+                f"ONNX Runtime runs the {graph} graph without {', '.join(lost)}: no device, or libraries missing",
+                "nvidia-smi, then pixtral doctor; or --backend ort-cpu",
+            )
+        self._outputs = [tensor.name for tensor in self._spec.outputs if not tensor.name.startswith("present_")]
+
+    def run(self, feeds: Mapping[str, Array | Buffer], cache: KVCache | None = None) -> dict[str, Buffer]:
+        binding = self._session.io_binding()
+        for name, value in feeds.items():
+            if isinstance(value, np.ndarray):
+                binding.bind_cpu_input(name, np.ascontiguousarray(value))
+            else:
+                binding.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            binding.bind_output(name, self._device or "cpu")
+        if isinstance(cache, OrtCache | DeviceCache):
+            cache.bind(binding)
+        self._session.run_with_iobinding(binding)
+        return dict(zip(self._outputs, binding.get_outputs(), strict=False))
+
+    def new_cache(self, slots: int, rows: int) -> OrtCache | DeviceCache:
+        decoder = self._bundle.model.decoder
+        shape = (slots, decoder.n_kv_heads, rounded(rows), decoder.head_dim)
+        names = cache_names("past", decoder.n_layers)
+        arrays = [np.zeros(shape, self._bundle.cache_dtype) for _ in names]
+        return OrtCache(names, arrays) if self._device is None else DeviceCache(names, arrays, self._device)

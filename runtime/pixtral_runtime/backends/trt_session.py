@@ -1,0 +1,420 @@
+"""The Session protocol over a TensorRT engine, of `tensorrt` or of `tensorrt_rtx`: the caller hands in the module.
+
+All sessions of a bundle share one `Device` and its stream, so a graph's output is the next one's input where it lies
+and nothing waits but `TrtBuffer.numpy`. Device memory is taken once, as much as the engine's largest shapes need:
+per input that is fed from the host, per output, and for the cache.
+
+The cache has as many rows as the engine was built for. Where the engine says that a present tensor is its past tensor
+(`get_aliased_input_tensor`: TensorRT's cache operator), both are one buffer. Elsewhere, an int8 cache, TensorRT
+promises nothing of the kind: present tensors get memory of their own and are copied back after the step, on the device.
+
+Not yet run on a device: tests run it over a stand-in for the engine that evaluates TensorRT's own parsed network.
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import weakref
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal
+
+import numpy as np
+
+from pixtral_runtime.backends.cuda import Device, Memory
+from pixtral_runtime.backends.session import Array, Buffer, KVCache
+from pixtral_runtime.backends.trt_package import log_of
+from pixtral_runtime.bundle.engine_list import EngineSet
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.spec import GRAPHS, TensorSpec
+from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.generation.model_runner import Sessions
+
+Shape = tuple[int, ...]
+
+DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT64": "int64"}
+"""The names that a bundle gives TensorRT's types."""
+
+
+@dataclass(frozen=True)
+class TrtSettings:
+    """`cuda_graphs`: record a step whose shapes and buffers recur as a CUDA graph, and replay it."""
+
+    cuda_graphs: bool = False
+
+
+@dataclass
+class GraphUse:
+    """What became of `TrtSettings.cuda_graphs`, and how often a session ran which way.
+
+    `kind` is "built-in" where TensorRT-RTX records graphs by itself, and does not say when it replays one. `refused`
+    says why a session that was to capture does not.
+    """
+
+    kind: Literal["off", "built-in", "captured"]
+    plain: int = 0
+    replayed: int = 0
+    refused: str = ""
+
+
+class TrtBuffer:
+    """An output on the device. Its memory serves another run once nobody holds this object."""
+
+    def __init__(self, device: Device, pool: list[Memory], memory: Memory, shape: Shape, dtype: np.dtype[Any]) -> None:
+        self._device, self._memory, self.shape, self.dtype = device, memory, shape, dtype
+        weakref.finalize(self, pool.append, memory).atexit = False
+
+    @property
+    def address(self) -> int:
+        return self._memory.address
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def numpy(self) -> Array:
+        """Copy to the host. Waits for the run that makes it."""
+        array = np.empty(self.shape, self.dtype)
+        self._device.copy_to_host(array, self.address)
+        return array
+
+
+class TrtCache:
+    """Past keys and values on the device, (slots, K, rows, E) each, with the rows of the engine."""
+
+    def __init__(
+        self,
+        device: Device,
+        names: tuple[str, ...],
+        shape: Shape,
+        dtype: np.dtype[Any],
+        memory: list[Memory],
+        hint: str,
+    ) -> None:
+        self._device, self._names, self._memory, self._hint = device, names, memory, hint
+        self.shape, self.dtype = shape, dtype
+        self.addresses = {name: block.address for name, block in zip(names, memory, strict=True)}
+
+    @property
+    def slots(self) -> int:
+        return self.shape[0]
+
+    @property
+    def rows(self) -> int:
+        return self.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Of each tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def reserve(self, rows: int) -> None:
+        """Raises InputError beyond the engine's rows: TensorRT knows no cache that grows."""
+        if rows > self.rows:
+            raise InputError(f"{rows} cache rows are needed, the engine has {self.rows}", f"{self._hint} {rows}")
+
+    def layers(self) -> list[tuple[Array, Array]]:
+        """Copies on the host. Waits for the steps before."""
+        arrays = [np.empty(self.shape, self.dtype) for _ in self._names]
+        for array, address in zip(arrays, self.addresses.values(), strict=True):
+            self._device.copy_to_host(array, address)
+        return list(zip(arrays[::2], arrays[1::2], strict=True))  # `cache_names` has key before value
+
+    def shrink(self, rows: int) -> None:
+        """Keeps its rows, which are the engine's."""
+
+    def view(self, start: int, stop: int) -> TrtCache:
+        size = self.nbytes // self.slots
+        shape = (stop - start, *self.shape[1:])
+        part = TrtCache(self._device, self._names, shape, self.dtype, self._memory, self._hint)
+        part.addresses = {name: address + start * size for name, address in self.addresses.items()}
+        return part
+
+    def copy_rows(self, source: int, target: int, rows: int) -> None:
+        """Queued on the device, head by head."""
+        _, heads, most, head_dim = self.shape
+        row = head_dim * self.dtype.itemsize
+        slot = heads * most * row
+        for address in self.addresses.values():
+            self._device.copy_rows(address + target * slot, address + source * slot, rows * row, most * row, heads)
+
+
+@dataclass(frozen=True)
+class _Profile:
+    """Smallest, usual and largest shape of each input."""
+
+    ranges: Mapping[str, tuple[Shape, Shape, Shape]]
+
+    def misfits(self, shapes: Mapping[str, Shape]) -> list[str]:
+        return [name for name, shape in shapes.items() if not _within(shape, *self.ranges[name][::2])]
+
+    def distance(self, shapes: Mapping[str, Shape]) -> float:
+        """How far the sizes are from the usual ones, the ones that TensorRT picked kernels for."""
+        usual = sum(math.prod(self.ranges[name][1]) for name in shapes)
+        return abs(math.log(sum(map(math.prod, shapes.values())) / usual))
+
+
+class TrtSession:
+    """One engine of a bundle.
+
+    `path` is the engine's file, `device` the one that all sessions of the bundle share. Raises InputError where the
+    engine is not one of the bundle's graph, MachineError where TensorRT cannot load it here.
+    """
+
+    def __init__(
+        self,
+        trt: ModuleType,
+        path: Path,
+        bundle: Bundle,
+        graph: str,
+        device: Device,
+        settings: TrtSettings = TrtSettings(),
+    ) -> None:
+        self._graph, self._device = graph, device
+        self._log = log_of(trt)
+        self._rebuild = f"pixtral build {bundle.path}"
+        self._runtime = trt.Runtime(self._log.logger)
+        self._engine = self._load(path)
+        spec = bundle.graph_spec(graph)
+        self._inputs, self._outputs = (
+            {tensor.name: tensor for tensor in tensors} for tensors in (spec.inputs, spec.outputs)
+        )
+        self._refuse_other_graph(trt, path)
+        self._profiles = [self._profile(index) for index in range(self._engine.num_optimization_profiles)]
+        self._aliases = {name: self._engine.get_aliased_input_tensor(name) for name in self._outputs}
+        self.graph_use = GraphUse("off")
+        self._context = self._create_context(trt, settings)
+        self._active = -1  # profile
+        self._shapes: dict[str, Shape] = {}  # of inputs, as bound; and so on
+        self._addresses: dict[str, int] = {}
+        self._output_shapes: dict[str, Shape] = {}
+        self._captured: Any = None
+        self._capacity = self._largest_outputs()
+        self._fed: dict[str, Memory] = {}
+        self._pools: dict[str, list[Memory]] = {name: [] for name in self._outputs}
+
+    def run(self, feeds: Mapping[str, Array | Buffer], cache: KVCache | None = None) -> dict[str, Buffer]:
+        """Queue one run. Raises InputError for feeds that no profile of the engine takes."""
+        values = {name: v if isinstance(v, np.ndarray | TrtBuffer) else v.numpy() for name, v in feeds.items()}
+        past = cache if isinstance(cache, TrtCache) else None
+        shapes: dict[str, Shape] = {name: value.shape for name, value in values.items()}
+        shapes |= dict.fromkeys(past.addresses, past.shape) if past else {}
+        self._refuse_wrong_feeds({name: value.dtype for name, value in values.items()}, shapes)
+        self._set_shapes(self._profile_for(shapes), shapes)
+        outputs = {name: self._output(name) for name, alias in self._aliases.items() if alias is None}
+        addresses = {name: self._feed(name, value) for name, value in values.items()}
+        addresses |= past.addresses if past else {}
+        addresses |= {name: addresses[alias] for name, alias in self._aliases.items() if alias is not None}
+        addresses |= {name: buffer.address for name, buffer in outputs.items()}
+        is_repeated = self._set_addresses(addresses)
+        self._execute(is_repeated)
+        for name in [name for name in outputs if name.startswith("present_")]:
+            present = outputs.pop(name)
+            self._device.copy_within(addresses[name.replace("present", "past", 1)], present.address, present.nbytes)
+        return dict(outputs)
+
+    def new_cache(self, slots: int, rows: int) -> TrtCache:
+        """A zeroed cache. Raises InputError where it is larger than the engine's."""
+        names = tuple(name for name in self._inputs if name.startswith("past_"))
+        most, *rest = max(profile.ranges[names[0]][2] for profile in self._profiles)
+        if slots > most:
+            raise InputError(f"{slots} slots are needed, the engine has {most}", f"{self._rebuild} --batch {slots}")
+        dtype = _dtype(self._inputs[names[0]])
+        shape = (slots, *rest)
+        memory = [Memory(self._device, math.prod(shape) * dtype.itemsize) for _ in names]
+        cache = TrtCache(self._device, names, shape, dtype, memory, f"{self._rebuild} --context")
+        cache.reserve(rows)
+        for address in cache.addresses.values():
+            self._device.zero(address, cache.nbytes)
+        return cache
+
+    # Loading
+
+    def _load(self, path: Path) -> Any:
+        """The engine from its file, mapped: pages are dropped again as TensorRT moves weights to the device."""
+        before = len(self._log.errors)
+        try:
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                engine = self._runtime.deserialize_cuda_engine(data)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} cannot be read: {error}", self._rebuild) from error
+        if engine is None:
+            raise MachineError(
+                f"TensorRT cannot load {path}: {self._complaint(before)}", f"{self._rebuild}, or pixtral doctor"
+            )
+        return engine
+
+    def _refuse_other_graph(self, trt: ModuleType, path: Path) -> None:
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        seen = {name: DTYPES.get(kind := self._engine.get_tensor_dtype(name).name, kind) for name in names}
+        expected = {name: tensor.dtype for name, tensor in (self._inputs | self._outputs).items()}
+        fed = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
+        if seen != expected or fed != set(self._inputs):
+            odd = sorted(set(seen.items()) ^ set(expected.items()))
+            raise InputError(f"{path} is not this bundle's {self._graph} engine: they differ in {odd}", self._rebuild)
+
+    def _profile(self, index: int) -> _Profile:
+        def shapes(name: str) -> tuple[Shape, Shape, Shape]:
+            smallest, usual, largest = (tuple(dims) for dims in self._engine.get_tensor_profile_shape(name, index))
+            return smallest, usual, largest
+
+        return _Profile({name: shapes(name) for name in self._inputs})
+
+    def _create_context(self, trt: ModuleType, settings: TrtSettings) -> Any:
+        before = len(self._log.errors)
+        if settings.cuda_graphs and hasattr(trt, "CudaGraphStrategy"):
+            self.graph_use.kind = "built-in"
+            config = self._engine.create_runtime_config()
+            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            context = self._engine.create_execution_context(config)
+        else:
+            self.graph_use.kind = "captured" if settings.cuda_graphs else "off"
+            context = self._engine.create_execution_context()
+        if context is None:
+            raise MachineError(
+                f"TensorRT cannot prepare the {self._graph} engine: {self._complaint(before)}",
+                f"{self._rebuild} with a smaller --context, --batch or --chunk",
+            )
+        return context
+
+    def _largest_outputs(self) -> dict[str, int]:
+        """Bytes of each output at the largest shapes of any profile."""
+        sizes = dict.fromkeys(self._outputs, 0)
+        for index, profile in enumerate(self._profiles):
+            self._set_shapes(index, {name: shapes[2] for name, shapes in profile.ranges.items()})
+            for name, shape in self._output_shapes.items():
+                sizes[name] = max(sizes[name], math.prod(shape) * _dtype(self._outputs[name]).itemsize)
+        return sizes
+
+    # Running
+
+    def _refuse_wrong_feeds(self, dtypes: Mapping[str, np.dtype[Any]], shapes: Mapping[str, Shape]) -> None:
+        if set(shapes) != set(self._inputs):
+            odd = sorted(set(shapes) ^ set(self._inputs))
+            raise InputError(f"{self._graph} takes {', '.join(self._inputs)}; missing or unknown: {', '.join(odd)}")
+        for name, dtype in dtypes.items():
+            if dtype != _dtype(self._inputs[name]):
+                raise InputError(f"{self._graph}: {name} is {dtype}, expected {self._inputs[name].dtype}")
+
+    def _profile_for(self, shapes: Mapping[str, Shape]) -> int:
+        """The profile that takes the shapes and was tuned for the most similar ones."""
+        misfits = [profile.misfits(shapes) for profile in self._profiles]
+        fitting = [index for index, names in enumerate(misfits) if not names]
+        if fitting:
+            fed = {name: shape for name, shape in shapes.items() if not name.startswith("past_")}
+            return min(fitting, key=lambda index: self._profiles[index].distance(fed))
+        name = min(misfits, key=len)[0]
+        ranges = (profile.ranges[name] for profile in self._profiles)
+        taken = ", or ".join(f"{smallest} to {largest}" for smallest, _, largest in ranges)
+        options = "--batch or vision --profile" if self._graph == "vision" else "--batch or --chunk"
+        raise InputError(
+            f"{self._graph}: {name} is {shapes[name]}, the engine takes {taken}",
+            f"{self._rebuild} with a larger {options}",
+        )
+
+    def _set_shapes(self, profile: int, shapes: dict[str, Shape]) -> None:
+        if (profile, shapes) == (self._active, self._shapes):
+            return
+        self._forget_captured()
+        self._shapes, self._addresses = {}, {}
+        if profile != self._active:
+            self._do("set_optimization_profile_async", profile, self._device.stream)
+            self._active = profile
+        for name, shape in shapes.items():
+            self._do("set_input_shape", name, shape)
+        if unset := self._context.infer_shapes():
+            raise RuntimeError(f"TensorRT lacks the shapes of {unset}")
+        self._output_shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self._outputs}
+        self._shapes = shapes
+
+    def _set_addresses(self, addresses: dict[str, int]) -> bool:
+        """Bind every tensor. Returns whether all was bound so already."""
+        if addresses == self._addresses:
+            return True
+        self._forget_captured()
+        for name, address in addresses.items():
+            self._do("set_tensor_address", name, address)
+        self._addresses = addresses
+        return False
+
+    def _feed(self, name: str, value: Array | TrtBuffer) -> int:
+        if isinstance(value, TrtBuffer):
+            return value.address
+        if name not in self._fed:
+            largest = max(math.prod(profile.ranges[name][2]) for profile in self._profiles)
+            self._fed[name] = Memory(self._device, largest * value.itemsize)
+        self._device.copy_to_device(self._fed[name].address, np.ascontiguousarray(value))
+        return self._fed[name].address
+
+    def _output(self, name: str) -> TrtBuffer:
+        pool = self._pools[name]
+        memory = pool.pop() if pool else Memory(self._device, self._capacity[name])
+        return TrtBuffer(self._device, pool, memory, self._output_shapes[name], _dtype(self._outputs[name]))
+
+    def _execute(self, is_repeated: bool) -> None:
+        """Run as bound. A repetition is captured: the run before it was the warm-up that TensorRT asks for."""
+        stream, use = self._device.stream, self.graph_use
+        if use.kind == "captured" and is_repeated and self._captured is None and not use.refused:
+            if self._context.is_stream_capturable(stream):
+                self._device.begin_capture()
+                try:
+                    self._do("execute_async_v3", stream)
+                finally:
+                    self._captured = self._device.end_capture()
+            else:
+                use.refused = "TensorRT says that this engine cannot be captured"
+        if self._captured is not None:
+            self._device.launch(self._captured)
+            use.replayed += 1
+        else:
+            self._do("execute_async_v3", stream)
+            use.plain += 1
+
+    def _forget_captured(self) -> None:
+        if self._captured is not None:
+            self._device.release(self._captured)
+            self._captured = None
+
+    def _do(self, method: str, *arguments: Any) -> None:
+        """A call of the context that says False where it refuses. All that feeds can cause was ruled out before."""
+        before = len(self._log.errors)
+        if not getattr(self._context, method)(*arguments):
+            raise RuntimeError(f"TensorRT refuses {method}{arguments} of {self._graph}: {self._complaint(before)}")
+
+    def _complaint(self, before: int) -> str:
+        return next(iter(self._log.errors[before:]), "no reason given")
+
+
+def open_sessions(
+    trt: ModuleType,
+    bundle: Bundle,
+    engines: EngineSet,
+    device: Device,
+    settings: TrtSettings = TrtSettings(),
+) -> Sessions:
+    """A target's three engines on one device. Raises InputError and MachineError as `TrtSession` does."""
+    return Sessions(
+        *(
+            TrtSession(trt, bundle.path / engines.graphs[graph].file, bundle, graph, device, settings)
+            for graph in GRAPHS
+        ),
+        chunk=engines.chunk,
+        slots=engines.batch,
+        context=engines.context,
+        drafts=False,
+    )
+
+
+def _within(shape: Shape, smallest: Shape, largest: Shape) -> bool:
+    return len(shape) == len(smallest) and all(
+        low <= n <= high for low, n, high in zip(smallest, shape, largest, strict=True)
+    )
+
+
+def _dtype(tensor: TensorSpec) -> np.dtype[Any]:
+    if tensor.dtype == "bfloat16":
+        import ml_dtypes  # noqa: F401 - makes NumPy know the name
+    return np.dtype(tensor.dtype)

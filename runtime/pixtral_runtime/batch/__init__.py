@@ -1,0 +1,1 @@
+"""Many requests through one model, and the files that keep their answers."""

@@ -1,0 +1,244 @@
+"""Many requests through one model: threads read images ahead, the scheduler keeps its slots busy.
+
+Records come in the order in which they are done. A broken image gives a record with its error and stops nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pixtral_runtime.batch.records import Record, Request, Settings, record_key, record_of
+from pixtral_runtime.bundle.footprint import CPU_RESERVE, Device, Footprint
+from pixtral_runtime.errors import InputError, MachineError, PixtralError
+from pixtral_runtime.generation.model import Model, read_image_file
+from pixtral_runtime.generation.scheduler import Scheduler, StageTimes, Task
+from pixtral_runtime.inputs.image import decode_image, stored_size
+from pixtral_runtime.inputs.preprocess import token_count
+from pixtral_runtime.inputs.prompt import Message, Prompt, PromptBuilder
+
+if TYPE_CHECKING:
+    from pixtral_runtime.generation.feature_cache import FeatureCache
+    from pixtral_runtime.generation.json_schema import Schema
+
+MOST_SLOTS = 8  # taken by themselves; a CPU gains nothing beyond
+READERS = 2  # threads; decoding and scaling one image takes a few per cent of encoding it
+
+
+@dataclass(frozen=True)
+class JobOptions:
+    """How a job is worked off. None of it changes an answer, except `schema`, which `Settings` names."""
+
+    slots: int = 1
+    drafts: int = 0
+    schema: Schema | None = None
+    features: FeatureCache | None = None
+    done: Mapping[str, Record] = field(default_factory=dict)  # by id: records that need not be made again
+
+
+@dataclass
+class _Loaded:
+    """A request whose images were read. Without a prompt its record is finished: an error, or `known` from before."""
+
+    request: Request
+    record: Record
+    prompt: Prompt | None = None
+    known: bool = False
+
+
+class Job:
+    """Requests to be answered.
+
+    While and after `records` runs, `times` adds up the model's stages, `idle_s` is how long the model had nothing to do
+    but wait for images, and `kept` counts the records of `JobOptions.done` that still hold.
+    """
+
+    def __init__(
+        self, model: Model, requests: Sequence[Request], settings: Settings, options: JobOptions = JobOptions()
+    ) -> None:
+        self._model, self._requests, self._settings, self._options = model, requests, settings, options
+        self._stopped = threading.Event()
+        self.times = StageTimes()
+        self.idle_s = 0.0
+        self.kept = 0
+
+    def stop(self) -> None:
+        """Start no more answers; those that run are finished. May be called from a signal handler."""
+        self._stopped.set()
+
+    def records(self) -> Iterator[Record]:
+        """Yield a record for each request, but for those that are done already."""
+        options = self._options
+        slots = min(options.slots, max(1, len(self._requests)))
+        scheduler = Scheduler(
+            self._model.bundle, self._model.generator, slots, drafts=options.drafts, features=options.features
+        )
+        self.times = scheduler.times
+        records: dict[Task, Record] = {}
+        with ThreadPoolExecutor(READERS, "images") as pool:
+            try:
+                requests = iter(self._requests)
+                loading: deque[Future[_Loaded]] = deque()
+                while True:
+                    if self._stopped.is_set():
+                        _cancel(loading)
+                        scheduler.cancel()
+                    else:
+                        ahead = 2 * scheduler.slots + READERS - len(loading)
+                        loading += [pool.submit(self._load, request) for request in islice(requests, ahead)]
+                    if not loading and not scheduler.busy:
+                        return
+                    while loading and scheduler.waiting < scheduler.slots:
+                        if scheduler.busy and not loading[0].done():
+                            break
+                        loaded = self._wait_for(loading.popleft())
+                        if loaded.known:
+                            self.kept += 1
+                        elif (task := self._task(loaded, scheduler)) is None:
+                            yield loaded.record
+                        else:
+                            records[task] = loaded.record
+                    if scheduler.busy:
+                        for task in scheduler.step():
+                            yield self._finish(records.pop(task), task)
+            finally:
+                _cancel(loading)
+
+    def _wait_for(self, loading: Future[_Loaded]) -> _Loaded:
+        started = time.perf_counter()
+        try:
+            return loading.result()
+        finally:
+            self.idle_s += time.perf_counter() - started
+
+    def _load(self, request: Request) -> _Loaded:
+        """In a thread: from files to a prompt."""
+        record = record_of(request, self._settings)
+        before = self._options.done.get(request.id)
+        try:
+            started = time.perf_counter()
+            files = []
+            for image in record.images:
+                files.append(read_image_file(Path(image.path)))
+                image.sha256 = hashlib.sha256(files[-1]).hexdigest()
+            record.key = record_key(record.asked, [str(image.sha256) for image in record.images])
+            if before is not None and before.key == record.key:
+                return _Loaded(request, record, known=True)
+            pictures = []
+            for image, data in zip(record.images, files, strict=True):
+                pictures.append(decode_image(data, image.path, apply_exif=self._settings.exif).pixels)
+                image.width, image.height = pictures[-1].size
+            record.times_ms["image"] = _ms_since(started)
+            started = time.perf_counter()
+            left = iter(pictures)
+            messages = [
+                Message(m.role, tuple(part if isinstance(part, str) else next(left) for part in m.content))
+                for m in request.messages
+            ]
+            prompt = self._model.prompts.build(messages)
+            _ = prompt.row_keys  # hashed here, where there is time
+            record.image_tokens, record.prompt_tokens = prompt.image_tokens, len(prompt.token_ids)
+            record.times_ms["preprocess"] = _ms_since(started)
+        except InputError as error:
+            _fail(record, error)
+            return _Loaded(request, record, known=before is not None and before.key == record.key)
+        return _Loaded(request, record, prompt)
+
+    def _task(self, loaded: _Loaded, scheduler: Scheduler) -> Task | None:
+        """Hand a prompt to the scheduler; None where there is none or it does not fit, as the record then says."""
+        if loaded.prompt is None:
+            return None
+        constraint = self._options.schema.constraint() if self._options.schema else None
+        task = Task(loaded.prompt, loaded.request.max_new_tokens, self._settings.sampling, constraint)
+        try:
+            scheduler.submit(task)
+        except InputError as error:
+            _fail(loaded.record, error)
+            return None
+        return task
+
+    def _finish(self, record: Record, task: Task) -> Record:
+        if task.error is not None:
+            _fail(record, task.error)
+            return record
+        record.answer = self._model.prompts.decode(task.token_ids)
+        record.finish_reason, record.new_tokens = task.finish_reason, len(task.token_ids)
+        record.reused_tokens = task.reused_tokens
+        times = task.times
+        stages = {"vision": times.vision_ms, "prefill": times.prefill_ms, "decode": times.decode_ms}
+        record.times_ms |= {name: round(value, 3) for name, value in stages.items()}
+        return record
+
+
+def check_fit(prompts: PromptBuilder, requests: Sequence[Request]) -> None:
+    """Refuse a job that cannot be done, before any work: raises InputError.
+
+    Each text must fit the context alone and with its images. Image headers are read only where the largest possible
+    images would not fit; what cannot be read is left for the run to record.
+    """
+    texts: dict[tuple[Message, ...], int] = {}
+    context = prompts.bundle.limits.max_context
+    for request in requests:
+        text = tuple(replace(m, content=tuple(p for p in m.content if isinstance(p, str))) for m in request.messages)
+        if text not in texts:
+            texts[text] = len(prompts.build(text).token_ids)
+        room = context - texts[text] - 1
+        if len(request.images) * prompts.preprocess.largest_block <= room:
+            continue
+        sizes = [stored_size(path) for path in request.images]
+        tokens = sum(token_count(*prompts.preprocess.grid(*size)) for size in sizes if size is not None)
+        if tokens > room:
+            raise InputError(
+                f"{', '.join(map(str, request.images))}: {tokens} tokens, the prompt {texts[text]}, and the bundle's "
+                f"context holds {context}",
+                f"--image-tokens {room // len(request.images)} for smaller images, or pixtral export … --max-context N",
+            )
+
+
+def choose_slots(model: Model, requests: Sequence[Request], wanted: int | None, memory_bytes: int | None) -> int:
+    """How many answers to work on at a time: `wanted`, or as many as memory holds, engines were built for and pay.
+
+    `memory_bytes` bounds what pixtral takes. Raises InputError for more than engines have, MachineError where the
+    memory does not hold the answers' caches.
+    """
+    sessions, bundle = model.generator.sessions, model.bundle
+    if sessions.slots is not None:
+        if wanted is not None and wanted > sessions.slots:
+            hint = f"--batch {sessions.slots}, or pixtral build {bundle.path} --batch {wanted}"
+            raise InputError(f"--batch {wanted}, and this backend has {sessions.slots} slots", hint)
+        return wanted or sessions.slots
+    if memory_bytes is None:
+        return wanted or MOST_SLOTS
+    blocks = max((len(request.images) for request in requests), default=0) * model.prompts.preprocess.largest_block
+    longest = max((request.max_new_tokens for request in requests), default=0)
+    context = min(blocks + longest + 512, bundle.limits.max_context)  # 512 of text
+    device = Device("this machine", memory_bytes, CPU_RESERVE, 0)
+    fitting = Footprint.of(bundle).largest_batch(device, context)
+    if fitting < (wanted or 1):
+        raise MachineError(
+            f"{memory_bytes:,} bytes of memory hold {fitting} answers of {context} tokens each beside the model",
+            f"--batch {fitting}" if fitting else f"--image-tokens N, or pixtral plan {bundle.path}",
+        )
+    return wanted or min(fitting, MOST_SLOTS)
+
+
+def _fail(record: Record, error: PixtralError) -> None:
+    record.error, record.hint = str(error), error.hint
+
+
+def _cancel(loading: deque[Future[_Loaded]]) -> None:
+    for future in loading:
+        future.cancel()
+    loading.clear()
+
+
+def _ms_since(started: float) -> float:
+    return round((time.perf_counter() - started) * 1e3, 3)

@@ -1,0 +1,110 @@
+"""One page for a job's records: pictures, questions, answers and times, in a single file that loads nothing else.
+
+The records are JSON inside the page; a short script shows them a page at a time, filters and sorts. Text from outside
+reaches the page as text only. Pictures are written one after the other, so memory does not grow with their number.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from html import escape
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from pixtral_runtime.batch.records import Record
+from pixtral_runtime.errors import InputError
+from pixtral_runtime.generation.model import read_image_file
+from pixtral_runtime.inputs.image import decode_image
+
+THUMBNAIL_PX = 160
+POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+@dataclass(frozen=True)
+class Notes:
+    """What a page says of a record that the record does not hold: words to filter by, and lines with their labels."""
+
+    marks: tuple[str, ...] = ()
+    lines: tuple[tuple[str, str], ...] = ()
+
+
+def write_report(
+    records: Sequence[Record],
+    path: Path,
+    *,
+    title: str,
+    summary: Mapping[str, object],
+    notes: Mapping[str, Notes] | None = None,
+) -> None:
+    """Write the page, replacing the file whole. `summary` is shown at the top, its scalars only; `notes` are by id."""
+    template = files("pixtral_runtime.batch").joinpath("page.html").read_text(encoding="utf-8")
+    facts = [(_words(name), _value(value)) for name, value in summary.items() if not isinstance(value, list | dict)]
+    head, _, tail = template.partition("/*RECORDS*/")
+    shown = "".join(f"<div><dt>{name}<dd>{value}</div>" for name, value in facts)
+    parts = {"policy": POLICY, "title": escape(title), "summary": shown}
+    head = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], head)
+    unfinished = path.with_name(f".{path.name}.tmp")
+    try:
+        with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as page:
+            page.write(head)
+            for index, record in enumerate(records):
+                page.write(("," if index else "") + "\n" + _json(_entry(record, (notes or {}).get(record.id, Notes()))))
+            page.write(tail)
+        os.replace(unfinished, path)
+    except BaseException:
+        unfinished.unlink(missing_ok=True)
+        raise
+
+
+def _entry(record: Record, notes: Notes) -> dict[str, Any]:
+    """What the page shows of a record."""
+    settings = record.settings
+    return {
+        "id": record.id,
+        "images": [
+            [image.path, thumbnail(Path(image.path), apply_exif=settings.get("exif", True))] for image in record.images
+        ],
+        "question": record.question,
+        "answer": record.answer,
+        "end": record.finish_reason,
+        "error": record.error,
+        "hint": record.hint,
+        "tokens": [record.prompt_tokens, record.image_tokens, record.new_tokens],
+        "times": record.times_ms,
+        "marks": notes.marks,
+        "notes": notes.lines,
+    }
+
+
+def thumbnail(path: Path, *, apply_exif: bool = True) -> str | None:
+    """The picture as a JPEG data URI, its longer side at most THUMBNAIL_PX; None where it cannot be read."""
+    try:
+        picture = decode_image(read_image_file(path), str(path), apply_exif=apply_exif).pixels
+    except InputError:
+        return None
+    picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.BICUBIC)
+    data = io.BytesIO()
+    picture.save(data, "JPEG", quality=80)
+    return "data:image/jpeg;base64," + base64.b64encode(data.getvalue()).decode()
+
+
+def _json(value: object) -> str:
+    """JSON that may stand inside a script element: `<` would end it, and unpaired surrogates are no UTF-8."""
+    return json.dumps(value).replace("<", "\\u003c")
+
+
+def _words(name: str) -> str:
+    return escape(name.replace("_per_s", "/s").replace("_", " "))
+
+
+def _value(value: object) -> str:
+    return escape("-" if value is None else f"{value:,}" if isinstance(value, int | float) else str(value))

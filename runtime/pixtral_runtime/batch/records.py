@@ -1,0 +1,119 @@
+"""What a job is made of, as data: requests in, records out.
+
+A request is a conversation whose images are paths. It becomes one record: an answer, or an error with its hint.
+`Settings` are what decides an answer beside the request itself; a job that is taken up again must have the same.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from pixtral_runtime.generation.sampling import Sampling
+from pixtral_runtime.inputs.prompt import Message
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Of a whole job. `bundle` is the bundle's fingerprint, `json_schema` the sha256 of the schema's text."""
+
+    bundle: str
+    preprocess: str = "mistral"
+    max_image_side: int | None = None
+    image_tokens: int | None = None
+    exif: bool = True
+    temperature: float = 0.0
+    top_p: float = 0.8
+    seed: int = 0
+    json_schema: str | None = None
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """Raises InputError for values that cannot be."""
+        return Sampling(self.temperature, self.top_p, self.seed)
+
+
+@dataclass(frozen=True)
+class Request:
+    """`id` names it within its job. Images in the messages are paths."""
+
+    id: str
+    messages: tuple[Message, ...]
+    max_new_tokens: int = 128
+
+    @property
+    def images(self) -> tuple[Path, ...]:
+        return tuple(part for message in self.messages for part in message.content if isinstance(part, Path))
+
+    @property
+    def question(self) -> str:
+        """The last message's text, for people to read."""
+        return "\n".join(part for part in self.messages[-1].content if isinstance(part, str))
+
+    def asked(self, settings: Settings) -> str:
+        """A hash of all that was asked and how, 16 hex digits; images by their place, not their content."""
+        turns = [[m.role, *(part if isinstance(part, str) else None for part in m.content)] for m in self.messages]
+        return _digest([turns, self.max_new_tokens, asdict(settings)])
+
+
+@dataclass
+class ImageInfo:
+    """An image of a request. Size in pixels, upright; `sha256` of the file. None where it could not be read."""
+
+    path: str
+    sha256: str | None = None
+    width: int | None = None
+    height: int | None = None
+
+
+@dataclass
+class Record:
+    """What became of one request. Times in milliseconds.
+
+    `key` is the same for the same question about the same image contents under the same settings, whatever the files
+    are called. `finish_reason` is "stop" where the model ended the answer, "length" where the limit did.
+    """
+
+    id: str
+    question: str
+    asked: str
+    images: list[ImageInfo] = field(default_factory=list)
+    key: str | None = None
+    answer: str | None = None
+    finish_reason: str | None = None
+    prompt_tokens: int | None = None
+    image_tokens: int | None = None
+    reused_tokens: int | None = None  # of the prompt, copied from a slot that had them instead of prefilled
+    new_tokens: int | None = None
+    times_ms: dict[str, float] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)
+    error: str | None = None
+    hint: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Record:
+        """Raises TypeError where the dictionary is no record."""
+        return cls(**data | {"images": [ImageInfo(**image) for image in data["images"]]})
+
+
+def record_of(request: Request, settings: Settings) -> Record:
+    """The request's record before anything was done."""
+    images = [ImageInfo(str(path)) for path in request.images]
+    return Record(request.id, request.question, request.asked(settings), images, settings=asdict(settings))
+
+
+def record_key(asked: str, image_hashes: Sequence[str]) -> str:
+    """16 hex digits for a question about images of these contents."""
+    return _digest([asked, *image_hashes])
+
+
+def _digest(value: object) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,0 +1,366 @@
+"""The file of a job's results: one record a line, written so that a crash, a full disk or a power loss costs no answer.
+
+`ResultsFile` appends, and takes a file up again where a run was stopped: what a power loss left at its end is cut off,
+answers to other questions or under other settings are refused. A record for an id that the file has already takes its
+place; until the file is closed both lines are there, and the later one counts. `write_table` writes records for
+spreadsheets and data frames.
+"""
+
+from __future__ import annotations
+
+import csv
+import errno
+import fcntl
+import io
+import json
+import os
+import shlex
+import stat
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from pixtral_runtime.batch.records import Record, Request, Settings
+from pixtral_runtime.errors import InputError, extra_missing
+
+SYNC_EVERY_S = 1.0  # a power loss costs what was answered since; a sync takes milliseconds
+FORMATS = ("jsonl", "csv", "parquet")
+STAGES = ("image", "preprocess", "vision", "prefill", "decode")  # columns of a table even where no record has them
+COUNTS = ("images", "prompt_tokens", "image_tokens", "reused_tokens", "new_tokens")
+EXACT = 2**53  # 64-bit floats hold whole numbers below
+FIRST_BYTES = b'{"id": "'  # of every line, and so of one that was cut short
+OTHER_FILE = "-o another/place.jsonl"
+
+
+@dataclass(frozen=True)
+class Contents:
+    """What a results file holds: records by id, of several for one id the last; and lines that do not count."""
+
+    records: dict[str, Record]
+    torn: int = 0  # lines at the end that a crash left unfinished
+    superseded: int = 0
+    is_finished: bool = True  # its last line ends
+
+    @property
+    def is_clean(self) -> bool:
+        return not self.torn and not self.superseded and self.is_finished
+
+
+class ResultsFile:
+    """A results file that one run writes. Open it with `create` or `resume`; then it is locked until `close`."""
+
+    def __init__(self, path: Path, file: io.FileIO, records: dict[str, Record]) -> None:
+        self.path = path
+        self._file, self._records = file, records
+        self._synced_s = time.monotonic()
+        self._superseded = 0
+
+    @classmethod
+    def create(cls, path: Path, force: bool = False) -> ResultsFile:
+        """A new file, with its folder. Raises InputError where it exists, unless `force` says to empty it."""
+        file = _open_locked(path, 0 if force else os.O_EXCL)
+        file.truncate(0)
+        return cls(path, file, {})
+
+    @classmethod
+    def resume(cls, path: Path, requests: Iterable[Request], settings: Settings) -> ResultsFile:
+        """Go on with a file, or begin it. Raises InputError where its records are not those of this job."""
+        while True:
+            file = _open_locked(path)
+            try:
+                contents = read_results(path)
+                _check_same_job(path, contents.records, requests, settings)
+                if contents.is_clean:
+                    return cls(path, file, contents.records)
+                _rewrite(path, contents.records.values())
+            except BaseException:
+                file.close()
+                raise
+            file.close()  # the lock was on the file that the repaired one replaced
+
+    @property
+    def done(self) -> Mapping[str, Record]:
+        """All records by id."""
+        return self._records
+
+    def append(self, record: Record) -> None:
+        """Write a record, at once; it survives a crash of this program, and one of the machine a second later."""
+        line, end = _line(record), self._file.seek(0, os.SEEK_END)
+        try:
+            while line:
+                line = line[self._file.write(line) :]
+        except OSError:
+            self._file.truncate(end)  # a full disk leaves no half record
+            raise
+        self._superseded += self._records.pop(record.id, None) is not None
+        self._records[record.id] = record
+        if time.monotonic() - self._synced_s >= SYNC_EVERY_S:
+            self._sync()
+
+    def close(self) -> None:
+        """Bring everything to the disk, drop superseded lines and unlock. Closing again does nothing."""
+        if self._file.closed:
+            return
+        with self._file:
+            self._sync()
+            if self._superseded:
+                _rewrite(self.path, self._records.values())
+
+    def __enter__(self) -> ResultsFile:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is not None and not self._records:
+            self.path.unlink(missing_ok=True)  # nothing was done: the next attempt finds the place as this one did
+        self.close()
+
+    def _sync(self) -> None:
+        os.fsync(self._file.fileno())
+        self._synced_s = time.monotonic()
+
+
+def read_results(path: Path) -> Contents:
+    """The records of a results file, which may still be written.
+
+    Raises InputError for a file that cannot be read, that holds something else, or is damaged before its end.
+    """
+    records: dict[str, Record] = {}
+    damaged: list[int] = []
+    superseded, line = 0, b"\n"
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                record = _parsed(line, path, number, is_first=not records and not damaged)
+                if record is None:
+                    damaged.append(number)
+                    continue
+                if damaged:
+                    raise InputError(
+                        f"{path}, line {damaged[0]}: damaged, and records follow",
+                        f"sed -i {damaged[0]}d {shlex.quote(str(path))} drops the line; its request is then run again",
+                    )
+                superseded += records.pop(record.id, None) is not None
+                records[record.id] = record
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", "name a file that 'pixtral run' wrote") from error
+    return Contents(records, len(damaged), superseded, line.endswith(b"\n"))
+
+
+def table_format(path: Path, wanted: str | None = None) -> str:
+    """The format to write: as wanted, or as the name ends; JSONL where that says nothing.
+
+    Raises InputError for an unknown format, MachineError where Parquet's package is missing.
+    """
+    suffix = path.suffix.removeprefix(".").lower()
+    format = wanted or (suffix if suffix in FORMATS else "jsonl")
+    if format not in FORMATS:
+        raise InputError(f"there is no format {format!r}", f"--format {', '.join(FORMATS)}")
+    if format == "parquet" and find_spec("pyarrow") is None:
+        raise extra_missing("pyarrow", "tables", "Writing Parquet")
+    return format
+
+
+def write_table(records: Iterable[Record], path: Path, format: str) -> None:
+    """Write records as a table with a row each, in their order; replaces the file whole. Raises as `table_format`.
+
+    JSON objects that a schema made become columns of their own, `answer.NAME`. CSV is UTF-8 with a byte order mark, as
+    Excel wants it; cells are written as they are, so a spreadsheet may take one that begins with `=` for a formula.
+    """
+    table_format(path, format)
+    if format == "jsonl":
+        return _rewrite(path, records)
+    columns = _columns(list(records))
+    with _replacing(path) as file:
+        (_write_csv if format == "csv" else _write_parquet)(columns, file)
+
+
+def _write_csv(columns: Mapping[str, Sequence[Any]], file: io.BufferedWriter) -> None:
+    text = io.TextIOWrapper(file, "utf-8-sig", newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([str(cell).lower() if isinstance(cell, bool) else cell for cell in row])
+    text.detach()  # flushes, and leaves the file open
+
+
+def _write_parquet(columns: Mapping[str, Sequence[Any]], file: io.BufferedWriter) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+    fixed = dict.fromkeys(COUNTS, int) | {f"{stage}_ms": float for stage in STAGES}  # even where all are missing
+    arrays = {}
+    for name, values in columns.items():
+        kind = fixed.get(name) or next((type(value) for value in values if value is not None), str)
+        arrays[name] = pa.array(values, types[kind])
+    pq.write_table(pa.table(arrays), file)
+
+
+def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """The table by column: text, numbers or None."""
+    stages = dict.fromkeys((*STAGES, *(stage for record in records for stage in record.times_ms)))
+    answers = [_structured(record) for record in records]
+    columns: dict[str, list[Any]] = {
+        "id": [r.id for r in records],
+        "image": [r.images[0].path if r.images else None for r in records],
+        "images": [len(r.images) for r in records],
+        "question": [r.question for r in records],
+        "answer": [r.answer for r in records],
+        "finish_reason": [r.finish_reason for r in records],
+    }
+    columns |= {name: [getattr(r, name) for r in records] for name in COUNTS if name not in columns}
+    columns |= {f"{stage}_ms": _uniform([r.times_ms.get(stage) for r in records]) for stage in stages}
+    columns |= {"error": [r.error for r in records], "hint": [r.hint for r in records]}
+    properties = dict.fromkeys(name for answer in answers for name in answer)
+    columns |= {f"answer.{name}": _uniform([answer.get(name) for answer in answers]) for name in properties}
+    return {_encodable(name): [_encodable(v) if isinstance(v, str) else v for v in c] for name, c in columns.items()}
+
+
+def _structured(record: Record) -> dict[str, Any]:
+    """The properties of an answer that a schema made; none for other answers, and for one that was cut short."""
+    if record.answer is None or record.finish_reason != "stop" or not record.settings.get("json_schema"):
+        return {}
+    try:
+        answer = json.loads(record.answer)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _uniform(values: Sequence[Any]) -> list[Any]:
+    """Values of one type, missing ones aside: booleans, whole numbers, numbers or text; or else each as JSON text."""
+    kinds = {type(value) for value in values if value is not None}
+    is_exact = all(abs(value) < EXACT for value in values if type(value) is int)
+    if kinds == {int, float} and is_exact:
+        return [None if value is None else float(value) for value in values]
+    if kinds in ({bool}, {float}, {str}) or (kinds == {int} and is_exact):
+        return list(values)
+    return [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+
+
+def _encodable(text: str) -> str:
+    """Text for UTF-8: bytes of a path that are none become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def _line(record: Record) -> bytes:
+    """One line of JSON. What UTF-8 cannot hold, in paths, is escaped, which is JSON's own way of writing it."""
+    return json.dumps(record.to_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+
+
+def _parsed(line: bytes, path: Path, number: int, *, is_first: bool) -> Record | None:
+    """The line's record, or None where it is damaged. Raises InputError where the file is not one of results."""
+    try:
+        value = json.loads(line.decode())
+    except (ValueError, RecursionError) as error:
+        if not is_first or FIRST_BYTES.startswith(line[: len(FIRST_BYTES)]) or not line.strip(b"\0\n"):
+            return None
+        raise _no_results(path, number) from error
+    try:
+        return Record.from_dict(value)
+    except (KeyError, TypeError) as error:
+        raise _no_results(path, number) from error
+
+
+def _no_results(path: Path, number: int) -> InputError:
+    return InputError(
+        f"{path} is no results file: line {number} is not a record",
+        "name a file that 'pixtral run -o' wrote, or a new one",
+    )
+
+
+def _check_same_job(path: Path, records: Mapping[str, Record], requests: Iterable[Request], settings: Settings) -> None:
+    hint = f"{OTHER_FILE}, or --force instead of --resume to begin again"
+    now = asdict(settings)
+    for record in records.values():
+        if record.settings != now:
+            raise InputError(f"{path} was written under other settings: {changes(record.settings, now)}", hint)
+    for request in requests:
+        before = records.get(request.id)
+        if before is None or before.asked == request.asked(settings):
+            continue
+        what = (
+            f"the question was {before.question!r} and is {request.question!r}"
+            if before.question != request.question
+            else "the number of new tokens, the system prompt or earlier turns are not those of before"
+        )
+        raise InputError(f"{path} holds the answer to something else for {request.id}: {what}", hint)
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """What differs between two settings, for people."""
+    return ", ".join(
+        f"{name} was {json.dumps(before.get(name))} and is {json.dumps(now.get(name))}"
+        for name in dict.fromkeys((*now, *before))
+        if before.get(name) != now.get(name)
+    )
+
+
+def _open_locked(path: Path, flags: int = 0) -> io.FileIO:
+    """Open or create the file, with its folder, and lock it against other runs. Raises InputError."""
+    while True:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | flags, 0o666), "r+")
+        except OSError as error:
+            if isinstance(error, FileExistsError) and path.exists():
+                raise InputError(f"{path} exists", "--resume to go on with it, or --force to replace it") from error
+            raise InputError(f"{path} cannot be written: {error.strerror}", OTHER_FILE) from error
+        try:
+            _lock(file, path)
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except FileNotFoundError:
+            pass  # renamed or deleted between opening and locking, as is a file that another run has just replaced
+        except BaseException:
+            file.close()
+            raise
+        file.close()
+
+
+def _lock(file: io.FileIO, path: Path) -> None:
+    """Lock an open file; where the file system has no locks it stays unlocked."""
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        raise InputError(f"{path} cannot be written: it is not a regular file", OTHER_FILE)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise InputError(f"{path} is being written by another run", f"wait for it, or {OTHER_FILE}") from error
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+
+
+def _rewrite(path: Path, records: Iterable[Record]) -> None:
+    with _replacing(path) as file:
+        file.writelines(map(_line, records))
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[io.BufferedWriter]:
+    """A file that takes the place of `path` once it is whole and on the disk. Raises InputError where it cannot be."""
+    target = path.resolve()  # a link stays a link
+    temporary = target.with_name(f".{target.name}.tmp")
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        file = temporary.open("wb")
+    except OSError as error:
+        raise InputError(f"{path} cannot be written: {error.strerror}", OTHER_FILE) from error
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

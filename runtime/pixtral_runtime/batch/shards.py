@@ -1,0 +1,77 @@
+"""Shards of a job become one file again: their results joined, in the order given."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from pixtral_runtime.batch.records import Record
+from pixtral_runtime.batch.results_file import changes, read_results, table_format, write_table
+from pixtral_runtime.errors import InputError
+
+
+@dataclass(frozen=True)
+class MergeSummary:
+    """What `merge` made of `files`. `torn` is the number of unfinished lines left out, by file."""
+
+    files: int
+    records: int
+    failed: int  # of the records, without an answer
+    duplicates: int  # left out: the same answer, or an error, to what is there already
+    recovered: int  # errors in one file, answered in another
+    torn: dict[str, int]
+
+
+def merge(paths: Sequence[Path], target: Path, force: bool = False, format: str = "jsonl") -> MergeSummary:
+    """Join results files, such as those of shards, in the order given.
+
+    An answer takes the place of an error for the same id. Raises InputError where the files were made under different
+    settings, where two answers for one id differ, and where `target` exists, unless `force` says to replace it.
+    """
+    table_format(target, format)
+    if target.is_dir() or (target.exists() and not force):
+        raise InputError(f"{target} exists", "--force to replace a file, or another name after -o")
+    merged: dict[str, tuple[Record, Path]] = {}
+    torn: dict[str, int] = {}
+    duplicates = recovered = 0
+    first: tuple[Record, Path] | None = None
+    for path in paths:
+        contents = read_results(path)
+        if contents.torn:
+            torn[str(path)] = contents.torn
+        for record in contents.records.values():
+            first = first or (record, path)
+            _check_same_settings(*first, record, path)
+            other = merged.setdefault(record.id, (record, path))
+            if other[0] is record:
+                continue
+            _check_same_answer(*other, record, path)
+            if other[0].error is not None and record.error is None:
+                merged[record.id] = (record, path)
+                recovered += 1
+            else:
+                duplicates += 1
+    records = [record for record, _ in merged.values()]
+    write_table(records, target, format)
+    failed = sum(record.error is not None for record in records)
+    return MergeSummary(len(paths), len(records), failed, duplicates, recovered, torn)
+
+
+def _check_same_settings(first: Record, first_path: Path, record: Record, path: Path) -> None:
+    if changed := changes(first.settings, record.settings):
+        raise InputError(
+            f"{path} was written under other settings than {first_path}: {changed}",
+            "merge only files of one job; run the others again with the same settings",
+        )
+
+
+def _check_same_answer(first: Record, first_path: Path, record: Record, path: Path) -> None:
+    places = f"{first_path} and {path}"
+    is_answered = first.error is None and record.error is None
+    if first.asked != record.asked or (is_answered and first.key != record.key):
+        raise InputError(
+            f"the id {record.id!r} is another question or image in {places}", "give each request an id of its own"
+        )
+    if is_answered and first.answer != record.answer:
+        raise InputError(f"the id {record.id!r} has different answers in {places}", "merge only one of the two files")

@@ -1,0 +1,69 @@
+"""A bundle opened for jobs from plain values: in this process, or in a worker process of a cluster."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from pixtral_runtime.batch.job import Job, JobOptions, choose_slots
+from pixtral_runtime.batch.records import Record, Request, Settings
+from pixtral_runtime.bundle.manifest import open_bundle
+from pixtral_runtime.generation.feature_cache import FeatureCache
+from pixtral_runtime.generation.json_schema import compile_schema
+from pixtral_runtime.generation.model import Model, default_preprocess, load_bundle
+from pixtral_runtime.inputs.prompt import PromptBuilder
+
+
+@dataclass(frozen=True)
+class WorkerOptions:
+    """How a worker works. None of it changes an answer, except `schema`, which `Settings` names by its hash.
+
+    `batch` None takes as many slots as fit into `memory_bytes`, or as pay where that is None as well. `schema` is the
+    text of a JSON schema.
+    """
+
+    backend: str = "auto"
+    threads: int = 0
+    batch: int | None = None
+    memory_bytes: int | None = None
+    drafts: int = 0
+    schema: str | None = None
+    embedding_cache: Path | None = None
+    embedding_cache_bytes: int = 20_000_000_000
+
+
+class Worker:
+    """A bundle with preprocessing, schema and caches; its graphs are loaded with the first job.
+
+    Raises InputError and MachineError as `open_bundle`, `Preprocess`, `compile_schema` and `load_bundle` do.
+    """
+
+    def __init__(self, bundle: Path, settings: Settings, options: WorkerOptions) -> None:
+        self._settings, self._options = settings, options
+        _ = settings.sampling  # refused here, before the model is loaded
+        opened = open_bundle(bundle)
+        preprocess = default_preprocess(
+            opened, mode=settings.preprocess, max_side=settings.max_image_side, image_tokens=settings.image_tokens
+        )
+        self.prompts = PromptBuilder(opened, preprocess)
+        self._schema = None if options.schema is None else compile_schema(options.schema, self.prompts, "the schema")
+        self._features = (
+            None
+            if options.embedding_cache is None
+            else FeatureCache(options.embedding_cache, opened.fingerprint, options.embedding_cache_bytes)
+        )
+
+    @cached_property
+    def model(self) -> Model:
+        options = self._options
+        return load_bundle(self.prompts.bundle, self.prompts, threads=options.threads, backend=options.backend)
+
+    def job(self, requests: Sequence[Request], done: Mapping[str, Record]) -> Job:
+        """A job of these requests; those whose record in `done`, by id, still holds are left out."""
+        options = self._options
+        slots = choose_slots(self.model, requests, options.batch, options.memory_bytes)
+        return Job(
+            self.model, requests, self._settings, JobOptions(slots, options.drafts, self._schema, self._features, done)
+        )

@@ -1,0 +1,375 @@
+"""How long each stage takes on this machine, for requests of a given size: the measuring loops of `pixtral bench`.
+
+Latency: the same request (or batch of requests) over and over, stage by stage, after a warm-up:
+
+    image ─▶ preprocess ─▶ vision ─▶ prefill ─▶ first token (ttft) ─▶ steps (tpot: mean of a run) ─▶ e2e
+
+Nothing is reused between runs, and no answer ends early. Throughput: a whole job with each number of slots. Serve:
+requests arrive at random at a given rate, and each one's waiting counts.
+
+Times are milliseconds. A batch's ttft is when the last of its requests has its first token.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pixtral_runtime.bench.roofline import Ceiling, Cost, Sizes, ceiling, stage_costs
+from pixtral_runtime.bench.spread import Spread, is_noisy, is_warm
+from pixtral_runtime.device import memory as bench_memory
+from pixtral_runtime.device.energy import Energy, measure, open_meters
+from pixtral_runtime.errors import InputError
+from pixtral_runtime.generation.model import Model, read_image_file
+from pixtral_runtime.generation.scheduler import Scheduler, Task
+from pixtral_runtime.inputs.image import decode_image
+from pixtral_runtime.inputs.prompt import Prompt, user_message
+
+STAGES = ("image", "preprocess", "vision", "prefill", "ttft", "tpot", "e2e")
+KEPT_UP = 0.9  # of the rate offered
+QUESTION = "Describe this image in one short sentence."
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured. `image_side` None means pictures of the user's, `prompt_tokens` 0 a short question."""
+
+    mode: str
+    batch: int
+    decode_tokens: int
+    image_side: int | None = None
+    prompt_tokens: int = 0
+    rate: float | None = None  # requests a second, of `serve`
+
+    @property
+    def name(self) -> str:
+        parts = [self.mode, f"{self.image_side} px" if self.image_side else "images", f"batch {self.batch}"]
+        if self.prompt_tokens:
+            parts.append(f"{self.prompt_tokens} text tokens")
+        if self.rate is not None:
+            parts.append(f"{self.rate:g} requests/s")
+        return ", ".join([*parts, f"{self.decode_tokens} new tokens"])
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How often: at least `runs` times and `min_seconds`, after `warmup` runs that do not count."""
+
+    runs: int = 10
+    min_seconds: float = 0.0
+    warmup: int = 2
+
+
+@dataclass
+class Result:
+    """Samples of a case by stage, in milliseconds, or by rate, per second. `shares` are of the ceiling, 0 to 1."""
+
+    case: Case
+    samples: dict[str, list[float]]
+    tokens: dict[str, int] = field(default_factory=dict)  # prompt, image and new tokens of a request
+    ceilings_ms: dict[str, float] = field(default_factory=dict)
+    bound_by: dict[str, str] = field(default_factory=dict)
+    energy: list[dict[str, Any]] = field(default_factory=list)  # of each meter, for a picture and for a new token
+    memory: dict[str, Any] = field(default_factory=dict)  # `bench_memory.measured`
+    costs: dict[str, dict[str, int]] = field(default_factory=dict)  # flops and bytes of a stage, for the whole batch
+
+    @property
+    def spreads(self) -> dict[str, Spread]:
+        return {name: Spread.of(samples) for name, samples in self.samples.items() if samples}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return {name: best / self.spreads[name].p50 for name, best in self.ceilings_ms.items() if name in self.samples}
+
+    def remarks(self) -> list[str]:
+        """What makes the figures doubtful, with the remedy."""
+        name = "e2e" if "e2e" in self.samples else next(iter(self.samples))
+        samples, said = self.samples[name], []
+        if not (warm := is_warm(samples)):
+            said.append(f"{self.case.name}: {warm.reason}")
+        if noisy := is_noisy(samples):
+            said.append(f"{self.case.name}: {noisy.reason}")
+        return said
+
+    def to_dict(self) -> dict[str, Any]:
+        spreads = {name: asdict(spread) for name, spread in self.spreads.items()}
+        return asdict(self) | {"name": self.case.name, "spreads": spreads, "shares": self.shares}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Result:
+        """Inverse of `to_dict`. Raises KeyError or TypeError."""
+        fields = ("samples", "tokens", "ceilings_ms", "bound_by", "energy")
+        later = {name: data.get(name, {}) for name in ("memory", "costs")}  # not in the first reports
+        return cls(Case(**data["case"]), *(data[name] for name in fields), **later)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the device reaches: bytes read a second, and operations a second of each stage's kind of matrices."""
+
+    bandwidth_bytes_per_s: float
+    flops_per_s: dict[str, float]
+    attention_flops_per_s: float
+
+
+class Endless:
+    """A constraint that forbids the end, so that answers have the length that was asked for."""
+
+    is_complete = False
+
+    def __init__(self, eos: int) -> None:
+        self._eos = eos
+
+    def constraint(self) -> Endless:
+        return self
+
+    def mask(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        logits = logits.copy()
+        logits[self._eos] = -np.inf
+        return logits
+
+    def accept(self, token_id: int) -> None:
+        pass
+
+
+def pictures(case: Case, folder: Sequence[Path], count: int) -> list[bytes]:
+    """Files as they would be read: the user's in turn, or made-up JPEGs of the case's side."""
+    if case.image_side is None:
+        return [read_image_file(path) for path in islice(cycle(folder), count)]
+    made = []
+    for seed in range(count):
+        coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)
+        file = io.BytesIO()
+        size = (case.image_side, case.image_side)
+        Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
+        made.append(file.getvalue())
+    return made
+
+
+def latency(model: Model, case: Case, effort: Effort, rates: Rates | None, folder: Sequence[Path] = ()) -> Result:
+    """Measure a case stage by stage. Raises InputError where its request does not fit."""
+    count = case.batch if case.image_side else max(case.batch, len(folder))
+    files = pictures(case, folder, count)
+    runs: list[dict[str, list[float]]] = []
+    prompt = _prompt(model, case, files[0])
+    _check_room(model, case, prompt)
+    cache = model.generator.sessions.decoder.new_cache(case.batch, len(prompt.token_ids) + case.decode_tokens + 1)
+
+    def run() -> dict[str, list[float]]:
+        first = len(runs) * case.batch
+        return _run(model, case, [files[(first + slot) % count] for slot in range(case.batch)], cache)
+
+    bench_memory.begin()
+    for _ in range(effort.warmup):
+        run()
+    begun = time.perf_counter()
+    with measure(open_meters()) as energies:
+        while len(runs) < effort.runs or time.perf_counter() - begun < effort.min_seconds:
+            runs.append(run())
+    samples = {name: [value for run in runs for value in run[name]] for name in (*STAGES, "step")}
+    tokens = {"prompt": len(prompt.token_ids), "image": prompt.image_tokens, "new": case.decode_tokens}
+    result = Result(case, samples, tokens, energy=[_energy(energy, case, len(runs)) for energy in energies])
+    result.memory = bench_memory.measured()
+    if case.image_side:
+        costs = _costs(model, case, prompt)
+        result.costs = {stage: {"flops": cost.flops, "bytes": cost.bytes} for stage, cost in costs.items()}
+        for stage, best in {} if rates is None else _ceilings(costs, rates).items():
+            result.ceilings_ms[stage], result.bound_by[stage] = best.seconds * 1e3, best.bound_by
+    return result
+
+
+def throughput(model: Model, case: Case, effort: Effort, folder: Sequence[Path] = (), *, requests: int = 16) -> Result:
+    """Requests and tokens a second of `requests` at once in the case's slots. Reading images is part of it."""
+    files = pictures(case, folder, requests)
+    samples: dict[str, list[float]] = {"requests_per_s": [], "tokens_per_s": []}
+    for number in range(effort.warmup + effort.runs):
+        started = time.perf_counter()
+        scheduler = Scheduler(model.bundle, model.generator, case.batch)
+        for data in files:
+            scheduler.submit(_task(model, case, _prompt(model, case, data)))
+        while scheduler.busy:
+            scheduler.step()
+        seconds = time.perf_counter() - started
+        if number >= effort.warmup:
+            samples["requests_per_s"].append(requests / seconds)
+            samples["tokens_per_s"].append(requests * case.decode_tokens / seconds)
+    return Result(case, samples)
+
+
+def serve(model: Model, case: Case, folder: Sequence[Path] = (), *, requests: int = 32) -> Result:
+    """Requests that arrive as a Poisson process of the case's rate: what each waits for, its own time in line included.
+
+    Images are decoded when they arrive.
+    """
+    assert case.rate
+    files = pictures(case, folder, requests)
+    gaps = np.random.default_rng(0).exponential(1 / case.rate, requests)
+    arrivals = (np.cumsum(gaps) - gaps[0]).tolist()
+    scheduler = Scheduler(model.bundle, model.generator, case.batch)
+    scheduler.submit(_task(model, case, _prompt(model, case, files[-1])))  # the first request pays for all that is cold
+    while scheduler.busy:
+        scheduler.step()
+    arrived: dict[Task, float] = {}
+    samples: dict[str, list[float]] = {"ttft": [], "tpot": [], "e2e": []}
+    first: dict[Task, float] = {}
+    begun = time.perf_counter()
+    while len(samples["e2e"]) < requests:
+        now = time.perf_counter() - begun
+        while arrivals and arrivals[0] <= now:
+            task = _task(model, case, _prompt(model, case, files[len(arrived)]))
+            arrived[task] = arrivals.pop(0)
+            scheduler.submit(task)
+        if not scheduler.busy:
+            time.sleep(max(0.0, arrivals[0] - (time.perf_counter() - begun)))
+            continue
+        finished = scheduler.step()
+        now = time.perf_counter() - begun
+        for task in arrived:
+            if task.token_ids and task not in first:
+                first[task] = now
+        for task in finished:
+            samples["ttft"].append(1e3 * (first[task] - arrived[task]))
+            samples["e2e"].append(1e3 * (now - arrived[task]))
+            samples["tpot"].append(1e3 * (now - first[task]) / max(1, len(task.token_ids) - 1))
+    seconds = time.perf_counter() - begun
+    samples["offered_per_s"] = [requests / float(gaps.sum())]  # as chance had it
+    samples["requests_per_s"] = [requests / seconds]
+    samples["tokens_per_s"] = [requests * case.decode_tokens / seconds]
+    return Result(case, samples)
+
+
+def knee(results: Sequence[Result]) -> Result | None:
+    """Of rates served, the highest at which requests left as fast as they came, but for the last one's answer."""
+    kept = [
+        result
+        for result in results
+        if result.case.rate and result.samples["requests_per_s"][0] >= KEPT_UP * result.samples["offered_per_s"][0]
+    ]
+    return max(kept, key=lambda result: result.case.rate or 0, default=None)
+
+
+def _run(model: Model, case: Case, files: Sequence[bytes], cache: Any) -> dict[str, list[float]]:
+    """One batch from files to tokens, each stage's time in milliseconds, and every step's."""
+    generator, times = model.generator, dict[str, list[float]]()
+    started = clock = time.perf_counter()
+
+    def lap(name: str) -> None:
+        nonlocal clock
+        now = time.perf_counter()
+        times[name], clock = [(now - clock) * 1e3], now
+
+    decoded = [decode_image(data, "image").pixels for data in files]
+    lap("image")
+    prompts = [_prompt(model, case, picture) for picture in decoded]
+    lap("preprocess")
+    features = list(_encode(model, prompts))
+    lap("vision")
+    cache.reserve(max(len(prompt.token_ids) for prompt in prompts) + case.decode_tokens + 1)
+    eos, next_tokens = model.bundle.model.eos, []
+    for slot, (prompt, encoded) in enumerate(zip(prompts, features, strict=True)):
+        logits = generator.prefill(prompt, encoded, cache.view(slot, slot + 1))[-1]
+        next_tokens.append(_best(logits, eos))
+    lap("prefill")
+    times["ttft"] = [(clock - started) * 1e3]
+    lengths, wanted = np.array([len(prompt.token_ids) for prompt in prompts]), np.arange(len(prompts))
+    steps = []
+    for step in range(case.decode_tokens - 1):
+        tokens = np.array(next_tokens)[:, None]
+        begun = time.perf_counter()
+        logits = generator.decode_slots(tokens, lengths + step, wanted, cache)
+        next_tokens = [_best(row, eos) for row in logits]
+        steps.append((time.perf_counter() - begun) * 1e3)
+    times["step"] = steps
+    times["tpot"] = [float(np.mean(steps))] if steps else []
+    times["e2e"] = [(time.perf_counter() - started) * 1e3]
+    return times
+
+
+def _energy(energy: Energy, case: Case, runs: int) -> dict[str, Any]:
+    """A meter's joules for a picture (all stages) and for a new token; None where it could not be read."""
+    pictures = runs * case.batch
+    each = None if energy.joules is None else energy.joules / pictures
+    token = None if each is None else each / case.decode_tokens
+    return asdict(energy) | {"joules_per_image": each, "joules_per_token": token}
+
+
+def _encode(model: Model, prompts: Sequence[Prompt]) -> Iterator[npt.NDArray[Any]]:
+    """Features of each prompt's image: small ones of one grid together, as the scheduler does."""
+    images = [prompt.images[0] for prompt in prompts]
+    side = model.bundle.limits.max_image_side // 2
+    if len({image.shape for image in images}) == 1 and max(images[0].shape[1:]) <= side:
+        yield from model.generator.encode(images)
+    else:
+        for image in images:
+            yield model.generator.encode([image])[0]
+
+
+def _prompt(model: Model, case: Case, picture: bytes | Image.Image) -> Prompt:
+    """A request about one picture, its text filled up to the case's number of tokens."""
+    pixels = decode_image(picture, "image").pixels if isinstance(picture, bytes) else picture
+    prompt = model.prompts.build(user_message(QUESTION, [pixels]))
+    missing = case.prompt_tokens - (len(prompt.token_ids) - prompt.image_tokens)
+    if missing <= 0:
+        return prompt
+    vocabulary = model.bundle.model.decoder.vocab_size
+    extra = np.random.default_rng(0).integers(vocabulary // 2, vocabulary, missing)  # ordinary tokens
+    ids = np.concatenate([prompt.token_ids[:-1], extra, prompt.token_ids[-1:]])
+    index = np.concatenate([prompt.feature_index[:-1], np.full(missing + 1, -1)])
+    return Prompt(ids, index, prompt.images, prompt.image_tokens)
+
+
+def _check_room(model: Model, case: Case, prompt: Prompt) -> None:
+    context = min(model.bundle.limits.max_context, model.generator.sessions.context or math.inf)
+    if len(prompt.token_ids) + case.decode_tokens > context:
+        raise InputError(
+            f"{case.name}: {len(prompt.token_ids)} tokens of prompt, and the context holds {context}",
+            "a smaller --image-side, --prompt-tokens or --decode-tokens",
+        )
+    slots = model.generator.sessions.slots
+    if slots is not None and case.batch > slots:
+        raise InputError(f"{case.name}: the engines have {slots} slots", f"--batch {slots}")
+
+
+def _task(model: Model, case: Case, prompt: Prompt) -> Task:
+    return Task(prompt, case.decode_tokens, constraint=Endless(model.bundle.model.eos))
+
+
+def _costs(model: Model, case: Case, prompt: Prompt) -> dict[str, Cost]:
+    """What the stages cannot do without, for the whole batch: its prompts are prefilled one after the other."""
+    length = len(prompt.token_ids)
+    rows, columns = (side // model.bundle.model.vision.patch_size for side in prompt.images[0].shape[1:])
+    costs = stage_costs(
+        Sizes.of(model.bundle),
+        grid=(rows, columns),
+        prompt_tokens=length,
+        context_rows=length + case.decode_tokens // 2,
+        batch=case.batch,
+    )
+    return {"vision": costs["vision"], "prefill": costs["prefill"].times(case.batch), "decode": costs["decode"]}
+
+
+def _ceilings(costs: Mapping[str, Cost], rates: Rates) -> dict[str, Ceiling]:
+    """The least time of the stages that have one, by the names of their samples."""
+    bests = {
+        stage: ceiling(cost, rates.bandwidth_bytes_per_s, rates.flops_per_s[stage], rates.attention_flops_per_s)
+        for stage, cost in costs.items()
+    }
+    return {"vision": bests["vision"], "prefill": bests["prefill"], "tpot": bests["decode"]}
+
+
+def _best(logits: npt.NDArray[np.float32], eos: int) -> int:
+    logits = logits.copy()
+    logits[eos] = -np.inf
+    return int(logits.argmax())

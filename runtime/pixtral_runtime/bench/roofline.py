@@ -1,0 +1,289 @@
+"""How fast a stage could be at best: the bytes it must move, the operations it must do, and what a device has for both.
+
+    costs = stage_costs(bundle, grid=(64, 64), prompt_tokens=4224, context_rows=4352, batch=8)
+    best = ceiling(costs["decode"], measure_bandwidth(threads).max, measure_matrix_rate(threads, "int4").max)
+
+Costs are what no implementation can do without: every weight once a pass, every cache row once a step, only the causal
+half of attention, logits of the last token only. A runtime that does more (reads weights once a chunk of the prompt,
+computes masked scores, copies) shows it as a smaller share of the ceiling. Norms, activations, softmax and rotary
+turns are left out: a few thousandths of the operations. docs/roofline.md explains it.
+
+Shapes: B batch, T tokens, P patches, C cache rows, D hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+
+import numpy as np
+
+from pixtral_runtime.backends.session import Array
+from pixtral_runtime.bench.spread import Spread
+from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, VisionConfig
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.onnx_weights import single_node, weight_bytes
+from pixtral_runtime.bundle.spec import GRAPHS
+from pixtral_runtime.errors import InputError, extra_missing
+
+ROPE = "rope"  # in the names of rotary tables, of which a pass reads a few rows
+
+BANDWIDTH_BYTES = 1 << 29  # far beyond any cache
+BANDWIDTH_PASSES = 5
+MATRIX = (256, 4096, 2048)  # rows, inputs, outputs: a chunk of a prompt through a layer
+MATRIX_PASSES, MATRIX_SECONDS = 5, 0.4
+BLOCKS = {4: 128, 8: 32}  # weights to a scale, by bits, as ONNX Runtime runs recipes in int4 and int8
+
+
+Product = tuple[bytes, dict[str, Array]]
+"""A model of one node and its inputs."""
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What costs depend on besides the work. `weights` has the bytes of each graph's weights, no rotary tables."""
+
+    model: ModelConfig
+    weights: Mapping[str, int]
+    cache_bytes_per_token: int
+    activation_bytes: int  # of one number
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Sizes:
+        """Read from the bundle's graphs. Raises InputError where one cannot be read."""
+        weights = {graph: graph_weight_bytes(bundle, graph) for graph in GRAPHS}
+        return cls(bundle.model, weights, bundle.kv_cache_bytes_per_token, 4 if bundle.dtype == "float32" else 2)
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one pass of a stage takes at least. `activation_bytes` are the graph's inputs and outputs."""
+
+    matrix_flops: int = 0  # of products with weights; a multiplication and an addition are two
+    attention_flops: int = 0  # of products of activations, which no recipe quantizes
+    weight_bytes: int = 0
+    cache_bytes: int = 0
+    activation_bytes: int = 0
+
+    @property
+    def flops(self) -> int:
+        return self.matrix_flops + self.attention_flops
+
+    @property
+    def bytes(self) -> int:
+        return self.weight_bytes + self.cache_bytes + self.activation_bytes
+
+    def times(self, passes: int) -> Cost:
+        """Of several passes, one after the other."""
+        return Cost(**{name: passes * value for name, value in asdict(self).items()})
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """The least time of a pass: the longer of moving its bytes and doing its operations, as if they overlapped."""
+
+    memory_s: float
+    compute_s: float
+
+    @property
+    def seconds(self) -> float:
+        return max(self.memory_s, self.compute_s)
+
+    @property
+    def bound_by(self) -> str:
+        return "memory" if self.memory_s >= self.compute_s else "compute"
+
+
+def graph_weight_bytes(bundle: Bundle, graph: str) -> int:
+    """Bytes of the weights a graph reads, without rotary tables. Raises InputError."""
+    return sum(size for name, size in weight_bytes(bundle.graph_path(graph)).items() if ROPE not in name)
+
+
+def stage_costs(
+    source: Bundle | Sizes,
+    *,
+    grid: tuple[int, int] | None = None,
+    image_side: int | None = None,
+    prompt_tokens: int,
+    context_rows: int,
+    batch: int = 1,
+) -> dict[str, Cost]:
+    """Costs of one pass of each stage, by its name.
+
+    vision: `batch` images of one `grid` (rows, columns of patches) or of `image_side` pixels; neither: no image.
+    embed and prefill: one prompt of `prompt_tokens`, into an empty cache.
+    decode: a token for each of `batch` slots that have `context_rows` rows with it.
+
+    Raises InputError where a size makes no sense.
+    """
+    sizes = Sizes.of(source) if isinstance(source, Bundle) else source
+    if grid is not None and image_side is not None:
+        raise InputError("grid and image_side name the same thing", "one of the two")
+    if image_side is not None:
+        grid = (-(-image_side // sizes.model.vision.patch_size),) * 2
+    if prompt_tokens < 1 or context_rows < 1 or batch < 1 or min(grid or (1,)) < 1:
+        raise InputError("grid, prompt tokens, context rows and batch are 1 or more", "--prompt-tokens 128")
+    return {
+        "vision": _vision(sizes, grid, batch) if grid else Cost(),
+        "embed": _embed(sizes, grid or (0, 0), prompt_tokens),
+        "prefill": _prefill(sizes, prompt_tokens),
+        "decode": _decode(sizes, context_rows, batch),
+    }
+
+
+def ceiling(
+    cost: Cost, bandwidth_bytes_per_s: float, matrix_flops_per_s: float, attention_flops_per_s: float | None = None
+) -> Ceiling:
+    """The least time of a pass on a device. `attention_flops_per_s`, where recipes make matrices faster than that."""
+    attention = cost.attention_flops / (attention_flops_per_s or matrix_flops_per_s)
+    return Ceiling(cost.bytes / bandwidth_bytes_per_s, cost.matrix_flops / matrix_flops_per_s + attention)
+
+
+def _vision(sizes: Sizes, grid: tuple[int, int], images: int) -> Cost:
+    vision, dim = sizes.model.vision, sizes.model.decoder.dim
+    patches, area = grid[0] * grid[1], vision.num_channels * vision.patch_size**2
+    per_patch = area * vision.hidden_size + vision.num_hidden_layers * _vision_layer(vision)
+    per_patch += vision.hidden_size * dim + dim * dim  # adapter
+    width = vision.num_attention_heads * vision.head_dim
+    return Cost(
+        matrix_flops=2 * images * patches * per_patch,
+        attention_flops=4 * images * vision.num_hidden_layers * width * patches**2,  # every patch sees every patch
+        weight_bytes=sizes.weights["vision"],
+        activation_bytes=images * patches * (area + dim) * sizes.activation_bytes,
+    )
+
+
+def _embed(sizes: Sizes, grid: tuple[int, int], tokens: int) -> Cost:
+    """A row of the table or of the features each, gathered."""
+    decoder = sizes.model.decoder
+    return Cost(
+        weight_bytes=tokens * sizes.weights["embed"] // decoder.vocab_size,
+        activation_bytes=(tokens + grid[0] * grid[1]) * decoder.dim * sizes.activation_bytes,
+    )
+
+
+def _prefill(sizes: Sizes, tokens: int) -> Cost:
+    decoder = sizes.model.decoder
+    return Cost(
+        matrix_flops=2 * (tokens * decoder.n_layers * _decoder_layer(decoder) + decoder.dim * decoder.vocab_size),
+        attention_flops=_attention(decoder, tokens * (tokens + 1) // 2),
+        weight_bytes=sizes.weights["decoder"],
+        cache_bytes=tokens * sizes.cache_bytes_per_token,  # written
+        activation_bytes=tokens * decoder.dim * sizes.activation_bytes + 4 * decoder.vocab_size,
+    )
+
+
+def _decode(sizes: Sizes, rows: int, slots: int) -> Cost:
+    decoder = sizes.model.decoder
+    return Cost(
+        matrix_flops=2 * slots * (decoder.n_layers * _decoder_layer(decoder) + decoder.dim * decoder.vocab_size),
+        attention_flops=_attention(decoder, slots * rows),
+        weight_bytes=sizes.weights["decoder"],
+        cache_bytes=slots * rows * sizes.cache_bytes_per_token,  # all but the newest read, that one written
+        activation_bytes=slots * (decoder.dim * sizes.activation_bytes + 4 * decoder.vocab_size),
+    )
+
+
+def _attention(decoder: DecoderConfig, pairs: int) -> int:
+    """Scores and weighted sums of that many pairs of a token and a row it sees, in all heads and layers."""
+    return 4 * decoder.n_layers * decoder.n_heads * decoder.head_dim * pairs
+
+
+def _vision_layer(vision: VisionConfig) -> int:
+    """Numbers in a block's matrices."""
+    width = vision.num_attention_heads * vision.head_dim
+    return vision.hidden_size * (4 * width + 3 * vision.intermediate_size)
+
+
+def _decoder_layer(decoder: DecoderConfig) -> int:
+    """Numbers in a block's matrices."""
+    width = (2 * decoder.n_heads + 2 * decoder.n_kv_heads) * decoder.head_dim
+    return decoder.dim * (width + 3 * decoder.hidden_dim)
+
+
+def measure_bandwidth(threads: int, nbytes: int = BANDWIDTH_BYTES) -> Spread:
+    """Bytes a second that `threads` threads read when they sum an array of `nbytes`, over some passes.
+
+    `max` is the ceiling: what other load takes away is not the memory's.
+    """
+    parts = np.array_split(np.ones(nbytes // 8, np.int64), threads)
+    rates = []
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(BANDWIDTH_PASSES):
+            started = time.perf_counter()
+            list(pool.map(np.sum, parts))
+            rates.append(nbytes / (time.perf_counter() - started))
+    return Spread.of(rates)
+
+
+def matrix_kind(bundle: Bundle, stage: str) -> str:
+    """Which of `MATRIX_KINDS` a stage of the bundle multiplies with in ONNX Runtime on a CPU."""
+    if bundle.precision == "int4":
+        return "int8-weights" if stage == "vision" else "int4-weights"
+    return "int8" if bundle.precision == "int8" else "float32"  # float16 and fp8 are computed in float32
+
+
+def measure_matrix_rate(threads: int, kind: str = "float32") -> Spread:
+    """Operations a second of a matrix product in ONNX Runtime on the CPU, a chunk of tokens by a square layer.
+
+    `kind` is one of `MATRIX_KINDS`. Raises InputError on another, MachineError without onnxruntime.
+    """
+    if kind not in MATRIX_KINDS:
+        raise InputError(f"no matrix kind '{kind}'", f"one of {', '.join(MATRIX_KINDS)}")
+    try:
+        import onnxruntime as ort
+    except ImportError as error:
+        raise extra_missing("onnxruntime", "cpu", "Measuring matrix products") from error
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.log_severity_level = 3
+    model, feeds = MATRIX_KINDS[kind](np.random.default_rng(0))
+    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session.run(None, feeds)
+    flops, begun = 2 * math.prod(MATRIX), time.perf_counter()
+    rates: list[float] = []
+    while len(rates) < MATRIX_PASSES or time.perf_counter() - begun < MATRIX_SECONDS:
+        started = time.perf_counter()
+        session.run(None, feeds)
+        rates.append(flops / (time.perf_counter() - started))
+    return Spread.of(rates)
+
+
+def _float_product(rng: np.random.Generator) -> Product:
+    rows, inputs, outputs = MATRIX
+    feeds = {"a": rng.standard_normal((rows, inputs), np.float32)}
+    weights = {"b": rng.standard_normal((inputs, outputs), np.float32)}
+    return single_node("MatMul", feeds, weights, ("float32", (rows, outputs))), feeds
+
+
+def _int8_product(rng: np.random.Generator) -> Product:
+    """uint8 by int8, summed in int32: W8A8 without its scales. ONNX Runtime moves int8 activations to uint8 on x86."""
+    rows, inputs, outputs = MATRIX
+    feeds = {"a": rng.integers(0, 256, (rows, inputs), np.uint8)}
+    weights = {"b": rng.integers(-127, 128, (inputs, outputs), np.int8)}
+    return single_node("MatMulInteger", feeds, weights, ("int32", (rows, outputs))), feeds
+
+
+def _block_product(rng: np.random.Generator, bits: int) -> Product:
+    """float32 by codes in blocks along the inputs, computed in int8 as sessions of bundles do."""
+    rows, inputs, outputs = MATRIX
+    block = BLOCKS[bits]
+    feeds = {"a": rng.standard_normal((rows, inputs), np.float32)}
+    weights = {
+        "b": rng.integers(0, 256, (outputs, inputs // block, block * bits // 8), np.uint8),
+        "scales": rng.random((outputs, inputs // block), np.float32),
+    }
+    attributes = {"K": inputs, "N": outputs, "bits": bits, "block_size": block, "accuracy_level": 4}
+    output = ("float32", (rows, outputs))
+    return single_node("MatMulNBits", feeds, weights, output, attributes, "com.microsoft"), feeds
+
+
+MATRIX_KINDS: dict[str, Callable[[np.random.Generator], Product]] = {
+    "float32": _float_product,
+    "int8": _int8_product,
+    "int8-weights": lambda rng: _block_product(rng, 8),
+    "int4-weights": lambda rng: _block_product(rng, 4),
+}

@@ -1,0 +1,113 @@
+"""The engines that a bundle lists: what they were built for and from, and whether they may still be used.
+
+An engine answers for the graph and the weights it was compiled from. One that was built from others, or is not the
+file that was written, is refused with the reason, never used silently.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pixtral_runtime.bundle.manifest import WEIGHTS, Bundle
+from pixtral_runtime.bundle.spec import GRAPHS
+from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.files import sha256_of_file
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A serialized engine. `file` is relative to the bundle; `profiles` map dimension letters to size ranges."""
+
+    file: str
+    bytes: int
+    sha256: str
+    source_sha256: str  # of graph and weights, see `source_of`
+    profiles: list[dict[str, list[int]]]
+
+
+@dataclass(frozen=True)
+class EngineSet:
+    """A target's engines, by graph.
+
+    `tensorrt` is package and version, `compat` an older version in whose form the graphs were, None for their own.
+    """
+
+    target: str
+    tensorrt: str
+    precision: str
+    context: int
+    batch: int
+    chunk: int
+    graphs: dict[str, Engine]
+    compat: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> EngineSet:
+        """Inverse of `to_dict`. Raises TypeError on unknown or missing fields."""
+        return cls(**data | {"graphs": {name: Engine(**entry) for name, entry in data["graphs"].items()}})
+
+
+def source_of(bundle: Bundle, graph: str) -> str:
+    """What an engine is compiled from: the sha256 of the graph's file and of the weight file."""
+    return f"{bundle.files[f'{graph}.onnx'].sha256}+{bundle.files[WEIGHTS].sha256}"
+
+
+def with_engines(bundle: Bundle, engines: EngineSet) -> Bundle:
+    """The bundle with a target's engines listed in the place of earlier ones."""
+    return replace(bundle, engines=bundle.engines | {engines.target: engines.to_dict()})
+
+
+def open_engines(bundle: Bundle, target: str, tensorrt: str) -> EngineSet:
+    """A target's engines, each checked against the bundle. `tensorrt` is the package and version that will run them.
+
+    Raises MachineError where there are engines for other targets only, and InputError where one is absent, was changed
+    or is stale; both with the command that builds them.
+    """
+    rebuild = f"pixtral build {bundle.path} --target {target}"
+    if target not in bundle.engines:
+        listed = ", ".join(bundle.engines) or "none"
+        error = MachineError if bundle.engines else InputError
+        raise error(f"{bundle.path} has no engines for {target}; there are: {listed}", rebuild)
+    try:
+        engines = EngineSet.from_dict(bundle.engines[target])
+    except (TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"{bundle.path}: the list of engines for {target} cannot be read: {error}", rebuild) from error
+    if engines.tensorrt != tensorrt:
+        raise InputError(
+            f"the engines for {target} were built by {engines.tensorrt}, here is {tensorrt}: plans do not travel",
+            rebuild,
+        )
+    for graph in GRAPHS:
+        if graph not in engines.graphs:
+            raise InputError(f"{bundle.path} has no {graph} engine for {target}", rebuild)
+        stale = _reason(bundle, graph, engines.graphs[graph])
+        if stale:
+            raise InputError(f"{bundle.path / engines.graphs[graph].file}: {stale}", rebuild)
+    return engines
+
+
+def verify_engines(bundle: Bundle, engines: EngineSet) -> None:
+    """Read every engine and compare its hash. Raises InputError where one was changed."""
+    for engine in engines.graphs.values():
+        if sha256_of_file(bundle.path / engine.file) != engine.sha256:
+            raise InputError(
+                f"{bundle.path / engine.file}: the file was changed",
+                f"pixtral build {bundle.path} --target {engines.target}",
+            )
+
+
+def _reason(bundle: Bundle, graph: str, engine: Engine) -> str:
+    """Why an engine may not be used; empty where it may."""
+    path: Path = bundle.path / engine.file
+    if engine.source_sha256 != source_of(bundle, graph):
+        return f"it was built from another {graph} graph or other weights"
+    if not path.is_file():
+        return "it is missing"
+    if path.stat().st_size != engine.bytes:
+        return f"{path.stat().st_size} bytes, expected {engine.bytes}: the file was changed"
+    return ""

@@ -1,0 +1,157 @@
+"""Whether a bundle fits on a device: bytes of weights, KV cache and activations, known before anything runs.
+
+Weights and cache are exact. Activations are the widest moment of a stage, every tensor of it counted as if nothing were
+reused, so they err on the safe side. What system, driver and libraries keep (`reserved_bytes`) is an assumption.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from pixtral_runtime.bundle.config import ModelConfig
+from pixtral_runtime.bundle.manifest import WEIGHTS, Bundle, Limits
+from pixtral_runtime.generation.model_runner import PREFILL_CHUNK
+
+MIB = 1 << 20
+UNIFIED_RESERVE = 3_000_000_000  # Linux, CUDA context and TensorRT on a board whose CPU and GPU share memory
+DISCRETE_RESERVE = 1_000_000_000  # CUDA context and TensorRT
+CPU_RESERVE = 500_000_000  # Python with ONNX Runtime and the tokenizer; 0.4 GB seen
+CPU_WEIGHT_FACTOR = 1.4  # ONNX Runtime packs matrices while the file is mapped; 1.36 seen for the 12B in int4
+USABLE_CONTEXT = 1024  # tokens; a shorter one is no advice
+
+
+@dataclass(frozen=True)
+class Peak:
+    """Memory bandwidth and dense tensor-core rates, operations a second, by data sheets; 0 where the type is missing.
+
+    float16 is with sums in float32.
+    """
+
+    bandwidth_bytes_per_s: float
+    float16: float
+    int8: float
+    fp8: float = 0
+
+
+@dataclass(frozen=True)
+class Device:
+    """`capability` is CUDA's, 89 for 8.9, and 0 for a CPU."""
+
+    name: str
+    memory_bytes: int
+    reserved_bytes: int
+    capability: int
+    peak: Peak | None = None
+
+
+DEVICES = {
+    device.name: device
+    for device in (
+        Device("orin-nx-16", 15_700 * MIB, UNIFIED_RESERVE, 87, Peak(102.4e9, 15e12, 30e12)),
+        Device("agx-orin-64", 62_800 * MIB, UNIFIED_RESERVE, 87, Peak(204.8e9, 42.5e12, 85e12)),
+        Device("thor", 125_700 * MIB, UNIFIED_RESERVE, 110, Peak(273e9, 258.75e12, 517.5e12, 517.5e12)),
+        Device("dgx-spark", 122_500 * MIB, UNIFIED_RESERVE, 121, Peak(273e9, 125e12, 250e12, 250e12)),
+        Device("rtx-4090", 24_564 * MIB, DISCRETE_RESERVE, 89, Peak(1008e9, 165.2e12, 660.6e12, 330.3e12)),
+        Device("l4", 23_034 * MIB, DISCRETE_RESERVE, 89, Peak(300e9, 121e12, 242.5e12, 242.5e12)),
+        Device("a100-40", 40_960 * MIB, DISCRETE_RESERVE, 80, Peak(1555e9, 312e12, 624e12)),
+        Device("a100-80", 81_920 * MIB, DISCRETE_RESERVE, 80, Peak(2039e9, 312e12, 624e12)),
+        Device("h100", 81_559 * MIB, DISCRETE_RESERVE, 90, Peak(3350e9, 989.5e12, 1979e12, 1979e12)),
+        Device("h200", 143_771 * MIB, DISCRETE_RESERVE, 90, Peak(4800e9, 989.5e12, 1979e12, 1979e12)),
+    )
+}
+"""Memory as the drivers report it, less than on the box. Where peaks come from: docs/roofline.md."""
+
+LEAST_CAPABILITY = {"fp8": 89, "nvfp4": 100}
+"""The first GPUs that compute in a recipe's types; every GPU here has the others."""
+NOT_ON_CPU = ("bfloat16", "nvfp4")
+NOT_ON_GPU = "float32"  # TensorRT's attention takes none
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """What a bundle takes, made or planned. `weights` has the bytes of each precision it could have been made in."""
+
+    model: ModelConfig
+    dtype: str
+    precision: str
+    limits: Limits
+    weights: Mapping[str, int]
+    cache_bytes_per_token: int
+
+    @classmethod
+    def of(cls, bundle: Bundle) -> Footprint:
+        weights = {bundle.precision: bundle.files[WEIGHTS].bytes}
+        per_token = bundle.kv_cache_bytes_per_token
+        return cls(bundle.model, bundle.dtype, bundle.precision, bundle.limits, weights, per_token)
+
+    def weight_bytes(self, device: Device, precision: str | None = None) -> int:
+        size = self.weights[precision or self.precision]
+        return size if device.capability else round(size * CPU_WEIGHT_FACTOR)
+
+    def cache_bytes(self, context: int, batch: int) -> int:
+        return batch * context * self.cache_bytes_per_token
+
+    def activation_bytes(self, device: Device, context: int) -> int:
+        """The larger of encoding one image of the largest size and prefilling one chunk of a prompt.
+
+        A GPU's attention is fused; ONNX Runtime's on a CPU has the scores of all heads in memory, in float32.
+        """
+        vision, decoder = self.model.vision, self.model.decoder
+        patches = (self.limits.max_image_side // vision.patch_size) ** 2
+        chunk = min(PREFILL_CHUNK, context)
+        wide = 4 if self.dtype == "float32" or self.precision in ("int8", "fp8") else 2  # Q/DQ works in float32
+        encode = patches * (6 * vision.hidden_size + 3 * vision.intermediate_size + 2 * decoder.dim) * wide
+        heads = (decoder.n_heads + 2 * decoder.n_kv_heads) * decoder.head_dim
+        prefill = chunk * (4 * decoder.dim + 3 * decoder.hidden_dim + 2 * heads) * wide
+        groups = decoder.n_heads // decoder.n_kv_heads
+        prefill += groups * chunk * context + 4 * decoder.vocab_size  # mask and logits
+        if device.capability == 0:
+            encode += 4 * vision.num_attention_heads * patches**2
+            prefill += 4 * decoder.n_heads * chunk * context
+        return max(encode, prefill)
+
+    def needed_bytes(self, device: Device, context: int, batch: int) -> int:
+        """All of it, without what the device keeps for itself."""
+        return self.weight_bytes(device) + self.cache_bytes(context, batch) + self.activation_bytes(device, context)
+
+    def fits(self, device: Device, context: int, batch: int) -> bool:
+        return device.reserved_bytes + self.needed_bytes(device, context, batch) <= device.memory_bytes
+
+    def largest_batch(self, device: Device, context: int) -> int:
+        """Slots of `context` tokens that fit; 0 where the model does not."""
+        free = device.memory_bytes - device.reserved_bytes - self.needed_bytes(device, context, 0)
+        return max(0, free // self.cache_bytes(context, 1))
+
+    def largest_context(self, device: Device, batch: int) -> int:
+        """Tokens a slot may have with `batch` slots, at most the model's positions; 0 where none fits."""
+        low, high = 0, self.model.decoder.max_position
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.fits(device, middle, batch) else (low, middle - 1)
+        return low
+
+    def supported(self, device: Device, precision: str | None = None) -> bool:
+        """Whether the device computes in the precision's types."""
+        names = {precision or self.precision, self.dtype}
+        if device.capability == 0:
+            return names.isdisjoint(NOT_ON_CPU)
+        return self.dtype != NOT_ON_GPU and all(device.capability >= LEAST_CAPABILITY.get(name, 0) for name in names)
+
+    def advice(self, device: Device, context: int, batch: int) -> str:
+        """What to change where it does not fit; empty where it does."""
+        if device.capability and self.dtype == NOT_ON_GPU:
+            return "--dtype float16"
+        if self.supported(device):
+            if self.fits(device, context, batch):
+                return ""
+            if batch > 1 and (fewer := self.largest_batch(device, context)):
+                return f"--batch {fewer}"
+            if (shorter := self.largest_context(device, 1)) >= USABLE_CONTEXT:
+                return f"--context {shorter // 256 * 256} --batch 1"
+        for precision in sorted(self.weights, key=lambda name: -self.weights[name]):
+            smaller = self.weight_bytes(device, precision) - self.weight_bytes(device)
+            spare = device.memory_bytes - device.reserved_bytes - self.needed_bytes(device, USABLE_CONTEXT, 1)
+            if precision != self.precision and self.supported(device, precision) and smaller <= spare:
+                return f"--precision {precision}"
+        return "a device with more memory" if self.supported(device) else f"a device with {self.precision}"

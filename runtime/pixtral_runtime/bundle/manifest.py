@@ -1,0 +1,141 @@
+"""The bundle: one folder that holds all a runtime needs, described by `bundle.json`.
+
+    bundle.json     schema, model configuration, precision, limits, and size and sha256 of every other file
+    vision.onnx  embed.onnx  decoder.onnx     graphs, with their weights in
+    weights.bin     all tensors, each at a page boundary, shared by the graphs
+    tekken.json     the tokenizer, with the image patch and side it was made for
+
+`open_bundle` checks presence and sizes (cheap, always); `verify` reads every byte.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pixtral_runtime.bundle.config import ModelConfig
+from pixtral_runtime.bundle.spec import GRAPHS, GraphSpec, graph_spec, kv_cache_bytes_per_token
+from pixtral_runtime.errors import InputError
+from pixtral_runtime.files import sha256_of_file, write_atomically
+
+SCHEMA = 1
+MANIFEST = "bundle.json"
+WEIGHTS = "weights.bin"
+TOKENIZER = "tekken.json"
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the graphs were built for."""
+
+    max_context: int  # tokens of prompt and answer, the rows of the rotary tables
+    max_image_side: int  # pixels
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle's manifest. `path` is where it lies; the rest is `bundle.json`."""
+
+    path: Path
+    model: ModelConfig
+    dtype: str  # of activations: float32, float16 or bfloat16
+    precision: str  # the recipe the weights went through; the dtype's name where there was none
+    limits: Limits
+    opset: int
+    files: dict[str, FileEntry]
+    tools: dict[str, str]
+    preprocess: str = "mistral"
+    kv_cache: str | None = None  # dtype of the KV cache where it is not that of the activations
+    schema: int = SCHEMA
+    quantization: dict[str, Any] = field(default_factory=dict)  # how the recipe was applied
+    engines: dict[str, Any] = field(default_factory=dict)
+
+    def graph_path(self, name: str) -> Path:
+        return self.path / f"{name}.onnx"
+
+    def graph_spec(self, name: str) -> GraphSpec:
+        return graph_spec(name, self.model, self.dtype, self.kv_cache)
+
+    @property
+    def cache_dtype(self) -> str:
+        return self.kv_cache or self.dtype
+
+    @property
+    def tokenizer_path(self) -> Path:
+        return self.path / TOKENIZER
+
+    @property
+    def fingerprint(self) -> str:
+        """One hash for everything that decides an answer: sha256 over the files' hashes, 16 hex digits."""
+        digest = hashlib.sha256()
+        for name in sorted(self.files):
+            digest.update(f"{name}\0{self.files[name].sha256}\0".encode())
+        return digest.hexdigest()[:16]
+
+    @property
+    def kv_cache_bytes_per_token(self) -> int:
+        return kv_cache_bytes_per_token(self.model, self.cache_dtype)
+
+    def write(self) -> None:
+        """Write `bundle.json`, the last step of making a bundle."""
+        data = {key: value for key, value in asdict(self).items() if key != "path"}
+        write_atomically(self.path / MANIFEST, (json.dumps(data, indent=2, sort_keys=True) + "\n").encode())
+
+
+def open_bundle(path: Path) -> Bundle:
+    """Read a bundle's manifest and check that its files are there with the right size. Raises InputError."""
+    manifest = path / MANIFEST
+    remake = "pixtral export CHECKPOINT -o " + str(path)
+    if not manifest.is_file():
+        what = "is not a folder" if not path.is_dir() else f"holds no {MANIFEST}"
+        raise InputError(f"{path} is no bundle: it {what}", remake)
+    try:
+        data = json.loads(manifest.read_bytes())
+        schema = data["schema"]
+        if schema != SCHEMA:
+            newer = isinstance(schema, int) and schema > SCHEMA
+            hint = "pip install --upgrade pixtral" if newer else f"{remake} --force"
+            raise InputError(f"{manifest}: schema {schema}, this pixtral reads schema {SCHEMA}", hint)
+        bundle = Bundle(
+            **data
+            | {
+                "path": path,
+                "model": ModelConfig.from_dict(data["model"]),
+                "limits": Limits(**data["limits"]),
+                "files": {name: FileEntry(**entry) for name, entry in data["files"].items()},
+            }
+        )
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{manifest} cannot be read: {error}", f"{remake} --force") from error
+    for name in (*(f"{graph}.onnx" for graph in GRAPHS), WEIGHTS, TOKENIZER):
+        if name not in bundle.files:
+            raise InputError(f"{manifest} does not list {name}", f"{remake} --force")
+    for name, entry in bundle.files.items():
+        file = path / name
+        if not file.is_file():
+            raise InputError(f"{path}: {name} is missing", f"{remake} --force")
+        if file.stat().st_size != entry.bytes:
+            raise InputError(f"{file}: {file.stat().st_size} bytes, expected {entry.bytes}", f"{remake} --force")
+    return bundle
+
+
+def verify(bundle: Bundle) -> Iterator[str]:
+    """Read every file and compare its hash. Yields each name once it is found right; raises InputError."""
+    for name, entry in bundle.files.items():
+        seen = sha256_of_file(bundle.path / name)
+        if seen != entry.sha256:
+            raise InputError(
+                f"{bundle.path / name}: sha256 {seen[:16]}…, expected {entry.sha256[:16]}…: the file was changed",
+                f"pixtral export CHECKPOINT -o {bundle.path} --force",
+            )
+        yield name

@@ -1,0 +1,402 @@
+"""How much a second bundle of a model, usually a quantized one, differs from the first on given images and prompts.
+
+In: two bundles of one model, the first being the reference, and cases: a prompt with one image or none. Out: a
+`Comparison`.
+
+The measure is the logits. The reference answers greedily; then each bundle reads that same answer token by token
+(teacher forcing), and the two predictions of every token are compared. Free-running answers are compared as well, but
+prove less: where two tokens are nearly tied the smallest change flips one, and all that follows (specification 6.1).
+Where a difference comes from is seen in what both passes leave behind: image features, keys and values of each layer.
+
+Two bundles of 12B do not fit in memory together, so the reference runs over all cases first and what is compared later
+waits in a temporary folder. It is removed at the end, after errors as well.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from difflib import SequenceMatcher
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pixtral_runtime.backends.session import Array, KVCache
+from pixtral_runtime.bundle.manifest import TOKENIZER, Bundle, Limits
+from pixtral_runtime.compare.result import (
+    NEAR_TIE_NATS,
+    AnswersDifference,
+    CaseDifference,
+    Comparison,
+    LayerDifference,
+    LogitsDifference,
+    Side,
+    Skipped,
+    WorstLayer,
+)
+from pixtral_runtime.errors import ImageError, InputError
+from pixtral_runtime.generation.model import Answer, Model, default_preprocess, load_bundle, open_image
+from pixtral_runtime.inputs.preprocess import Preprocess
+from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder, user_message
+
+DEFAULT_PROMPT = "Describe this image in one short sentence."
+CACHE_ROWS = 512  # rows of keys and values compared a case, evenly spaced: all rows of 3,000 tokens at 12B are 490 MB
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """What both bundles are run with. None for an image setting takes what the bundles allow."""
+
+    max_new_tokens: int = 32
+    apply_exif: bool = True
+    max_image_side: int | None = None
+    image_tokens: int | None = None
+    threads: int = 0
+
+
+@dataclass
+class Noise:
+    """Sums of squares from which a signal-to-noise ratio follows."""
+
+    signal: float = 0.0
+    noise: float = 0.0
+
+    def add(self, reference: Array, candidate: Array) -> None:
+        exact = reference.astype(np.float64)
+        self.signal += float(np.square(exact).sum())
+        self.noise += float(np.square(exact - candidate).sum())
+
+    @property
+    def snr_db(self) -> float | None:
+        """10 log10(signal / noise), None without noise."""
+        if self.noise == 0:
+            return None
+        return float(10 * np.log10(max(self.signal, sys.float_info.min) / self.noise))
+
+
+@dataclass(frozen=True)
+class _Case:
+    """A case the reference has answered. `file` holds its prompt and what the forced pass left."""
+
+    image: str | None
+    text: str
+    answer: Answer
+    file: Path
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """What a bundle makes of prompt and forced answer."""
+
+    features: Array  # (F, D)
+    logits: npt.NDArray[np.float32]  # (n, V), the prediction of each answer token
+    layers: list[tuple[Array, Array]]  # key and value, (K, rows, E) each
+
+
+@dataclass
+class _Totals:
+    """What adds up over the cases."""
+
+    kl_nats: list[float] = field(default_factory=list)
+    gaps_nats: list[float] = field(default_factory=list)  # the reference's, at disagreements
+    features: Noise = field(default_factory=Noise)
+    layers: list[tuple[Noise, Noise]] = field(default_factory=list)
+
+
+def read_prompts(path: Path) -> list[str]:
+    """One prompt a line; empty lines and lines that start with # do not count. Raises InputError."""
+    try:
+        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"the prompt file {path} cannot be read: {error}", "a text file in UTF-8") from error
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    if not prompts:
+        raise InputError(f"the prompt file {path} holds no prompt", f"echo 'What is shown?' > {path}")
+    return prompts
+
+
+def compare_bundles(
+    reference: Bundle,
+    candidate: Bundle,
+    images: Sequence[Path],
+    texts: Sequence[str],
+    settings: CompareSettings,
+    progress: Progress,
+) -> Comparison:
+    """Compare on each image with each text, or on the texts alone where there is no image.
+
+    Raises InputError where the bundles are not of one model or no case can be used, MachineError where one of them
+    cannot run here.
+    """
+    check_comparable(reference, candidate)
+    limits = Limits(
+        min(reference.limits.max_context, candidate.limits.max_context),
+        min(reference.limits.max_image_side, candidate.limits.max_image_side),
+    )
+    reference, candidate = replace(reference, limits=limits), replace(candidate, limits=limits)
+    preprocess = default_preprocess(reference, max_side=settings.max_image_side, image_tokens=settings.image_tokens)
+    _, candidate_load_s = _load(candidate, preprocess, settings.threads)  # what cannot run is found before the work
+    model, reference_load_s = _load(reference, preprocess, settings.threads)
+    with TemporaryDirectory(prefix="pixtral-compare-") as folder:
+        cases, skipped = _record(model, images, texts, settings, Path(folder), progress)
+        del model  # its memory is needed for the candidate
+        model, _ = _load(candidate, preprocess, settings.threads)
+        totals = _Totals(layers=[(Noise(), Noise()) for _ in range(candidate.model.decoder.n_layers)])
+        answers: list[Answer] = []
+        differences: list[CaseDifference] = []
+        for case in cases:
+            progress("candidate", len(answers), len(cases))
+            difference, answer = _compare_case(model, case, settings, totals)
+            differences.append(difference)
+            answers.append(answer)
+        progress("candidate", len(cases), len(cases))
+    layers = tuple(LayerDifference(n, key.snr_db, value.snr_db) for n, (key, value) in enumerate(totals.layers))
+    return Comparison(
+        logits=_summarize(totals),
+        image_features_db=totals.features.snr_db,
+        images=sum(case.image is not None for case in cases),
+        layers=layers,
+        worst_layer=_worst(layers),
+        answers=AnswersDifference(
+            exact_match=statistics.fmean(d.answer == d.reference_answer for d in differences),
+            similarity_mean=statistics.fmean(d.similarity for d in differences),
+        ),
+        reference=_side(reference, reference_load_s, [case.answer for case in cases]),
+        candidate=_side(candidate, candidate_load_s, answers),
+        settings={
+            "max_new_tokens": settings.max_new_tokens,
+            "preprocess": preprocess.mode,
+            "max_image_side": preprocess.max_side,
+            "image_tokens": preprocess.image_tokens,
+            "exif_applied": settings.apply_exif,
+            "threads": settings.threads,
+            "near_tie_nats": NEAR_TIE_NATS,
+            "cache_rows_per_case": CACHE_ROWS,
+        },
+        cases=tuple(differences),
+        skipped=tuple(skipped),
+    )
+
+
+def check_comparable(reference: Bundle, candidate: Bundle) -> None:
+    """Raises InputError unless both bundles have one model's sizes and one tokenizer."""
+    hint = f"pixtral inspect {candidate.path}; both must be exports of one checkpoint"
+    ours, theirs = (_flat(bundle.model.to_dict()) for bundle in (reference, candidate))
+    for name, value in ours.items():
+        if theirs[name] != value:
+            raise InputError(
+                f"{reference.path} and {candidate.path} are different models: {name} is {value} and {theirs[name]}",
+                hint,
+            )
+    if reference.files[TOKENIZER].sha256 != candidate.files[TOKENIZER].sha256:
+        raise InputError(f"{reference.path} and {candidate.path} have different tokenizers", hint)
+
+
+def kl_nats(reference: Array, candidate: Array) -> float:
+    """KL(reference || candidate) of the softmax of two rows of logits (V,)."""
+    ours, theirs = _log_softmax(reference), _log_softmax(candidate)
+    return max(0.0, float((np.exp(ours) * (ours - theirs)).sum()))  # rounding may leave -1e-17
+
+
+def top2_gap_nats(logits: Array) -> float:
+    """How much likelier, in nats, the best token of a row (V,) is than the second."""
+    second, first = np.partition(logits.astype(np.float64), -2)[-2:]
+    return float(first - second)
+
+
+def _log_softmax(logits: Array) -> npt.NDArray[np.float64]:
+    shifted: npt.NDArray[np.float64] = logits.astype(np.float64) - float(logits.max())
+    shifted -= np.log(np.exp(shifted).sum())
+    return shifted
+
+
+def _load(bundle: Bundle, preprocess: Preprocess, threads: int) -> tuple[Model, float]:
+    started = time.perf_counter()
+    model = load_bundle(bundle, PromptBuilder(bundle, preprocess), threads=threads, backend="ort-cpu")
+    return model, time.perf_counter() - started
+
+
+def _record(
+    model: Model,
+    images: Sequence[Path],
+    texts: Sequence[str],
+    settings: CompareSettings,
+    folder: Path,
+    progress: Progress,
+) -> tuple[list[_Case], list[Skipped]]:
+    """Run the reference over all cases. Raises InputError where none can be used."""
+    cases: list[_Case] = []
+    skipped: list[Skipped] = []
+    total = max(1, len(images)) * len(texts)
+    progress("reference", 0, total)
+    for done, request in enumerate(_requests(model.prompts, images, texts, settings.apply_exif), start=1):
+        if isinstance(request, Skipped):
+            skipped.append(request)
+        else:
+            image, text, prompt = request
+            answer = model.answer(prompt, settings.max_new_tokens)
+            file = folder / f"{len(cases)}.npz"
+            _save(file, prompt, _forced_pass(model, prompt, answer.token_ids))
+            cases.append(_Case(image, text, answer, file))
+        progress("reference", done, total)
+    if not cases:
+        first = skipped[0]
+        raise InputError(f"nothing is left to compare on; the first of {len(skipped)}: {first.reason}", first.hint)
+    return cases, skipped
+
+
+def _requests(
+    prompts: PromptBuilder, images: Sequence[Path], texts: Sequence[str], apply_exif: bool
+) -> Iterator[tuple[str | None, str, Prompt] | Skipped]:
+    paths: Sequence[Path | None] = images or [None]
+    for path in paths:
+        name = None if path is None else str(path)
+        try:
+            pictures = [] if path is None else [open_image(path, apply_exif=apply_exif)]
+        except ImageError as error:
+            yield Skipped(name, None, str(error), error.hint)
+            continue
+        for text in texts:
+            try:
+                yield name, text, prompts.build(user_message(text, pictures))
+            except InputError as error:
+                yield Skipped(name, text, str(error), error.hint)
+
+
+def _forced_pass(model: Model, prompt: Prompt, tokens: Sequence[int]) -> _Pass:
+    """Read the prompt and then `tokens`, whatever the model would have said itself. Raises InputError on NaN."""
+    generator, length = model.generator, len(prompt.token_ids)
+    filled = length + len(tokens) - 1  # the last token is predicted, never read
+    cache = generator.sessions.decoder.new_cache(slots=1, rows=filled)
+    features = generator.encode_images(prompt)
+    rows = [generator.prefill(prompt, features, cache)[-1]]
+    rows += [generator.decode(token, length + n, cache) for n, token in enumerate(tokens[:-1])]
+    logits = np.stack(rows).astype(np.float32)
+    if not np.isfinite(logits).all():
+        raise InputError(
+            f"{model.bundle.path} computes logits that are not numbers, so they cannot be compared",
+            f"pixtral export CHECKPOINT -o {model.bundle.path} --force --dtype float32",
+        )
+    kept = np.unique(np.linspace(0, filled - 1, min(filled, CACHE_ROWS)).round().astype(np.int64))
+    return _Pass(features, logits, _rows(model.bundle, cache, kept))
+
+
+def _rows(bundle: Bundle, cache: KVCache, kept: Array) -> list[tuple[Array, Array]]:
+    """Keys and values of slot 0 at some rows, (K, rows, E) each, as numbers where the cache holds codes."""
+    tensors = [tensor[0][:, kept] for layer in cache.layers() for tensor in layer]
+    if bundle.kv_cache is not None:
+        scales: list[float] = bundle.quantization["cache_scales"]
+        tensors = [codes * np.float32(scale) for codes, scale in zip(tensors, scales, strict=True)]
+    return list(zip(tensors[::2], tensors[1::2], strict=True))
+
+
+def _save(file: Path, prompt: Prompt, run: _Pass) -> None:
+    arrays = {"ids": prompt.token_ids, "index": prompt.feature_index, "features": run.features, "logits": run.logits}
+    arrays |= {f"image_{n}": image for n, image in enumerate(prompt.images)}
+    for layer, (key, value) in enumerate(run.layers):
+        arrays |= {f"key_{layer}": key, f"value_{layer}": value}
+    np.savez(file, **arrays)  # type: ignore[arg-type]  # its stub takes the names for the flag allow_pickle
+
+
+def _compare_case(
+    model: Model, case: _Case, settings: CompareSettings, totals: _Totals
+) -> tuple[CaseDifference, Answer]:
+    """Run the candidate over a case, add to the totals, and forget the reference's arrays."""
+    with np.load(case.file) as stored:
+        images = tuple(stored[name] for name in stored.files if name.startswith("image_"))
+        prompt = Prompt(stored["ids"], stored["index"], images, case.answer.image_tokens)
+        run = _forced_pass(model, prompt, case.answer.token_ids)
+        if images:
+            totals.features.add(stored["features"], run.features)
+        for layer, (key, value) in enumerate(run.layers):
+            totals.layers[layer][0].add(stored[f"key_{layer}"], key)
+            totals.layers[layer][1].add(stored[f"value_{layer}"], value)
+        expected = stored["logits"]  # (n, V)
+    case.file.unlink()
+    answer = model.answer(prompt, settings.max_new_tokens)
+    kl = [kl_nats(*rows) for rows in zip(expected, run.logits, strict=True)]
+    differing = np.flatnonzero(expected.argmax(1) != run.logits.argmax(1))
+    totals.kl_nats += kl
+    totals.gaps_nats += [top2_gap_nats(expected[position]) for position in differing]
+    difference = CaseDifference(
+        image=case.image,
+        prompt=case.text,
+        prompt_tokens=case.answer.prompt_tokens,
+        positions=len(kl),
+        kl_mean_nats=statistics.fmean(kl),
+        kl_max_nats=max(kl),
+        top1_agreement=1 - len(differing) / len(kl),
+        first_diverging_token=int(differing[0]) if len(differing) else None,
+        reference_answer=case.answer.text,
+        answer=answer.text,
+        similarity=_similarity(case.answer.text, answer.text),
+        first_different_token=_first_difference(case.answer.token_ids, answer.token_ids),
+    )
+    return difference, answer
+
+
+def _summarize(totals: _Totals) -> LogitsDifference:
+    kl = np.array(totals.kl_nats)
+    return LogitsDifference(
+        positions=len(kl),
+        kl_mean_nats=float(kl.mean()),
+        kl_median_nats=float(np.median(kl)),
+        kl_p95_nats=float(np.percentile(kl, 95)),
+        kl_max_nats=float(kl.max()),
+        top1_agreement=1 - len(totals.gaps_nats) / len(kl),
+        disagreements=len(totals.gaps_nats),
+        near_ties=sum(gap < NEAR_TIE_NATS for gap in totals.gaps_nats),
+    )
+
+
+def _worst(layers: Sequence[LayerDifference]) -> WorstLayer | None:
+    found = [
+        WorstLayer(layer.layer, tensor, snr_db)
+        for layer in layers
+        for tensor, snr_db in (("key", layer.key_db), ("value", layer.value_db))
+        if snr_db is not None
+    ]
+    return min(found, key=lambda worst: worst.snr_db, default=None)
+
+
+def _side(bundle: Bundle, load_s: float, answers: Sequence[Answer]) -> Side:
+    prefill = [answer.prompt_tokens / answer.times.prefill_ms * 1e3 for answer in answers]
+    decode = [a.times.decode_steps / a.times.decode_ms * 1e3 for a in answers if a.times.decode_steps]
+    return Side(
+        bundle=str(bundle.path),
+        fingerprint=bundle.fingerprint,
+        precision=bundle.precision,
+        dtype=bundle.dtype,
+        bundle_bytes=sum(entry.bytes for entry in bundle.files.values()),
+        load_s=load_s,
+        prefill_tokens_per_s=statistics.median(prefill),
+        decode_tokens_per_s=statistics.median(decode) if decode else None,
+    )
+
+
+def _similarity(reference: str, answer: str) -> float:
+    return SequenceMatcher(None, reference.split(), answer.split(), autojunk=False).ratio()
+
+
+def _first_difference(reference: Sequence[int], answer: Sequence[int]) -> int | None:
+    """The first index where two sequences differ; the shorter one's length where it is the other's beginning."""
+    pairs = enumerate(zip(reference, answer, strict=False))
+    shorter = min(len(reference), len(answer))
+    first = next((index for index, (ours, theirs) in pairs if ours != theirs), shorter)
+    return None if first == len(reference) == len(answer) else first
+
+
+def _flat(data: dict[str, Any], before: str = "") -> dict[str, Any]:
+    """Nested names joined by dots: `decoder.n_layers`."""
+    flat: dict[str, Any] = {}
+    for name, value in data.items():
+        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
+    return flat

@@ -1,0 +1,45 @@
+"""The inputs that checks run over: the shapes where exports and engines go wrong.
+
+One patch, a tall and a wide strip, the largest grid, two images a batch, and prompts with no, one, two and four images.
+The same bundle gets the same inputs every time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder, user_message
+
+IMAGE_COUNTS = (0, 1, 2, 4)
+DECODE_STEPS = 4
+
+
+def vision_cases(bundle: Bundle) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
+    """Name and noise pixels (B, 3, H, W)."""
+    patch = bundle.model.vision.patch_size
+    side = bundle.limits.max_image_side // patch
+    random = np.random.default_rng(0)
+    cases = {
+        "1x1 patch": (1, 1, 1),
+        "tall": (1, side, 1),
+        "wide": (1, 1, side),
+        "largest": (1, side, side),
+        "batch 2": (2, 2, 3),
+    }
+    for case, (batch, rows, columns) in cases.items():
+        yield case, random.standard_normal((batch, 3, rows * patch, columns * patch), np.float32)
+
+
+def prompt_cases(prompts: PromptBuilder) -> Iterator[tuple[str, Prompt]]:
+    """Name and prompt, with noise images of mixed sizes."""
+    patch = prompts.bundle.model.vision.patch_size
+    sizes = [(3 * patch, 2 * patch), (patch, 5 * patch), (4 * patch + 1, patch - 1), (2 * patch, 2 * patch)]
+    for count in IMAGE_COUNTS:
+        random = np.random.default_rng(count)
+        pictures = [Image.fromarray(random.integers(0, 256, (h, w, 3), np.uint8)) for w, h in sizes[:count]]
+        yield f"{count} images", prompts.build(user_message("What is shown?", pictures), DECODE_STEPS)

@@ -1,0 +1,1 @@
+"""From prompts to answers: forward passes, slots, sampling. `load` and `Model` live here."""

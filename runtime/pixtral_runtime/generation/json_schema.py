@@ -1,0 +1,145 @@
+"""Answers that are JSON of a schema: at each step only tokens that can still become such JSON may be chosen.
+
+llguidance turns the schema into a grammar over the bytes of the tokenizer's tokens. JSON is written compactly, without
+white space between its parts, so that no answer is lost in blanks. What llguidance ignores is refused when the schema
+is compiled, so a finished answer validates. (By exact decimals: Python's jsonschema divides floats, and takes 1.13 for
+no multiple of 0.01.)
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from pixtral_runtime.errors import InputError, MachineError, extra_missing
+from pixtral_runtime.inputs.prompt import PromptBuilder
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher
+
+# No \u among the escapes: "\u0061" would be a second property "a" that the grammar takes for another.
+COMPACT: Any = {
+    "whitespace_flexible": False,
+    "item_separator": ",",
+    "key_separator": ":",
+    "lenient": False,
+    "coerce_one_of": False,
+    "json_allowed_escapes": 'bfnrt\\"',
+}
+LARGEST = 2**53  # llguidance reads numbers as float64, which holds every integer up to here
+# llguidance does nothing for the first three, and fulfils minProperties with the same property twice.
+IGNORED = ("contentEncoding", "contentMediaType", "contentSchema", "minProperties")
+DIALECT = "https://json-schema.org/draft/2020-12/schema"
+# What a schema may say: the other keywords of its dialect, and notes that begin with x-. No misspelt keywords.
+ENFORCEABLE: Any = {
+    "$schema": DIALECT,
+    "$id": "urn:pixtral:enforceable",
+    "$dynamicAnchor": "meta",
+    "$ref": DIALECT,
+    "properties": {keyword: {"not": {}} for keyword in IGNORED},
+    "patternProperties": {"^x-(?!guidance$)": True},
+    "unevaluatedProperties": False,
+}
+
+
+class Schema:
+    """A JSON schema, compiled for a bundle's tokens. Each answer gets a constraint of its own."""
+
+    def __init__(self, matcher: LLMatcher, eos: int) -> None:
+        self._matcher, self._eos = matcher, eos
+
+    def constraint(self) -> SchemaConstraint:
+        return SchemaConstraint(self._matcher.deep_copy(), self._eos)
+
+
+class SchemaConstraint:
+    """A `sampling.Constraint`: where one answer is in its JSON."""
+
+    def __init__(self, matcher: LLMatcher, eos: int) -> None:
+        self._matcher, self._eos = matcher, eos
+
+    @property
+    def is_complete(self) -> bool:
+        return self._matcher.is_stopped() and self._matcher.is_accepting()
+
+    def mask(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Logits (V,) with -inf for tokens that the schema forbids. Raises MachineError where it forbids all."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        # The model may know fewer tokens than the tokenizer, or more, which stay forbidden.
+        allowed = np.unpackbits(bits, count=len(logits), bitorder="little").view(bool)
+        if not self._matcher.is_accepting():
+            allowed[self._eos] = False  # in a dead end llguidance would end the answer
+        if not allowed.any():
+            raise self._stuck("the model has no token for what must follow")
+        return np.where(allowed, logits, np.float32(-np.inf))
+
+    def accept(self, token_id: int) -> None:
+        """Raises MachineError for a token that the mask forbids, and where the schema is too complex to go on."""
+        if not self._matcher.consume_token(token_id):
+            raise self._stuck(f"token {token_id} is forbidden")
+
+    def _stuck(self, reason: str) -> MachineError:
+        reason = self._matcher.get_error().partition("\n")[0] or reason
+        return MachineError(
+            f"the JSON schema lets no answer go on here: {reason}", "--json-schema with a simpler schema"
+        )
+
+
+def compile_schema(text: str, prompts: PromptBuilder, name: str) -> Schema:
+    """Compile the text of a JSON schema of draft 2020-12.
+
+    `name` is what errors call it. Raises InputError where the text is no schema or cannot be enforced in full, and
+    MachineError where llguidance is missing or no answer can begin.
+    """
+    try:
+        import llguidance
+    except ImportError as error:
+        raise extra_missing("llguidance", "schema", "Answering by a JSON schema") from error
+    from mistral_common.guidance.tokenizer import MistralLLGTokenizer
+
+    _check(text, name)
+    grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=COMPACT)
+    eos = prompts.bundle.model.eos
+    tokens = MistralLLGTokenizer(prompts.tokenizer.instruct_tokenizer.tokenizer)
+    tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(tokens), eos_token=eos)
+    limits = llguidance.LLParserLimits(verbose_errors=False)
+    failed, messages = llguidance.LLMatcher.validate_grammar_with_warnings(grammar, tokenizer, limits=limits)
+    if failed or messages:
+        raise InputError(f"{name} cannot be enforced: {'; '.join(messages)}", "leave that out of the schema")
+    schema = Schema(llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits), eos)
+    schema.constraint().mask(np.zeros(prompts.bundle.model.decoder.vocab_size, np.float32))  # no answer can even begin?
+    return schema
+
+
+def _check(text: str, name: str) -> None:
+    """Raises InputError unless the text is a schema of keywords that can be enforced."""
+    from jsonschema import Draft202012Validator
+
+    def number(digits: str) -> float:
+        value = float(digits)
+        if abs(value) >= LARGEST:
+            raise InputError(f"{name} cannot be enforced: {digits} is beyond ±2^53", "a smaller number")
+        return int(digits) if value.is_integer() and digits.lstrip("-").isdecimal() else value
+
+    def no_number(word: str) -> float:
+        raise ValueError(f"{word} is no number of JSON")
+
+    try:
+        schema: Any = json.loads(text, parse_int=number, parse_float=number, parse_constant=no_number)
+    except ValueError as error:
+        raise InputError(f"{name} is not JSON: {error}", "--json-schema FILE with a JSON schema") from error
+    if not isinstance(schema, dict):
+        raise InputError(f"{name} is no JSON schema: expected an object", '{"type": "object", "properties": {…}}')
+    written = json.dumps(schema, ensure_ascii=False).replace("\\\\", "")
+    if re.search(r"\\u|[\x7f\ud800-\udfff]", written):  # llguidance would leave them out, or fail
+        raise InputError(f"{name} cannot be enforced: it has control characters", "leave them out of the schema")
+    errors = list(Draft202012Validator(ENFORCEABLE).iter_errors(schema))
+    if errors:  # those further out only say that there is one further in
+        worst = max(errors, key=lambda error: len(error.absolute_path))
+        raise InputError(
+            f"{name} cannot be enforced: {worst.json_path}: {worst.message}", "leave that out of the schema"
+        )

@@ -1,0 +1,149 @@
+"""The Python API: load a bundle, ask it questions.
+
+from pixtral_runtime import load
+model = load("bundle")
+print(model.generate("What is this?", ["photo.jpg"]).text)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from pixtral_runtime.backends.choose import open_backend
+from pixtral_runtime.bundle.manifest import Bundle, open_bundle
+from pixtral_runtime.errors import ImageError, InputError
+from pixtral_runtime.generation.model_runner import Generator, Sessions
+from pixtral_runtime.generation.sampling import Sampling
+from pixtral_runtime.generation.scheduler import Scheduler, StageTimes, Task
+from pixtral_runtime.inputs.image import decode_image
+from pixtral_runtime.inputs.preprocess import Preprocess
+from pixtral_runtime.inputs.prompt import Message, Prompt, PromptBuilder, TextStream, user_message
+
+ImageSource = str | Path | bytes | Image.Image
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A finished answer. `finish_reason` is "stop" where the model ended it, "length" where the limit did."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    finish_reason: str
+    prompt_tokens: int
+    image_tokens: int
+    times: StageTimes = field(compare=False)
+
+
+class Model:
+    """A loaded bundle."""
+
+    def __init__(self, bundle: Bundle, sessions: Sessions, prompts: PromptBuilder, backend: str = "") -> None:
+        self.bundle = bundle
+        self.prompts = prompts
+        self.generator = Generator(bundle, sessions)
+        self._scheduler = Scheduler(bundle, self.generator)
+        self.backend = backend  # what runs it and why
+
+    def generate(
+        self,
+        prompt: str | Sequence[Message],
+        images: Sequence[ImageSource] = (),
+        *,
+        system: str | None = None,
+        max_new_tokens: int = 128,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    ) -> Answer:
+        """Answer a text prompt over images (images first), or a whole conversation. Raises InputError."""
+        return self.answer(self._prompt(prompt, images, system), max_new_tokens, sampling)
+
+    def stream(
+        self,
+        prompt: str | Sequence[Message],
+        images: Sequence[ImageSource] = (),
+        *,
+        system: str | None = None,
+        max_new_tokens: int = 128,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+    ) -> Iterator[str]:
+        """As `generate`, but yields the text piece by piece while it is made."""
+        yield from self.answer_stream(self._prompt(prompt, images, system), max_new_tokens, sampling)
+
+    def answer(self, prompt: Prompt, max_new_tokens: int = 128, sampling: Sampling = Sampling()) -> Answer:  # noqa: B008
+        """Answer a prompt that was built before."""
+        task = Task(prompt, max_new_tokens, sampling)
+        tokens = tuple(self._scheduler.run(task))
+        return Answer(
+            text=self.prompts.decode(tokens),
+            token_ids=tokens,
+            finish_reason=task.finish_reason or "",
+            prompt_tokens=len(prompt.token_ids),
+            image_tokens=prompt.image_tokens,
+            times=task.times,
+        )
+
+    def answer_stream(self, prompt: Prompt, max_new_tokens: int, sampling: Sampling) -> Iterator[str]:
+        text = TextStream(self.prompts)
+        for token in self._scheduler.run(Task(prompt, max_new_tokens, sampling)):
+            if piece := text.push(token):
+                yield piece
+        if rest := text.flush():
+            yield rest
+
+    def _prompt(self, prompt: str | Sequence[Message], images: Sequence[ImageSource], system: str | None) -> Prompt:
+        if isinstance(prompt, str):
+            prompt = user_message(prompt, [open_image(source) for source in images], system)
+        return self.prompts.build(with_pictures(prompt))
+
+
+def open_image(source: ImageSource, *, apply_exif: bool = True) -> Image.Image:
+    """An RGB picture from a path, a file's bytes or a Pillow image (taken as it is). Raises ImageError."""
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, bytes):
+        return decode_image(source, "image", apply_exif=apply_exif).pixels
+    return decode_image(read_image_file(Path(source)), str(source), apply_exif=apply_exif).pixels
+
+
+def with_pictures(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with every path read. Raises ImageError."""
+    return [
+        Message(m.role, tuple(open_image(part) if isinstance(part, Path) else part for part in m.content))
+        for m in messages
+    ]
+
+
+def read_image_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}", "check the path and its permissions") from error
+
+
+def default_preprocess(
+    bundle: Bundle, *, mode: str = "", max_side: int | None = None, image_tokens: int | None = None
+) -> Preprocess:
+    """A bundle's preprocessing with the user's changes. Raises InputError where a side exceeds the bundle's limit."""
+    limit = bundle.limits.max_image_side
+    if max_side is not None and max_side > limit:
+        raise InputError(
+            f"--max-image-side {max_side} exceeds the bundle's limit of {limit}", f"--max-image-side {limit}"
+        )
+    return Preprocess(bundle.model.vision.patch_size, max_side or limit, mode or bundle.preprocess, image_tokens)
+
+
+def load(path: str | Path, *, threads: int = 0, preprocess: Preprocess | None = None, backend: str = "auto") -> Model:
+    """Load a bundle. Raises InputError for a broken bundle, MachineError where it cannot run here."""
+    bundle = open_bundle(Path(path))
+    return load_bundle(
+        bundle, PromptBuilder(bundle, preprocess or default_preprocess(bundle)), threads=threads, backend=backend
+    )
+
+
+def load_bundle(bundle: Bundle, prompts: PromptBuilder, *, threads: int = 0, backend: str = "auto") -> Model:
+    """Open a bundle's sessions on a backend of `backend.BACKENDS`."""
+    opened = open_backend(bundle, backend, threads=threads)
+    return Model(bundle, opened.sessions, prompts, f"{opened.backend}: {opened.reason}")

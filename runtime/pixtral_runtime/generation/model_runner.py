@@ -1,0 +1,116 @@
+"""The model's forward passes: encode images, prefill a prompt in chunks, decode a step of one or several slots.
+
+Backend-neutral: three sessions and a cache that the caller brings. `scheduler` makes answers of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from pixtral_runtime.backends.session import Array, Buffer, KVCache, Session
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.inputs.prompt import Prompt
+
+PREFILL_CHUNK = 256  # tokens; bounds the attention scores to chunk × context per head
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """A bundle's graphs, ready to run.
+
+    `chunk` is how many tokens of a prompt they take at a time. `slots` and `context` are what engines were built for:
+    the most slots and, per slot, cache rows; None where there is no such limit. Engines decode one token a slot and
+    step; `drafts` says that these graphs take several.
+    """
+
+    vision: Session
+    embed: Session
+    decoder: Session
+    chunk: int = field(default=PREFILL_CHUNK, kw_only=True)
+    slots: int | None = field(default=None, kw_only=True)
+    context: int | None = field(default=None, kw_only=True)
+    drafts: bool = field(default=True, kw_only=True)
+
+
+class Generator:
+    """Runs a bundle's graphs on NumPy arrays. Keeps nothing between calls."""
+
+    def __init__(self, bundle: Bundle, sessions: Sessions) -> None:
+        self._bundle = bundle
+        self.sessions = sessions
+        self.no_features = np.zeros((1, bundle.model.decoder.dim), bundle.dtype)
+
+    def encode(self, images: Sequence[Array]) -> list[Array]:
+        """Features (P, D) of each image, (3, H, W) float32. All must have one shape: they share a vision batch."""
+        pixels = np.stack(images).astype(self._bundle.dtype)  # (B, 3, H, W)
+        return list(self.sessions.vision.run({"pixels": pixels})["image_features"].numpy())
+
+    def encode_images(self, prompt: Prompt) -> Array:
+        """Features of all images, (F, D), in the order of the prompt; one row of zeros where there is no image."""
+        if not prompt.images:
+            return self.no_features
+        return np.concatenate([self.encode([image])[0] for image in prompt.images])
+
+    def prefill(
+        self, prompt: Prompt, features: Array, cache: KVCache, *, start: int = 0, all_logits: bool = False
+    ) -> Array:
+        """Fill a cache of one slot with the prompt from token `start` on; the rows before must be there already.
+
+        Returns logits of its last token, (1, V), or of all tokens read, (T - start, V).
+        """
+        cache.reserve(len(prompt.token_ids) + 1)
+        starts = range(start, len(prompt.token_ids), self.sessions.chunk)
+        rows = [self.prefill_chunk(prompt, features, cache, first, all_logits=all_logits) for first in starts]
+        return np.concatenate(rows) if all_logits else rows[-1]
+
+    def prefill_chunk(
+        self, prompt: Prompt, features: Array, cache: KVCache, start: int, *, all_logits: bool = False
+    ) -> Array:
+        """One chunk of `prefill`: up to `Sessions.chunk` tokens; the cache must have the rows."""
+        positions = np.arange(start, min(start + self.sessions.chunk, len(prompt.token_ids)))
+        index = prompt.feature_index[positions]
+        wanted = np.arange(len(positions)) if all_logits else np.array([len(positions) - 1])
+        # Only the features of this chunk travel; a text-only chunk sends one row, unused.
+        used = index[index >= 0]
+        chunk = features[used[0] : used[-1] + 1] if len(used) else features[:1]
+        local = np.where(index >= 0, index - used[0], -1) if len(used) else index
+        token_ids = prompt.token_ids[positions][None]
+        return self._step(token_ids, local[None], chunk, positions[None], wanted, cache).numpy()
+
+    def decode(self, token: int, position: int, cache: KVCache) -> npt.NDArray[np.float32]:
+        """Append one token at `position` to a cache of one slot. Returns the logits (V,) after it."""
+        cache.reserve(position + 1)
+        logits = self.decode_slots(np.array([[token]]), np.array([position]), np.zeros(1, np.int64), cache)
+        return logits.reshape(-1)
+
+    def decode_slots(self, token_ids: Array, starts: Array, wanted: Array, cache: KVCache) -> npt.NDArray[np.float32]:
+        """Append tokens (B, T) to each slot from row `starts` (B,) on; the cache must have the rows.
+
+        `wanted` (R,) says after which tokens logits are wanted, counted over (B · T). Returns them, (R, V).
+        """
+        tokens = token_ids.shape[1]
+        positions = starts[:, None] + np.arange(tokens)  # (B, T)
+        text = np.full(token_ids.shape, -1)
+        logits = self._step(token_ids, text, self.no_features, positions, wanted, cache).numpy()
+        return np.asarray(logits, np.float32)
+
+    def _step(
+        self, token_ids: Array, feature_index: Array, features: Array, positions: Array, wanted: Array, cache: KVCache
+    ) -> Buffer:
+        embedded = self.sessions.embed.run(
+            {"token_ids": token_ids, "image_features": features, "feature_index": feature_index}
+        )
+        decoded = self.sessions.decoder.run(
+            {
+                "hidden": embedded["hidden"],
+                "position_ids": positions,
+                "write_index": positions[:, 0],
+                "logits_index": wanted,
+            },
+            cache,
+        )
+        return decoded["logits"]

@@ -1,0 +1,178 @@
+"""From a conversation with images to what the model reads: token ids and pixels.
+
+mistral-common writes the prompt (control tokens, system prompt in the last user message, image order: specification
+section 3.2). It asks an image encoder for each image's tokens; ours answers with the preprocessing the user chose.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.errors import InputError
+from pixtral_runtime.inputs.preprocess import Preprocess, token_count
+
+if TYPE_CHECKING:
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True)
+class Message:
+    """One turn. Content is text and images in the order they are meant: RGB pictures, or paths until they are read."""
+
+    role: Role
+    content: tuple[str | Path | Image.Image, ...]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What the model reads for one request."""
+
+    token_ids: npt.NDArray[np.int64]  # (T,)
+    feature_index: npt.NDArray[np.int64]  # (T,): which image feature stands here, -1 for text
+    images: tuple[npt.NDArray[np.float32], ...]  # (3, H, W) each, in the order of the prompt
+    image_tokens: int  # tokens of all image blocks, breaks and ends included
+
+    @cached_property
+    def image_keys(self) -> tuple[bytes, ...]:
+        """A hash of each image's pixels."""
+        return tuple(hashlib.sha256(repr(image.shape).encode() + image.tobytes()).digest() for image in self.images)
+
+    @cached_property
+    def row_keys(self) -> npt.NDArray[np.int64]:
+        """What each token's cache row depends on, beside the rows before it, (T,).
+
+        A token id; for a patch of an image a negative number made from the image's hash and the patch's index.
+        """
+        keys = self.token_ids.copy()
+        areas = [image.shape[1] * image.shape[2] for image in self.images]
+        patch_area = sum(areas) // (self.feature_index.max() + 1) if areas else 1
+        ends = np.cumsum(areas) // patch_area
+        is_image = self.feature_index >= 0
+        index = self.feature_index[is_image]
+        seeds = np.array([int.from_bytes(key[:7]) << 6 for key in self.image_keys], np.int64)
+        keys[is_image] = -1 - index - seeds[np.searchsorted(ends, index, side="right")] if areas else keys[is_image]
+        return keys
+
+
+def user_message(
+    text: str, images: Sequence[Path | Image.Image] = (), system: str | None = None
+) -> tuple[Message, ...]:
+    """The usual request: images, then text, and perhaps a system prompt."""
+    user = Message("user", (*images, text) if text else tuple(images))
+    return (user,) if system is None else (Message("system", (system,)), user)
+
+
+class PromptBuilder:
+    """Builds prompts for one bundle and one way of preprocessing."""
+
+    def __init__(self, bundle: Bundle, preprocess: Preprocess) -> None:
+        self.bundle = bundle
+        self.preprocess = preprocess
+
+    @cached_property
+    def tokenizer(self) -> MistralTokenizer[Any, Any, Any, Any, Any]:
+        from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+        tokenizer = MistralTokenizer.from_file(str(self.bundle.tokenizer_path))
+        tokenizer.instruct_tokenizer.image_encoder = _image_encoder(self.bundle, self.preprocess)
+        return tokenizer
+
+    def build(self, messages: Sequence[Message], max_new_tokens: int = 1) -> Prompt:
+        """Tokenize a conversation. Raises InputError where it is malformed or does not fit the context."""
+        from mistral_common.exceptions import MistralCommonException
+        from mistral_common.protocol.instruct.request import ChatCompletionRequest
+        from pydantic import ValidationError
+
+        try:
+            request = ChatCompletionRequest(messages=[_to_mistral(message) for message in messages])
+            tokenized = self.tokenizer.encode_chat_completion(request)
+        except (MistralCommonException, ValidationError) as error:
+            raise InputError(f"the conversation cannot be used: {error}", "end it with a user message") from error
+        ids = np.array(tokenized.tokens, np.int64)
+        special = self.bundle.model.image_tokens
+        is_image = ids == special.image
+        images = tuple(np.asarray(image, np.float32) for image in tokenized.images)
+        features = sum(image.shape[1] * image.shape[2] for image in images) // self.preprocess.patch_size**2
+        if features != is_image.sum():
+            raise InputError(f"{features} image patches for {is_image.sum()} [IMG] tokens", "report this as a bug")
+        image_tokens = int(np.isin(ids, (special.image, special.image_break, special.image_end)).sum())
+        context = self.bundle.limits.max_context
+        if len(ids) + max_new_tokens > context:
+            raise InputError(
+                f"the prompt has {len(ids)} tokens ({image_tokens} of images), which leaves no room for "
+                f"{max_new_tokens} new ones in the bundle's context of {context}",
+                "--image-tokens N for smaller images, a shorter prompt, or pixtral export … --max-context N",
+            )
+        return Prompt(ids, np.where(is_image, is_image.cumsum() - 1, -1), images, image_tokens)
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """Token ids to text; control tokens vanish."""
+        return str(self.tokenizer.decode(list(token_ids)))
+
+
+class TextStream:
+    """Turns tokens into pieces of text as they come, holding back bytes of an unfinished character."""
+
+    def __init__(self, prompts: PromptBuilder) -> None:
+        self._prompts = prompts
+        self._pending: list[int] = []
+
+    def push(self, token_id: int) -> str:
+        self._pending.append(token_id)
+        text = self._prompts.decode(self._pending)
+        if text.endswith("\N{REPLACEMENT CHARACTER}") and len(self._pending) < 4:
+            return ""
+        self._pending.clear()
+        return text
+
+    def flush(self) -> str:
+        text = self._prompts.decode(self._pending)
+        self._pending.clear()
+        return text
+
+
+def _to_mistral(message: Message) -> Any:
+    from mistral_common.protocol.instruct import chunk, messages
+
+    parts: list[Any] = []
+    for part in message.content:
+        if isinstance(part, Path):
+            raise InputError(f"{part} was not read", "open_image(path) reads it")
+        parts.append(chunk.TextChunk(text=part) if isinstance(part, str) else chunk.ImageChunk(image=part))
+    if message.role == "user":
+        return messages.UserMessage(content=parts)
+    text = "\n\n".join(part for part in message.content if isinstance(part, str))
+    if len(parts) != sum(isinstance(part, str) for part in message.content):
+        raise InputError(f"a {message.role} message cannot hold an image", "put images into user messages")
+    return messages.SystemMessage(content=text) if message.role == "system" else messages.AssistantMessage(content=text)
+
+
+def _image_encoder(bundle: Bundle, preprocess: Preprocess) -> Any:
+    """mistral-common's image encoder with our pixels and grid in the place of its own."""
+    from mistral_common.tokens.tokenizers import image as mistral_image
+
+    ids = bundle.model.image_tokens
+
+    class Encoder(mistral_image.ImageEncoder):
+        def __call__(self, content: Any) -> mistral_image.ImageEncoding:
+            pixels = preprocess(content.image)
+            columns, rows = (pixels.shape[axis] // preprocess.patch_size for axis in (2, 1))
+            tokens = ([ids.image] * columns + [ids.image_break]) * rows
+            tokens[-1] = ids.image_end
+            assert len(tokens) == token_count(columns, rows)
+            return mistral_image.ImageEncoding(tokens=tokens, image=pixels)
+
+    config = mistral_image.ImageConfig(preprocess.patch_size, preprocess.max_side)
+    return Encoder(config, mistral_image.SpecialImageIDs(ids.image, ids.image_break, ids.image_end))
