@@ -46,7 +46,7 @@ def show(report: Report, changes: list[Change], table: str, plot: Path | None, h
 
 
 def print_report(report: Report, form: str, changes: list[Change]) -> None:
-    from pixtral_runtime.bench.measure import knee
+    from pixtral_runtime.bench.cases import knee
     from pixtral_runtime.bench.report import HEADER, csv_text, energy_lines, markdown, memory_lines, rows
 
     compared = [

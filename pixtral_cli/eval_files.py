@@ -100,7 +100,7 @@ def evaluate(
 
     `seen` is how images are preprocessed: mode, longest side, most tokens. The first Ctrl-C finishes what runs.
     """
-    from pixtral_runtime.batch.job import check_fit
+    from pixtral_runtime.batch.fit import check_fit
     from pixtral_runtime.batch.records import Settings
     from pixtral_runtime.batch.worker import Worker
     from pixtral_runtime.bundle.manifest import open_bundle

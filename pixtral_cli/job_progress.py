@@ -144,7 +144,7 @@ def finish(summary: dict[str, Any], *, as_json: bool) -> None:
 
 def _rates(tally: Tally) -> str:
     """`1.40/s, 35 tokens/s, 2 failed, 1.2 GB`."""
-    from pixtral_runtime.device.doctor import resident_memory_bytes
+    from pixtral_runtime.device.memory import resident_memory_bytes
 
     parts = [f"{tally.made / tally.seconds:.2f}/s", f"{tally.new_tokens / tally.seconds:.0f} tokens/s"]
     if tally.failures:

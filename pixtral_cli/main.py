@@ -8,7 +8,6 @@ Every command takes -v, -q, --debug and -V without declaring them: `with_flags` 
 
 from __future__ import annotations
 
-import errno
 import functools
 import sys
 import traceback
@@ -22,7 +21,7 @@ from typer.core import TyperGroup
 from pixtral_cli import output
 from pixtral_cli.commands import ask, bench, build, check, compare, doctor, export, inspect, merge, plan, run
 from pixtral_cli.commands import eval as evaluate
-from pixtral_runtime.errors import InputError, MachineError, PixtralError
+from pixtral_runtime.errors import FULL, InputError, MachineError, PixtralError
 from pixtral_runtime.version import __version__
 
 COMMANDS = (
@@ -75,7 +74,7 @@ def _as_pixtral_error(error: BaseException) -> PixtralError | None:
         return error
     if isinstance(error, MemoryError):
         return MachineError(f"not enough memory: {error}", "pixtral doctor")
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if isinstance(error, OSError) and error.errno in FULL:
         return MachineError(f"the disk is full: {error.filename or error.strerror}", "df -h .")
     if isinstance(error, PermissionError):
         return InputError(f"{error.filename}: permission denied", f"ls -ld '{error.filename}'")

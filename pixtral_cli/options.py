@@ -62,7 +62,7 @@ def read_prompt(text: str) -> str:
 def open_prompts(bundle: Path, mode: str, max_image_side: int | None, image_tokens: int | None) -> PromptBuilder:
     """Open a bundle's tokenizer and preprocessing, without its graphs."""
     from pixtral_runtime.bundle.manifest import open_bundle
-    from pixtral_runtime.generation.model import default_preprocess
+    from pixtral_runtime.inputs.preprocess import default_preprocess
     from pixtral_runtime.inputs.prompt import PromptBuilder
 
     opened = open_bundle(bundle)
@@ -72,7 +72,7 @@ def open_prompts(bundle: Path, mode: str, max_image_side: int | None, image_toke
 
 def slots_wanted(batch: str, memory_limit: str | None) -> tuple[int | None, int | None]:
     """--batch as a number, None for auto, and the bytes that may be planned with. Raises InputError."""
-    from pixtral_runtime.device.doctor import available_memory_bytes
+    from pixtral_runtime.device.memory import available_memory_bytes
     from pixtral_runtime.errors import InputError
 
     if batch != "auto" and not (batch.isascii() and batch.isdecimal() and int(batch)):

@@ -40,8 +40,9 @@ from typing import Any
 import peers
 from make_synthetic_checkpoint import pixtral_12b, write_checkpoint
 from peers import Work
-from pixtral_runtime.bench.roofline import graph_weight_bytes, measure_bandwidth
+from pixtral_runtime.bench.cpu_rates import measure_bandwidth
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
+from pixtral_runtime.bundle.onnx_weights import graph_weight_bytes
 
 OURS, LLAMA, TRANSFORMERS = "pixtral", "llama.cpp", "transformers"
 GENAI, OPENVINO, VLLM = "onnxruntime-genai", "openvino", "vllm"

@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from pixtral_export.checkpoint.reader import SPELLINGS
-from pixtral_export.checkpoint.tensor_names import Parameter, pairs_to_halves, parameters
+from pixtral_export.checkpoint.tensor_names import pairs_to_halves
+from pixtral_export.model.parameters import Parameter, parameters
 from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, VisionConfig
 
 BLOCK = 1 << 24  # values drawn at a time

@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from pixtral_runtime import load
-from pixtral_runtime.bench.roofline import graph_weight_bytes, measure_bandwidth
+from pixtral_runtime.bench.cpu_rates import measure_bandwidth
 from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.onnx_weights import graph_weight_bytes
 from pixtral_runtime.inputs.prompt import Prompt
 
 

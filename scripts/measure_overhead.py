@@ -22,12 +22,13 @@ import onnxruntime as ort
 
 from make_synthetic_checkpoint import params_json, pixtral_12b, write_tokenizer, write_weights
 from pixtral_export.checkpoint.reader import open_checkpoint
-from pixtral_export.export import ExportSettings, export, plan_export
+from pixtral_export.export import export
+from pixtral_export.plan import ExportSettings, plan_export
 from pixtral_runtime import load
-from pixtral_runtime.backends.ort_session import OrtCache
+from pixtral_runtime.backends.ort_caches import OrtCache
 from pixtral_runtime.generation.model import Model
 from pixtral_runtime.generation.scheduler import Scheduler, Task
-from pixtral_runtime.inputs.prompt import user_message
+from pixtral_runtime.inputs.conversation import user_message
 
 PROMPT = "Describe this image in one short sentence."
 

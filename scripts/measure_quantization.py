@@ -21,7 +21,8 @@ import easy_vqa
 
 from measure_eval import easy_vqa_examples, evaluate
 from pixtral_export.checkpoint.reader import open_checkpoint
-from pixtral_export.export import ExportSettings, export, plan_export
+from pixtral_export.export import export
+from pixtral_export.plan import ExportSettings, plan_export
 from pixtral_runtime.bundle.manifest import MANIFEST, Bundle, open_bundle
 from pixtral_runtime.compare.compare import CompareSettings, compare_bundles
 

@@ -27,8 +27,10 @@ from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Request, Settings
 from pixtral_runtime.bench.measure import Endless
 from pixtral_runtime.bundle.manifest import open_bundle
-from pixtral_runtime.generation.model import Model, default_preprocess, load_bundle
-from pixtral_runtime.inputs.prompt import PromptBuilder, user_message
+from pixtral_runtime.generation.model import Model, load_bundle
+from pixtral_runtime.inputs.conversation import user_message
+from pixtral_runtime.inputs.preprocess import default_preprocess
+from pixtral_runtime.inputs.prompt import PromptBuilder
 
 SIZES = ((640, 480), (480, 640), (1024, 768), (300, 300), (1600, 1200), (800, 200))
 QUESTION = "Describe this image in one short sentence."

@@ -91,7 +91,8 @@ def write_text_checkpoint(checkpoint: str, target: str) -> None:
 
     from make_synthetic_checkpoint import hf_config
     from pixtral_export.checkpoint.reader import open_checkpoint
-    from pixtral_export.checkpoint.tensor_names import hf_name, parameters
+    from pixtral_export.checkpoint.tensor_names import hf_name
+    from pixtral_export.model.parameters import parameters
 
     opened, folder = open_checkpoint(Path(checkpoint)), Path(target)
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,12 +14,13 @@ import re
 from pathlib import Path
 
 from make_synthetic_checkpoint import pixtral_12b
-from pixtral_export.export import DEFAULT_CONTEXT
-from pixtral_export.graphs.assemble import DECODER_ROPE, VISION_ROPE
+from pixtral_export.plan import DEFAULT_CONTEXT
 from pixtral_export.quantization.recipes import EMBEDDING, Stored, make_recipe
-from pixtral_export.weights.weight_file import plan_weights, weight_file_bytes
+from pixtral_export.weight_names import DECODER_ROPE, VISION_ROPE
+from pixtral_export.weights.plan import plan_weights, weight_file_bytes
 from pixtral_runtime.bench.roofline import Ceiling, Cost, Sizes, ceiling, stage_costs
-from pixtral_runtime.bundle.footprint import DEVICES, Device, Footprint, Peak
+from pixtral_runtime.bundle.device_catalog import DEVICES, Device, Peak
+from pixtral_runtime.bundle.footprint import Footprint
 from pixtral_runtime.bundle.manifest import Limits
 from pixtral_runtime.bundle.spec import kv_cache_bytes_per_token
 

@@ -39,7 +39,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from make_synthetic_checkpoint import params_json, write_tokenizer
-from pixtral_export.checkpoint.tensor_names import halves_to_pairs, parameters
+from pixtral_export.checkpoint.tensor_names import halves_to_pairs
+from pixtral_export.model.parameters import parameters
 from pixtral_export.model.pixtral import Pixtral
 from pixtral_runtime.bundle.config import DecoderConfig, ImageTokens, ModelConfig, VisionConfig
 

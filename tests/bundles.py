@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from pixtral_export.checkpoint.reader import open_checkpoint
-from pixtral_export.export import ExportSettings, export, plan_export
+from pixtral_export.export import export
+from pixtral_export.plan import ExportSettings, plan_export
 from pixtral_runtime.bundle.manifest import Bundle
 
 CONTEXT = 1024

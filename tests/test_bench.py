@@ -15,9 +15,10 @@ from typer.testing import CliRunner
 
 from bundles import DEMO, exported
 from pixtral_cli.main import app
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Model, load
-from pixtral_runtime.bench.measure import STAGES, Case, Effort, Rates, Result, knee, latency, serve, throughput
+from pixtral_runtime.bench.cases import STAGES, Case, Effort, Rates, Result, knee
+from pixtral_runtime.bench.measure import latency, serve, throughput
 from pixtral_runtime.bench.report import Report, compare, csv_text, markdown, read_report, rows, setting_changes
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.generation.model_runner import Generator

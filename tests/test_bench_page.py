@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from bundles import DEMO, exported
 from pixtral_cli.main import app
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 from pixtral_runtime.bench.page import page_of
 from pixtral_runtime.bench.report import Change, Report, read_report
 from pixtral_runtime.bench.spread import Difference

@@ -33,7 +33,7 @@ from bench_peers import (
 )  # fmt: skip
 from peers import Work
 from pixtral_export.checkpoint.reader import open_checkpoint
-from pixtral_export.checkpoint.tensor_names import parameters
+from pixtral_export.model.parameters import parameters
 from tiny import VOCABULARY, tiny_config, write_checkpoint
 
 ROOT = Path(__file__).parents[1]

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pixtral_runtime.bench.measure import Case, Result
+from pixtral_runtime.bench.cases import Case, Result
 from pixtral_runtime.bench.plots import draw, save_plots, svg_of
 from pixtral_runtime.bench.report import Report, memory_lines
 from pixtral_runtime.device.memory import measured, vram_of

@@ -11,7 +11,8 @@ import numpy.typing as npt
 import pytest
 
 from pixtral_runtime.bench import spread as bench_stats
-from pixtral_runtime.bench.spread import ALPHA, Difference, Spread, is_noisy, is_warm, mann_whitney, significance
+from pixtral_runtime.bench.spread import Difference, Spread, is_noisy, is_warm, significance
+from pixtral_runtime.stats import ALPHA, mann_whitney
 
 PAIRS = 500
 APPROXIMATION = 6e-3  # seen 4.9e-3, on p-values near 1

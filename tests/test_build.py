@@ -21,7 +21,7 @@ from pixtral_engines import build as building
 from pixtral_engines.build import BuildSettings, build, plan_build
 from pixtral_engines.profiles import Shapes, profiles
 from pixtral_engines.targets import TARGETS, parse_targets
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends.trt_package import load, version_of
 from pixtral_runtime.bundle.engine_list import open_engines
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle

@@ -11,7 +11,8 @@ import torch
 
 from bundles import export_tiny
 from pixtral_export.checkpoint.reader import open_checkpoint
-from pixtral_export.export import ExportSettings, export, plan_export
+from pixtral_export.export import export
+from pixtral_export.plan import ExportSettings, plan_export
 from pixtral_runtime.bundle.manifest import open_bundle, verify
 from pixtral_runtime.errors import InputError, MachineError, PixtralError
 from tiny import tiny_config, write_checkpoint

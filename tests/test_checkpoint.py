@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import LlavaForConditionalGeneration
 
 from pixtral_export.checkpoint.reader import open_checkpoint
-from pixtral_export.checkpoint.tensor_names import halves_to_pairs, hf_new_name, pairs_to_halves, parameters
+from pixtral_export.checkpoint.tensor_names import halves_to_pairs, hf_new_name, pairs_to_halves
+from pixtral_export.model.parameters import parameters
 from pixtral_runtime.errors import InputError
 from tiny import edit_json, edit_weights, random_weights, refusal, tiny_config, write_checkpoint
 

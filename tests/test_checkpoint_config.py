@@ -13,9 +13,11 @@ import torch
 from transformers import LlavaConfig
 
 from make_synthetic_checkpoint import hf_config, params_json
-from pixtral_export.checkpoint.config_file import find_tokenizer, read_hf_config, read_mistral_config
+from pixtral_export.checkpoint.hf_config import read_hf_config
+from pixtral_export.checkpoint.mistral_config import read_mistral_config
 from pixtral_export.checkpoint.reader import open_checkpoint
-from pixtral_export.checkpoint.tensor_names import parameters
+from pixtral_export.checkpoint.tokenizer import find_tokenizer
+from pixtral_export.model.parameters import parameters
 from pixtral_runtime.bundle.config import ImageTokens
 from tiny import Change, edit_json, refusal, tiny_config
 

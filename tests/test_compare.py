@@ -20,20 +20,13 @@ from pixtral_cli.main import app
 from pixtral_runtime import load
 from pixtral_runtime.bundle.manifest import open_bundle
 from pixtral_runtime.compare import compare as module
-from pixtral_runtime.compare.compare import (
-    DEFAULT_PROMPT,
-    CompareSettings,
-    Noise,
-    compare_bundles,
-    kl_nats,
-    read_prompts,
-    top2_gap_nats,
-)
+from pixtral_runtime.compare.compare import DEFAULT_PROMPT, CompareSettings, compare_bundles, read_prompts
+from pixtral_runtime.compare.divergence import Noise, first_difference, kl_nats, top2_gap_nats
 from pixtral_runtime.compare.page import page
 from pixtral_runtime.compare.result import Comparison, Skipped
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.generation.model import open_image
-from pixtral_runtime.inputs.prompt import user_message
+from pixtral_runtime.inputs.conversation import user_message
+from pixtral_runtime.inputs.image_files import open_image
 from tiny import edit_weights, tiny_config, write_checkpoint
 
 DATA = Path(__file__).parent / "data"
@@ -215,7 +208,7 @@ def test_a_flipped_near_tie_is_counted_apart(gap: float, near_ties: int) -> None
     ("ours", "theirs", "first"), [([1, 2], [1, 2], None), ([1, 2], [1, 3], 1), ([1, 2], [1, 2, 3], 2), ([1], [2], 0)]
 )
 def test_the_first_difference_of_two_answers(ours: list[int], theirs: list[int], first: int | None) -> None:
-    assert module._first_difference(ours, theirs) == first
+    assert first_difference(ours, theirs) == first
 
 
 def test_a_file_of_prompts_may_have_comments(tmp_path: Path) -> None:

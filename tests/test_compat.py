@@ -18,7 +18,7 @@ from pixtral_engines.lowering_trt10_3 import COMPAT, lower_for_trt10_3
 from pixtral_engines.network import lower, parse_graph
 from pixtral_engines.profiles import Shapes
 from pixtral_engines.targets import TARGETS
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS

@@ -11,7 +11,7 @@ from make_synthetic_checkpoint import pixtral_12b, write_checkpoint
 from pixtral_engines.build import BuildSettings, build, plan_build
 from pixtral_engines.profiles import Shapes
 from pixtral_engines.targets import TARGETS
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 from pixtral_export.quantization import calibrate
 from pixtral_runtime.bundle.engine_list import EngineSet
 from pixtral_runtime.bundle.manifest import WEIGHTS

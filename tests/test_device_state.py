@@ -18,7 +18,8 @@ from pixtral_runtime.device.clocks import Clock
 from pixtral_runtime.device.cpu_time import other_load, read_cpu_time
 from pixtral_runtime.device.jetson import parse_nvpmodel
 from pixtral_runtime.device.nvml import open_gpu
-from pixtral_runtime.device.state import DeviceState, Warning, load_between, read_state, run_command, warnings
+from pixtral_runtime.device.state import DeviceState, read_state, run_command
+from pixtral_runtime.device.state_warnings import Warning, load_between, warnings
 from pixtral_runtime.device.throttling import Temperature
 from pixtral_runtime.errors import MachineError
 

@@ -16,7 +16,8 @@ from typer.testing import CliRunner, Result
 
 from pixtral_cli.main import app
 from pixtral_runtime.device import doctor
-from pixtral_runtime.device.doctor import Row, available_memory_bytes, examine
+from pixtral_runtime.device.doctor import Row, examine
+from pixtral_runtime.device.memory import available_memory_bytes
 
 MEMORY_TOLERANCE_BYTES = 1_000_000_000  # other programs take and give back between two looks
 ROOT = Path(__file__).resolve().parents[1]

@@ -19,8 +19,8 @@ from pixtral_runtime.device.energy import (
     SampledMeter,
     TegrastatsMeter,
     measure,
-    open_meters,
 )
+from pixtral_runtime.device.energy_meters import open_meters
 from pixtral_runtime.device.jetson import parse_tegrastats, total_rails
 
 RANGE_UJ = 262_143_328_850

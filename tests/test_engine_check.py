@@ -19,12 +19,12 @@ from bundles import exported
 from pixtral_cli.main import app
 from pixtral_engines import layer_semantics as layers
 from pixtral_engines.check import Agreement, NetworkCheck
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.backends.trt_package import load
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
 from pixtral_runtime.bundle.spec import GRAPHS
-from pixtral_runtime.generation.model import default_preprocess
+from pixtral_runtime.inputs.preprocess import default_preprocess
 from pixtral_runtime.inputs.prompt import PromptBuilder
 from tiny import edit_weights, tiny_config, write_checkpoint
 

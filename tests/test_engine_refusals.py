@@ -21,7 +21,7 @@ from networks import RTX
 from pixtral_cli.main import app
 from pixtral_engines import build as building
 from pixtral_engines.profiles import Shapes, profiles
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends import choose as backend
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, source_of, with_engines
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle

@@ -17,7 +17,7 @@ from bundles import DEMO, exported
 from judge_stub import Reply, judge_server
 from measure_eval import easy_vqa_data
 from pixtral_cli.main import app
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 
 COLORS = {"red": (220, 20, 20), "blue": (20, 20, 220), "green": (20, 160, 20), "black": (0, 0, 0)}
 

@@ -21,7 +21,7 @@ from pixtral_runtime.evaluation.result import (
     score_ratings,
 )
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Task
-from pixtral_runtime.inputs.prompt import user_message
+from pixtral_runtime.inputs.conversation import user_message
 
 TASK = Task("custom", "", "", "", 16, ("exact",), (), lambda row, number, save: [])
 

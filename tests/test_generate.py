@@ -13,9 +13,10 @@ from transformers import LlavaForConditionalGeneration
 
 from bundles import export_tiny
 from pixtral_runtime import Message, Model, Sampling, load
+from pixtral_runtime.bundle.spec import PREFILL_CHUNK
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.generation.model_runner import PREFILL_CHUNK
-from pixtral_runtime.inputs.prompt import Prompt, user_message
+from pixtral_runtime.inputs.conversation import user_message
+from pixtral_runtime.inputs.prompt import Prompt
 from tiny import tiny_config, write_checkpoint
 
 ATOL = 1e-4  # float32 logits of magnitude 5; seen 8e-6

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from bundles import DEMO, exported
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 from pixtral_runtime import load
 from pixtral_runtime.bench.gpu_rates import COPIES, DRIVER_NAMES, PASSES, measure_copy_bandwidth, published_peak
-from pixtral_runtime.bench.setting import _gpu_rates
-from pixtral_runtime.bundle.footprint import DEVICES
+from pixtral_runtime.bench.setting import gpu_rates_of
+from pixtral_runtime.bundle.device_catalog import DEVICES
 from trt_standin import HostDevice
 
 
@@ -30,12 +30,12 @@ def test_ceilings_of_a_known_gpu_are_measured_bandwidth_and_published_rates(
     small = partial(measure_copy_bandwidth, nbytes=1 << 20)
     monkeypatch.setattr("pixtral_runtime.bench.setting.measure_copy_bandwidth", small)
     model = load(exported(DEMO, tmp_path / "b", ExportSettings(precision="int4", method="rtn")).path)
-    rates = _gpu_rates(model, "NVIDIA L4", HostDevice)
+    rates = gpu_rates_of(model, "NVIDIA L4", HostDevice)
     peak = DEVICES["l4"].peak
     assert rates is not None and peak is not None
     assert set(rates.flops_per_s.values()) == {peak.float16} and rates.attention_flops_per_s == peak.float16
     assert 1e6 < rates.bandwidth_bytes_per_s < 1e13
-    assert _gpu_rates(model, "NVIDIA T4", HostDevice) is None
+    assert gpu_rates_of(model, "NVIDIA T4", HostDevice) is None
 
 
 def test_every_known_gpu_has_published_rates() -> None:

@@ -13,10 +13,11 @@ import torch
 
 from bundles import export_tiny
 from pixtral_export.check import load_reference
-from pixtral_export.checkpoint import tensor_names as layout
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.graphs import assemble as graphs
 from pixtral_export.model.ops import group_rows
+from pixtral_export.model.parameters import parameters
+from pixtral_export.weight_names import DECODER_ROPE, VISION_ROPE
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
 from pixtral_runtime.bundle.spec import GRAPHS
 from tiny import tiny_config, write_checkpoint
@@ -70,7 +71,7 @@ def test_every_weight_lies_in_the_weight_file_at_a_page_boundary(bundle: Bundle)
             assert int(entries["offset"]) % 4096 == 0
             names.add(tensor.name)
             spans[int(entries["offset"])] = int(entries["length"])
-    assert {p.name for p in layout.parameters(bundle.model)} | {*graphs.VISION_ROPE, *graphs.DECODER_ROPE} == names
+    assert {p.name for p in parameters(bundle.model)} | {*VISION_ROPE, *DECODER_ROPE} == names
     starts = sorted(spans)
     assert all(start + spans[start] <= after for start, after in pairwise(starts))
     assert starts[-1] + spans[starts[-1]] == bundle.files["weights.bin"].bytes

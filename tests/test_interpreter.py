@@ -16,12 +16,11 @@ from pixtral_engines.arrays import DTYPES
 from pixtral_engines.check import relative_error
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import parse_graph
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Model, load
-from pixtral_runtime.backends.session import Array, Buffer, KVCache
+from pixtral_runtime.backends.session import Array, Buffer, KVCache, Sessions
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
-from pixtral_runtime.generation.model_runner import Sessions
 
 IMAGES = Path(__file__).parent / "data" / "images"
 ROWS = 16  # of the cache

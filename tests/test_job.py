@@ -13,11 +13,12 @@ from PIL import Image
 
 from bundles import export_tiny
 from pixtral_runtime import Message, Model, load
-from pixtral_runtime.batch.job import MOST_SLOTS, Job, JobOptions, check_fit, choose_slots
+from pixtral_runtime.batch.fit import MOST_SLOTS, check_fit, choose_slots
+from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Record, Request, Settings
 from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image import decode_image
-from pixtral_runtime.inputs.prompt import user_message
 from tiny import tiny_config, write_checkpoint
 
 DEFAULT = JobOptions()

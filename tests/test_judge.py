@@ -20,7 +20,7 @@ from pixtral_runtime.errors import InputError
 from pixtral_runtime.evaluation.judge import JudgeOptions, Rating, averages, judge_messages, rate
 from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example
-from pixtral_runtime.inputs.prompt import Message
+from pixtral_runtime.inputs.conversation import Message
 
 SECRET = "sk-never-to-be-seen"
 STOPPED_RUN = """

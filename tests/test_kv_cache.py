@@ -18,8 +18,8 @@ from bundles import exported
 from pixtral_engines.lowering import scatter_into_cache
 from pixtral_export.check import load_reference, reference_logits
 from pixtral_export.checkpoint.reader import open_checkpoint
-from pixtral_export.export import ExportSettings
 from pixtral_export.model import ops
+from pixtral_export.plan import ExportSettings
 from pixtral_export.quantization.formats import FORMATS, fake_quantize
 from pixtral_runtime import load
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle

@@ -17,12 +17,12 @@ from typer.testing import CliRunner
 from bundles import DEMO, exported
 from job_records import by_id
 from pixtral_cli.main import app
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 from pixtral_runtime import load
 from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Settings
 from pixtral_runtime.batch.request_file import requests_of_images
-from pixtral_runtime.device.doctor import resident_memory_bytes
+from pixtral_runtime.device.memory import resident_memory_bytes
 
 KILLS = 10
 GROWTH = 1.05  # resident memory after 1,000 images over that after 100; seen 1.01

@@ -12,8 +12,10 @@ from safetensors import safe_open
 
 from make_synthetic_checkpoint import write_checkpoint
 from pixtral_export.checkpoint.reader import Checkpoint, open_checkpoint
-from pixtral_export.checkpoint.tensor_names import hf_name, parameters
-from pixtral_export.export import ExportSettings, export, plan_export
+from pixtral_export.checkpoint.tensor_names import hf_name
+from pixtral_export.export import export
+from pixtral_export.model.parameters import parameters
+from pixtral_export.plan import ExportSettings, plan_export
 from tiny import tiny_config
 
 CONFIG = tiny_config()

@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 from pixtral_export.checkpoint.reader import open_checkpoint
-from pixtral_export.export import ExportSettings, export, plan_export
+from pixtral_export.export import export
+from pixtral_export.plan import ExportSettings, plan_export
 
 ROOT = Path(__file__).parents[1]
 

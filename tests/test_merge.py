@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 
 from pixtral_cli.main import app
 from pixtral_runtime.batch.records import ImageInfo, Record, Settings, record_of
-from pixtral_runtime.batch.request_file import requests_of_images, shard
+from pixtral_runtime.batch.request_file import requests_of_images
 from pixtral_runtime.batch.results_file import ResultsFile, read_results
+from pixtral_runtime.batch.shards import shard
 
 SETTINGS = Settings("fingerprint")
 REQUESTS = requests_of_images([Path(f"{n}.png") for n in range(5)], ["What?"], None, 8)

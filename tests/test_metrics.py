@@ -6,7 +6,7 @@ import pytest
 
 from pixtral_runtime.evaluation.metrics import METRICS
 from pixtral_runtime.evaluation.task import Example
-from pixtral_runtime.inputs.prompt import user_message
+from pixtral_runtime.inputs.conversation import user_message
 
 NAMES = {
     *("mistral_vqa_match", "mistral_anls", "relaxed_correctness", "baseline", "level_1", "level_2", "level_3"),

@@ -10,7 +10,7 @@ from pixtral_runtime.evaluation.answer_text import edit_distance
 from pixtral_runtime.evaluation.metrics import METRICS
 from pixtral_runtime.evaluation.official_metrics import normalized
 from pixtral_runtime.evaluation.task import Example
-from pixtral_runtime.inputs.prompt import user_message
+from pixtral_runtime.inputs.conversation import user_message
 
 
 def score(metric: str, answer: str, *references: str, **details: Any) -> float:

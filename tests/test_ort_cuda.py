@@ -11,18 +11,19 @@ from typer.testing import CliRunner
 
 from bundles import DEMO, exported
 from pixtral_cli.main import app
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Model, load
 from pixtral_runtime.backends.choose import open_backend
-from pixtral_runtime.backends.ort_cuda import PROVIDERS, DeviceCache, require_cuda
-from pixtral_runtime.backends.ort_session import CACHE_STEP, OrtSession, OrtSettings
+from pixtral_runtime.backends.ort_caches import CACHE_STEP, DeviceCache
+from pixtral_runtime.backends.ort_cuda import PROVIDERS, require_cuda
+from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
+from pixtral_runtime.backends.session import Sessions
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import MachineError
-from pixtral_runtime.generation.model import open_image
-from pixtral_runtime.generation.model_runner import Sessions
 from pixtral_runtime.generation.scheduler import Scheduler, Task
-from pixtral_runtime.inputs.prompt import user_message
+from pixtral_runtime.inputs.conversation import user_message
+from pixtral_runtime.inputs.image_files import open_image
 
 IMAGE = Path(__file__).parent / "data" / "images" / "gray_circle_99x70.png"
 QUESTION = "Describe this image in one short sentence."

@@ -11,8 +11,9 @@ import onnxruntime as ort
 import pytest
 
 from bundles import DEMO, exported
-from pixtral_export.export import ExportSettings
-from pixtral_runtime.backends.ort_session import CACHE_STEP, OrtCache, OrtSession, OrtSettings
+from pixtral_export.plan import ExportSettings
+from pixtral_runtime.backends.ort_caches import CACHE_STEP, OrtCache
+from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
 from pixtral_runtime.bundle.spec import cache_names
 
 

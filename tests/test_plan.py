@@ -15,8 +15,9 @@ from bundles import export_tiny
 from make_synthetic_checkpoint import pixtral_12b
 from pixtral_cli.main import app
 from pixtral_runtime import load
-from pixtral_runtime.backends.ort_session import OrtCache
-from pixtral_runtime.bundle.footprint import DEVICES, Device, Footprint
+from pixtral_runtime.backends.ort_caches import OrtCache
+from pixtral_runtime.bundle.device_catalog import DEVICES, Device
+from pixtral_runtime.bundle.footprint import Footprint
 from pixtral_runtime.bundle.manifest import Limits
 
 DEMO = Path(__file__).parent / "data" / "tiny-pixtral"

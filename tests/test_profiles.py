@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from bundles import DEMO, exported
 from pixtral_cli.main import app
 from pixtral_engines.profiles import Shapes, profiles, read_profiles
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends.trt_package import load, version_of
 from pixtral_runtime.backends.trt_session import TrtSession
 from pixtral_runtime.bundle.engine_list import open_engines

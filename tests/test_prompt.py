@@ -19,8 +19,9 @@ from PIL import Image
 from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, VisionConfig
 from pixtral_runtime.bundle.manifest import Bundle, Limits
 from pixtral_runtime.errors import InputError
+from pixtral_runtime.inputs.conversation import Message, user_message
 from pixtral_runtime.inputs.preprocess import Preprocess
-from pixtral_runtime.inputs.prompt import Message, PromptBuilder, TextStream, user_message
+from pixtral_runtime.inputs.prompt import PromptBuilder, TextStream
 
 GOLDENS = Path(__file__).parents[2] / "shared" / "spec" / "goldens" / "vllm_pixtral_chat.json"
 FIXTURE_PROMPT = "Describe each image in one short sentence."

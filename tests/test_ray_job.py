@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from bundles import DEMO, exported
 from job_records import by_id
 from pixtral_cli.main import app
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 
 
 @pytest.fixture(scope="module")

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 
 from make_synthetic_checkpoint import pixtral_12b
-from pixtral_export.checkpoint.tensor_names import Parameter, parameters
+from pixtral_export.model.parameters import Parameter, parameters
 from pixtral_export.quantization.recipes import Recipe, Scheme, check_patterns, make_recipe, stored_tensors
-from pixtral_export.weights.weight_file import plan_weights, weight_file_bytes
+from pixtral_export.weights.plan import plan_weights, weight_file_bytes
 from pixtral_runtime.bundle.manifest import Limits
 from pixtral_runtime.errors import InputError
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 
 from pixtral_runtime.batch.records import Request
-from pixtral_runtime.batch.request_file import parse_shard, read_requests, requests_of_images, shard
+from pixtral_runtime.batch.request_file import read_requests, requests_of_images
+from pixtral_runtime.batch.shards import parse_shard, shard
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.inputs.prompt import Message
+from pixtral_runtime.inputs.conversation import Message
 
 FOLDER = Path("data")
 

@@ -22,7 +22,8 @@ import pytest
 
 from pixtral_runtime.batch.records import ImageInfo, Record, Request, Settings, record_of
 from pixtral_runtime.batch.request_file import requests_of_images
-from pixtral_runtime.batch.results_file import ResultsFile, read_results, table_format, write_table
+from pixtral_runtime.batch.results_file import ResultsFile, read_results
+from pixtral_runtime.batch.tables import table_format, write_table
 from pixtral_runtime.errors import InputError, MachineError
 
 SETTINGS = Settings("fingerprint")

@@ -18,26 +18,17 @@ from torch.utils.flop_counter import FlopCounterMode
 import predict_ceilings
 from bundles import exported
 from pixtral_export.checkpoint.reader import open_checkpoint
-from pixtral_export.export import ExportSettings, plan_export
 from pixtral_export.model.decoder import causal_mask
 from pixtral_export.model.pixtral import Pixtral
+from pixtral_export.plan import ExportSettings, plan_export
 from pixtral_runtime import load
-from pixtral_runtime.backends.ort_session import OrtCache
-from pixtral_runtime.bench.roofline import (
-    MATRIX_KINDS,
-    Ceiling,
-    Cost,
-    Sizes,
-    ceiling,
-    graph_weight_bytes,
-    matrix_kind,
-    measure_bandwidth,
-    measure_matrix_rate,
-    stage_costs,
-)
-from pixtral_runtime.bundle.footprint import DEVICES
+from pixtral_runtime.backends.ort_caches import OrtCache
+from pixtral_runtime.bench.cpu_rates import MATRIX_KINDS, matrix_kind, measure_bandwidth, measure_matrix_rate
+from pixtral_runtime.bench.one_node_model import single_node
+from pixtral_runtime.bench.roofline import Ceiling, Cost, Sizes, ceiling, stage_costs
+from pixtral_runtime.bundle.device_catalog import DEVICES
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.bundle.onnx_weights import single_node, weight_bytes
+from pixtral_runtime.bundle.onnx_weights import graph_weight_bytes, weight_bytes
 from pixtral_runtime.errors import InputError
 from tiny import tiny_config, write_checkpoint
 
@@ -192,8 +183,8 @@ def test_bandwidth_is_measured_with_a_spread() -> None:
 
 @pytest.mark.parametrize("kind", MATRIX_KINDS)
 def test_a_matrix_rate_is_measured_for_each_kind(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixtral_runtime.bench.roofline.MATRIX", (16, 256, 128))
-    monkeypatch.setattr("pixtral_runtime.bench.roofline.MATRIX_SECONDS", 0.0)
+    monkeypatch.setattr("pixtral_runtime.bench.cpu_rates.MATRIX", (16, 256, 128))
+    monkeypatch.setattr("pixtral_runtime.bench.cpu_rates.MATRIX_SECONDS", 0.0)
     assert measure_matrix_rate(1, kind).min > 1e6
 
 

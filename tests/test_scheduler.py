@@ -14,14 +14,15 @@ import pytest
 from PIL import Image
 
 from bundles import DEMO, exported
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Message, Model, Sampling, load
-from pixtral_runtime.backends.ort_session import rounded
+from pixtral_runtime.backends.ort_caches import rounded
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.generation.feature_cache import FeatureCache
 from pixtral_runtime.generation.model_runner import Generator
 from pixtral_runtime.generation.scheduler import COPY_FROM, Scheduler, Task
-from pixtral_runtime.inputs.prompt import Prompt, user_message
+from pixtral_runtime.inputs.conversation import user_message
+from pixtral_runtime.inputs.prompt import Prompt
 
 SYSTEM = "You look at pictures of one shape on a plain ground. Answer in as few words as you can, and be exact."
 GREEDY = Sampling()

@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from pixtral_runtime.evaluation.score import Paired, Score, mcnemar, paired, verdict, wilson
+from pixtral_runtime.evaluation.score import Paired, Score, paired, verdict
+from pixtral_runtime.stats import mcnemar, wilson
 
 
 def test_the_interval_of_a_share_is_the_normal_ones_where_there_are_many_examples() -> None:

@@ -13,16 +13,16 @@ import numpy.typing as npt
 import pytest
 
 from bundles import DEMO, exported
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Model, load
 from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Settings
 from pixtral_runtime.batch.request_file import requests_of_images
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.generation.json_schema import Schema, SchemaConstraint, compile_schema
-from pixtral_runtime.generation.model import open_image
 from pixtral_runtime.generation.sampling import Sampler, Sampling
-from pixtral_runtime.inputs.prompt import user_message
+from pixtral_runtime.inputs.conversation import user_message
+from pixtral_runtime.inputs.image_files import open_image
 
 IMAGES = sorted((Path(__file__).parent / "data" / "images").glob("*.png"))
 SPECIAL = 20  # control tokens of the demo checkpoint

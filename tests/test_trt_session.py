@@ -15,20 +15,22 @@ from pixtral_engines.build import BuildSettings, build, plan_build
 from pixtral_engines.check import relative_error
 from pixtral_engines.profiles import Shapes, profiles
 from pixtral_engines.targets import Target
-from pixtral_export.export import ExportSettings
+from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Model, load
 from pixtral_runtime.backends.cuda import CudaDevice, Memory
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
 from pixtral_runtime.backends.session import Array, Buffer
+from pixtral_runtime.backends.trt_buffers import TrtBuffer
 from pixtral_runtime.backends.trt_package import version_of
-from pixtral_runtime.backends.trt_session import GraphUse, TrtBuffer, TrtSession, TrtSettings, open_sessions
+from pixtral_runtime.backends.trt_session import GraphUse, TrtSession, TrtSettings, open_sessions
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, open_engines
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import InputError, MachineError
-from pixtral_runtime.generation.model import open_image
 from pixtral_runtime.generation.scheduler import Scheduler, Task
-from pixtral_runtime.inputs.prompt import Prompt, user_message
+from pixtral_runtime.inputs.conversation import user_message
+from pixtral_runtime.inputs.image_files import open_image
+from pixtral_runtime.inputs.prompt import Prompt
 from trt_standin import HostDevice, StandIn, StandInError, write_engine
 
 IMAGES = Path(__file__).parent / "data" / "images"

@@ -16,8 +16,9 @@ from onnx import numpy_helper
 from torch import Tensor, nn
 
 from pixtral_export.checkpoint.reader import open_checkpoint
-from pixtral_export.export import ExportSettings, export, plan_export
+from pixtral_export.export import export
 from pixtral_export.model.pixtral import Pixtral
+from pixtral_export.plan import ExportSettings, plan_export
 from pixtral_export.quantization.formats import FORMATS, expand_scales, fake_quantize
 from pixtral_export.weights.layerwise import units
 from pixtral_runtime import load

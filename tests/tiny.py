@@ -20,7 +20,8 @@ from torch import Tensor
 
 from make_synthetic_checkpoint import hf_config, params_json, write_tokenizer
 from pixtral_export.checkpoint.reader import open_checkpoint
-from pixtral_export.checkpoint.tensor_names import Parameter, hf_name, hf_new_name, pairs_to_halves, parameters
+from pixtral_export.checkpoint.tensor_names import hf_name, hf_new_name, pairs_to_halves
+from pixtral_export.model.parameters import Parameter, parameters
 from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, VisionConfig
 from pixtral_runtime.errors import InputError
 

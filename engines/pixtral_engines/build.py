@@ -22,7 +22,7 @@ from pixtral_runtime.backends.trt_package import load, log_of, version_of
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, open_engines, source_of, with_engines
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
-from pixtral_runtime.device.doctor import available_memory_bytes
+from pixtral_runtime.device.memory import available_memory_bytes
 from pixtral_runtime.errors import InputError, MachineError
 
 UNUSED = "Unused Input"

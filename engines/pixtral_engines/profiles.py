@@ -12,9 +12,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pixtral_runtime.bundle.spec import GRAPHS
+from pixtral_runtime.bundle.spec import GRAPHS, PREFILL_CHUNK
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.generation.model_runner import PREFILL_CHUNK
 from pixtral_runtime.inputs.preprocess import token_count
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from pixtral_runtime.backends.trt_package import Flavor
-from pixtral_runtime.bundle.footprint import LEAST_CAPABILITY
+from pixtral_runtime.bundle.device_catalog import LEAST_CAPABILITY
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.errors import InputError
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import torch
 
 from pixtral_export.checkpoint.reader import Checkpoint
-from pixtral_export.checkpoint.tensor_names import parameters
+from pixtral_export.model.parameters import parameters
 from pixtral_export.model.pixtral import Pixtral
 from pixtral_runtime.compare.parity import DECODE_STEPS, prompt_cases, vision_cases
 from pixtral_runtime.errors import InputError, MachineError

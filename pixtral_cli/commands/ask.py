@@ -54,9 +54,9 @@ def ask(
     """Ask one question about images, and see the answer as it comes."""
     from dataclasses import asdict
 
-    from pixtral_runtime.generation.model import open_image
     from pixtral_runtime.generation.sampling import Sampling
-    from pixtral_runtime.inputs.prompt import user_message
+    from pixtral_runtime.inputs.conversation import user_message
+    from pixtral_runtime.inputs.image_files import open_image
 
     sampling = Sampling(temperature, top_p, seed)
     pictures = [open_image(path, apply_exif=exif) for path in images or []]

@@ -12,7 +12,7 @@ from pixtral_cli.bench_tables import check_outputs, show
 from pixtral_cli.options import BackendOption, BundleArgument, JsonOption, ThreadsOption, open_model, open_prompts
 
 if TYPE_CHECKING:
-    from pixtral_runtime.bench.measure import Case, Effort, Result
+    from pixtral_runtime.bench.cases import Case, Effort, Result
     from pixtral_runtime.bench.report import Report
     from pixtral_runtime.generation.model import Model
 
@@ -43,7 +43,7 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Measure every stage, with its spread, the setting and the share of what this machine could do."""
-    from pixtral_runtime.bench.measure import Effort
+    from pixtral_runtime.bench.cases import Effort
     from pixtral_runtime.bench.report import compare as compare_reports
     from pixtral_runtime.bench.report import read_report, setting_changes
 
@@ -69,7 +69,7 @@ def _cases(
     """Every combination that was asked for. Raises InputError."""
     from itertools import product
 
-    from pixtral_runtime.bench.measure import Case
+    from pixtral_runtime.bench.cases import Case
     from pixtral_runtime.errors import InputError
 
     if mode not in MODES:

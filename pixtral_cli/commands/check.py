@@ -54,7 +54,7 @@ def _against_checkpoint(
     from pixtral_export.check import check_bundle, load_reference
     from pixtral_export.checkpoint.hub import resolve_checkpoint
     from pixtral_export.checkpoint.reader import open_checkpoint
-    from pixtral_runtime.device.doctor import available_memory_bytes
+    from pixtral_runtime.device.memory import available_memory_bytes
     from pixtral_runtime.generation.model import load_bundle
 
     prompts = open_prompts(bundle, "mistral", None, None)

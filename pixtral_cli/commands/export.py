@@ -51,8 +51,8 @@ def export(
     output.require("torch", "export", "Exporting")
     from pixtral_export.checkpoint.hub import resolve_checkpoint
     from pixtral_export.checkpoint.reader import open_checkpoint
-    from pixtral_export.export import ExportPlan, ExportSettings, plan_export
     from pixtral_export.export import export as write_bundle
+    from pixtral_export.plan import ExportPlan, ExportSettings, plan_export
 
     settings = ExportSettings(
         dtype, max_context, max_image_side, opset, precision, group_size, method, tuple(keep or ()), kv_cache,

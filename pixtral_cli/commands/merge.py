@@ -24,8 +24,8 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Join results files in the order given; an answer takes the place of an error for the same id."""
-    from pixtral_runtime.batch.results_file import table_format
     from pixtral_runtime.batch.shards import merge as merge_results
+    from pixtral_runtime.batch.tables import table_format
 
     written = table_format(target, format)
     summary = merge_results(results, target, force, written)

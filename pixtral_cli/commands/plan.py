@@ -12,7 +12,8 @@ from pixtral_cli import output
 from pixtral_cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from pixtral_runtime.bundle.footprint import Device, Footprint
+    from pixtral_runtime.bundle.device_catalog import Device
+    from pixtral_runtime.bundle.footprint import Footprint
 
 EPILOG = "Example: pixtral plan mistralai/Pixtral-12B-2409 --precision int4 --device orin-nx-16"
 THIS_MACHINE = "cpu"
@@ -91,7 +92,7 @@ def _of_checkpoint(
     output.require("torch", "export", "Planning an export")
     from pixtral_export.checkpoint.hub import resolve_checkpoint
     from pixtral_export.checkpoint.reader import open_checkpoint
-    from pixtral_export.export import ExportSettings, plan_export
+    from pixtral_export.plan import ExportSettings, plan_export
     from pixtral_export.quantization.recipes import RECIPES
     from pixtral_runtime.bundle.footprint import Footprint
     from pixtral_runtime.bundle.spec import kv_cache_bytes_per_token
@@ -119,8 +120,8 @@ def _of_checkpoint(
 
 
 def _devices(names: list[str] | None) -> list[Device]:
-    from pixtral_runtime.bundle.footprint import CPU_RESERVE, DEVICES, Device
-    from pixtral_runtime.device.doctor import available_memory_bytes
+    from pixtral_runtime.bundle.device_catalog import CPU_RESERVE, DEVICES, Device
+    from pixtral_runtime.device.memory import available_memory_bytes
     from pixtral_runtime.errors import InputError
 
     known = dict(DEVICES)

@@ -89,10 +89,10 @@ def run(
     """Answer questions about images, many at a time; broken images are recorded and the run goes on."""
     from hashlib import sha256
 
-    from pixtral_runtime.batch.job import check_fit
+    from pixtral_runtime.batch.fit import check_fit
     from pixtral_runtime.batch.ray_job import RayJob
     from pixtral_runtime.batch.records import Settings
-    from pixtral_runtime.batch.results_file import write_table
+    from pixtral_runtime.batch.tables import write_table
     from pixtral_runtime.batch.worker import Worker, WorkerOptions
     from pixtral_runtime.bundle.manifest import open_bundle
 
@@ -137,8 +137,9 @@ def _asked(
     shard: str | None,
 ) -> list[Request]:
     """What the arguments ask for. Raises InputError."""
-    from pixtral_runtime.batch.request_file import parse_shard, read_requests, requests_of_images
-    from pixtral_runtime.batch.request_file import shard as share
+    from pixtral_runtime.batch.request_file import read_requests, requests_of_images
+    from pixtral_runtime.batch.shards import parse_shard
+    from pixtral_runtime.batch.shards import shard as share
     from pixtral_runtime.errors import InputError
     from pixtral_runtime.inputs.image_files import collect_images
 

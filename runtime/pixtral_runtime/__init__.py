@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from pixtral_runtime.generation.model import Model as Model
     from pixtral_runtime.generation.model import load as load
     from pixtral_runtime.generation.sampling import Sampling as Sampling
-    from pixtral_runtime.inputs.prompt import Message as Message
+    from pixtral_runtime.inputs.conversation import Message as Message
 
 _HOME = {
     "load": "generation.model",

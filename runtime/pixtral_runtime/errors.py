@@ -6,6 +6,11 @@ Each carries what went wrong and a `hint`: the next command to type. The class d
 
 from __future__ import annotations
 
+import errno
+from pathlib import Path
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
 
 class PixtralError(Exception):
     """A failure with a remedy. `str(error)` is the message; `error.hint` says what to do next."""
@@ -44,3 +49,10 @@ def extra_missing(package: str, extra: str, purpose: str) -> MachineError:
     return MachineError(
         f"{purpose} needs the package '{package}', which is not installed", f"pip install 'pixtral[{extra}]'"
     )
+
+
+def unwritable(path: Path, error: OSError, hint: str) -> PixtralError:
+    """The error for a file that the system does not let us write; `hint` names another place."""
+    if error.errno in FULL:
+        return MachineError(f"the disk is full: {path}", "df -h .")
+    return InputError(f"{path} cannot be written: {error.strerror}", hint)

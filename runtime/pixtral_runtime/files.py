@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 HASH_BLOCK_BYTES = 1 << 22
@@ -14,6 +17,24 @@ def write_atomically(path: Path, data: bytes) -> None:
     temporary = path.with_name(f".{path.name}.tmp")
     temporary.write_bytes(data)
     os.replace(temporary, path)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[io.BufferedWriter]:
+    """A file that takes the place of `path`, with its folder, once it is whole and on the disk. Raises OSError."""
+    target = path.resolve()  # a link stays a link
+    temporary = target.with_name(f".{target.name}.tmp")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file = temporary.open("wb")
+    try:
+        with file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def sha256_of_file(path: Path) -> str:

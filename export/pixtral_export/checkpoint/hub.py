@@ -10,7 +10,10 @@ import errno
 import re
 from pathlib import Path
 
-from pixtral_export.checkpoint.config_file import HF_CONFIG, MISTRAL_CONFIG, SUPPORTED_MODEL, TOKENIZER
+from pixtral_export.checkpoint.config_file import SUPPORTED_MODEL
+from pixtral_export.checkpoint.hf_config import HF_CONFIG
+from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG
+from pixtral_export.checkpoint.tokenizer import TOKENIZER
 from pixtral_runtime.errors import InputError, MachineError, PixtralError
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")

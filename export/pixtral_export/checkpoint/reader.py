@@ -21,18 +21,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pixtral_export.checkpoint.config_file import (
-    DOWNLOAD_HINT,
-    HF_CONFIG,
-    MISTRAL_CONFIG,
-    ORIGINAL_HINT,
-    SUPPORTED_MODEL,
-    find_tokenizer,
-    read_hf_config,
-    read_json,
-    read_mistral_config,
-)
-from pixtral_export.checkpoint.tensor_names import Parameter, hf_name, hf_new_name, pairs_to_halves, parameters
+from pixtral_export.checkpoint.config_file import DOWNLOAD_HINT, ORIGINAL_HINT, SUPPORTED_MODEL, read_json
+from pixtral_export.checkpoint.hf_config import HF_CONFIG, read_hf_config
+from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG, read_mistral_config
+from pixtral_export.checkpoint.tensor_names import hf_name, hf_new_name, pairs_to_halves
+from pixtral_export.checkpoint.tokenizer import find_tokenizer
+from pixtral_export.model.parameters import Parameter, parameters
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.errors import InputError
 

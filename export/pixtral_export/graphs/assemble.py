@@ -14,13 +14,12 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim
 
-from pixtral_export.graphs.trace import ExternalWeight, GraphBuilder, trace, without_weights
+from pixtral_export.graphs.builder import GraphBuilder
+from pixtral_export.graphs.trace import trace, without_weights
 from pixtral_export.model import decoder, vision
+from pixtral_export.weight_names import DECODER_ROPE, VISION_ROPE, ExternalWeight
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.spec import GraphSpec, cache_names, graph_spec
-
-VISION_ROPE = ("vision_rope.cos", "vision_rope.sin")
-DECODER_ROPE = ("decoder_rope.cos", "decoder_rope.sin")
 
 BATCH = Dim("B", max=256)
 TOKENS = Dim("T", max=65_536)

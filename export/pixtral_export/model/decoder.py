@@ -13,15 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pixtral_export.model.ops import group_rows
+from pixtral_export.model.rope import decoder_rope_tables
 from pixtral_export.model.transformer import Linear, RMSNorm, TransformerBlock
 from pixtral_runtime.bundle.config import DecoderConfig
-
-
-def rope_tables(config: DecoderConfig, positions: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of the rotary angles, each (positions, head_dim/2) in float64 (specification section 1.4)."""
-    frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
-    angles = torch.arange(positions, dtype=torch.float64)[:, None] * frequencies
-    return angles.cos(), angles.sin()
 
 
 def causal_mask(position_ids: Tensor, past_k: Tensor, groups: int = 1) -> Tensor:
@@ -76,7 +70,7 @@ class Decoder(Head):
         super().__init__(config)
         self.groups = config.n_heads // config.n_kv_heads
         self.layers = nn.ModuleList(decoder_block(config) for _ in range(config.n_layers))
-        cos, sin = rope_tables(config, positions)
+        cos, sin = decoder_rope_tables(config, positions)
         self.register_buffer("cos", cos.float(), persistent=False)
         self.register_buffer("sin", sin.float(), persistent=False)
 

@@ -12,24 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from pixtral_export.model.rope import vision_rope_tables
 from pixtral_export.model.transformer import Linear, RMSNorm, TransformerBlock
 from pixtral_runtime.bundle.config import ModelConfig, VisionConfig
-
-
-def rope_tables(config: VisionConfig) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of 2-D rotary angles, each (max_grid², head_dim/2) in float64.
-
-    Row r·max_grid + c belongs to the patch in row r and column c.
-
-    The even base frequencies turn with the height, the odd ones with the width, and the two halves are concatenated:
-    the order the weights were trained with, which differs from the paper's equation (specification section 1.3.1).
-    """
-    frequencies = config.rope_theta ** (-torch.arange(0, config.head_dim, 2, dtype=torch.float64) / config.head_dim)
-    index = torch.arange(config.max_grid, dtype=torch.float64)[:, None]
-    height = (index * frequencies[0::2])[:, None].expand(-1, config.max_grid, -1)
-    width = (index * frequencies[1::2])[None].expand(config.max_grid, -1, -1)
-    angles = torch.cat([height, width], dim=-1).flatten(0, 1)  # (max_grid², E/2)
-    return angles.cos(), angles.sin()
 
 
 def position_ids(rows: int, columns: int, max_grid: int) -> Tensor:
@@ -88,7 +73,7 @@ class VisionEncoder(PatchEmbedding):
     def __init__(self, config: VisionConfig) -> None:
         super().__init__(config)
         self.transformer = VisionTransformer(config)
-        cos, sin = rope_tables(config)
+        cos, sin = vision_rope_tables(config)
         self.register_buffer("cos", cos.float(), persistent=False)
         self.register_buffer("sin", sin.float(), persistent=False)
 

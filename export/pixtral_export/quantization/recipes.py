@@ -18,8 +18,9 @@ import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 
-from pixtral_export.checkpoint.tensor_names import Parameter
+from pixtral_export.model.parameters import Parameter
 from pixtral_export.quantization.formats import FORMATS, FP4, FP8
+from pixtral_export.weight_names import global_scale_name, input_scale_name, scale_name
 from pixtral_runtime.errors import InputError
 
 GROUP_SIZES = (32, 64, 128)
@@ -203,21 +204,6 @@ def stored_tensors(parameter: Parameter, scheme: Scheme | None, dtype: str) -> l
         Stored(scale_name(parameter.name), scales, "float32"),
         Stored(input_scale_name(parameter.name), (), "float32"),
     ]
-
-
-def scale_name(name: str) -> str:
-    return f"{name}_scale"
-
-
-def global_scale_name(name: str) -> str:
-    return f"{name}_global_scale"
-
-
-def input_scale_name(name: str) -> str:
-    """The static scale of a layer's input; wq, wk and wv read one input and share one scale, as do w1 and w3."""
-    layer = name.removesuffix(".weight")
-    shared = layer.endswith(("wq", "wk", "wv", "w1", "w3"))
-    return f"{layer.rpartition('.')[0] if shared else layer}.input_scale"
 
 
 def _table(parameter: Parameter) -> Scheme:

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixtral_runtime.errors import ImageError, InputError
-from pixtral_runtime.generation.model import open_image
-from pixtral_runtime.inputs.image_files import collect_images
-from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder, user_message
+from pixtral_runtime.inputs.conversation import user_message
+from pixtral_runtime.inputs.image_files import collect_images, open_image
+from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 
 DEFAULT_SAMPLES = 16
 IMAGE_TOKENS = 256

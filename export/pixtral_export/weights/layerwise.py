@@ -23,14 +23,16 @@ import torch
 from torch import Tensor, nn
 
 from pixtral_export.checkpoint.reader import Checkpoint
-from pixtral_export.checkpoint.tensor_names import Parameter, parameters
-from pixtral_export.graphs.trace import ExternalWeight
 from pixtral_export.model import decoder, vision
 from pixtral_export.model.ops import group_rows
+from pixtral_export.model.parameters import Parameter, parameters
+from pixtral_export.model.rope import decoder_rope_tables, vision_rope_tables
 from pixtral_export.quantization.calibrate import ADAPTER_GROUPS, BLOCK_GROUPS, quantize_block, watch
 from pixtral_export.quantization.formats import FORMATS
-from pixtral_export.quantization.recipes import Recipe, Scheme, Stored, input_scale_name, scale_name
-from pixtral_export.weights.weight_file import Advance, WeightFile, rope_tables, rope_tensors
+from pixtral_export.quantization.recipes import Recipe, Scheme, Stored
+from pixtral_export.weight_names import ExternalWeight, input_scale_name, scale_name
+from pixtral_export.weights.plan import rope_tensors
+from pixtral_export.weights.weight_file import Advance, WeightFile, rope_tables
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.manifest import WEIGHTS, FileEntry, Limits
 from pixtral_runtime.bundle.spec import cache_names
@@ -247,7 +249,7 @@ class Walk:
 
     def _vision(self, block: nn.Module, inputs: Iterator[Tensor]) -> Iterator[Tensor]:
         config = self.checkpoint.config.vision
-        cos, sin = (table.float() for table in vision.rope_tables(config))
+        cos, sin = (table.float() for table in vision_rope_tables(config))
         for x, pixels in zip(inputs, self._images(), strict=True):
             rows, columns = (side // config.patch_size for side in pixels.shape[2:])
             yield block(x, cos, sin, vision.position_ids(rows, columns, config.max_grid)[None])[0]
@@ -264,7 +266,7 @@ class Walk:
         """Outputs of a block. `largest` keeps the magnitudes of its keys and values."""
         longest = max(len(prompt.token_ids) for prompt in self.prompts)
         config = self.checkpoint.config.decoder
-        cos, sin = (table.float() for table in decoder.rope_tables(config, longest))
+        cos, sin = (table.float() for table in decoder_rope_tables(config, longest))
         for x in inputs:
             positions = torch.arange(x.shape[1])
             mask = group_rows((positions[:, None] >= positions)[None, None], config.n_heads // config.n_kv_heads)

@@ -17,10 +17,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from pixtral_export.checkpoint.tensor_names import Parameter, parameters
-from pixtral_export.graphs.assemble import DECODER_ROPE, VISION_ROPE
-from pixtral_export.graphs.trace import ExternalWeight
-from pixtral_export.model import decoder, vision
+from pixtral_export.model.parameters import Parameter
+from pixtral_export.model.rope import decoder_rope_tables, vision_rope_tables
 from pixtral_export.quantization.calibrate import Quantized, e4m3_unit, quantize_weight
 from pixtral_export.quantization.formats import (
     FORMATS,
@@ -31,53 +29,22 @@ from pixtral_export.quantization.formats import (
     stored_as,
     stored_as_e4m3,
 )
-from pixtral_export.quantization.recipes import (
-    EMBEDDING,
-    Recipe,
-    Scheme,
-    Stored,
+from pixtral_export.quantization.recipes import EMBEDDING, Scheme, Stored, stored_tensors
+from pixtral_export.weight_names import (
+    ExternalWeight,
     global_scale_name,
     input_scale_name,
     scale_name,
-    stored_tensors,
 )
+from pixtral_export.weights.plan import aligned
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.manifest import FileEntry, Limits
-from pixtral_runtime.bundle.spec import cache_names
 from pixtral_runtime.errors import InputError
 
-ALIGNMENT = 4096
 SLAB_VALUES = 16 << 20
 
 Advance = Callable[[int], None]
 """Called with the bytes just written."""
-
-
-def plan_weights(config: ModelConfig, dtype: str, limits: Limits, recipe: Recipe) -> list[Stored]:
-    """All tensors of the weight file. Raises InputError where the recipe does not fit a layer."""
-    planned: dict[str, Stored] = {}
-    for parameter in parameters(config):
-        planned |= {item.name: item for item in stored_tensors(parameter, recipe.scheme(parameter), dtype)}
-    caches = cache_names("past", config.decoder.n_layers) if recipe.kv_cache else ()
-    cache_scales = [Stored(scale_name(name), (), dtype) for name in caches]
-    return [*planned.values(), *cache_scales, *rope_tensors(config, dtype, limits)]
-
-
-def rope_tensors(config: ModelConfig, dtype: str, limits: Limits) -> list[Stored]:
-    shapes = ((config.vision.max_grid**2, config.vision.head_dim), (limits.max_context, config.decoder.head_dim))
-    names = (VISION_ROPE, DECODER_ROPE)
-    return [
-        Stored(name, (rows, width // 2), dtype)
-        for pair, (rows, width) in zip(names, shapes, strict=True)
-        for name in pair
-    ]
-
-
-def weight_file_bytes(plan: Iterable[Stored]) -> int:
-    end = 0
-    for item in plan:
-        end = _aligned(end) + item.nbytes
-    return end
 
 
 class WeightFile:
@@ -109,7 +76,7 @@ class WeightFile:
         """Append a tensor, given as pieces of its flat contents. A name that is there already is passed over."""
         if item.name in self.places:
             return
-        start = _aligned(self._file.tell())
+        start = aligned(self._file.tell())
         self._write(b"\0" * (start - self._file.tell()))
         for chunk in chunks:
             self._write(chunk.contiguous().view(-1).view(torch.uint8).numpy().data)
@@ -197,8 +164,8 @@ def slabs(tensor: Tensor, multiple: int = 1) -> Iterator[Tensor]:
 
 def rope_tables(config: ModelConfig, limits: Limits) -> Iterator[Tensor]:
     """The tables of `rope_tensors`, in its order."""
-    yield from vision.rope_tables(config.vision)
-    yield from decoder.rope_tables(config.decoder, limits.max_context)
+    yield from vision_rope_tables(config.vision)
+    yield from decoder_rope_tables(config.decoder, limits.max_context)
 
 
 def _cast(item: Stored, tensor: Tensor) -> Iterator[Tensor]:
@@ -210,7 +177,3 @@ def _cast(item: Stored, tensor: Tensor) -> Iterator[Tensor]:
                 "pixtral export … --dtype bfloat16 (TensorRT) or --dtype float32 (CPU)",
             )
         yield values
-
-
-def _aligned(offset: int) -> int:
-    return -(-offset // ALIGNMENT) * ALIGNMENT

@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from pixtral_runtime.backends.cuda import CudaDevice
 from pixtral_runtime.backends.ort_cuda import PROVIDERS, lists_cuda, require_cuda
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
+from pixtral_runtime.backends.session import Sessions
 from pixtral_runtime.backends.trt_package import Flavor, load, version_of
 from pixtral_runtime.backends.trt_session import TrtSettings, open_sessions
 from pixtral_runtime.bundle.engine_list import open_engines
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import InputError, PixtralError
-from pixtral_runtime.generation.model_runner import Sessions
 
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "rtx", "trt")
 FLAVORS: tuple[Flavor, ...] = ("rtx", "trt")

@@ -7,9 +7,12 @@ or a backend's own buffers handed from one graph's output to another's input wit
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy.typing as npt
+
+from pixtral_runtime.bundle.spec import PREFILL_CHUNK
 
 Array = npt.NDArray[Any]
 
@@ -54,3 +57,21 @@ class Session(Protocol):
 
     def new_cache(self, slots: int, rows: int) -> KVCache:
         """A zeroed cache for this graph. Decoder only."""
+
+
+@dataclass(frozen=True)
+class Sessions:
+    """A bundle's graphs, ready to run.
+
+    `chunk` is how many tokens of a prompt they take at a time. `slots` and `context` are what engines were built for:
+    the most slots and, per slot, cache rows; None where there is no such limit. Engines decode one token a slot and
+    step; `drafts` says that these graphs take several.
+    """
+
+    vision: Session
+    embed: Session
+    decoder: Session
+    chunk: int = field(default=PREFILL_CHUNK, kw_only=True)
+    slots: int | None = field(default=None, kw_only=True)
+    context: int | None = field(default=None, kw_only=True)
+    drafts: bool = field(default=True, kw_only=True)

@@ -11,25 +11,24 @@ import time
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixtral_runtime.batch.records import Record, Request, Settings, record_key, record_of
-from pixtral_runtime.bundle.footprint import CPU_RESERVE, Device, Footprint
-from pixtral_runtime.errors import InputError, MachineError, PixtralError
-from pixtral_runtime.generation.model import Model, read_image_file
+from pixtral_runtime.errors import InputError, PixtralError
+from pixtral_runtime.generation.model import Model
 from pixtral_runtime.generation.scheduler import Scheduler, StageTimes, Task
-from pixtral_runtime.inputs.image import decode_image, stored_size
-from pixtral_runtime.inputs.preprocess import token_count
-from pixtral_runtime.inputs.prompt import Message, Prompt, PromptBuilder
+from pixtral_runtime.inputs.conversation import Message
+from pixtral_runtime.inputs.image import decode_image
+from pixtral_runtime.inputs.image_files import read_image_file
+from pixtral_runtime.inputs.prompt import Prompt
 
 if TYPE_CHECKING:
     from pixtral_runtime.generation.feature_cache import FeatureCache
     from pixtral_runtime.generation.json_schema import Schema
 
-MOST_SLOTS = 8  # taken by themselves; a CPU gains nothing beyond
 READERS = 2  # threads; decoding and scaling one image takes a few per cent of encoding it
 
 
@@ -176,58 +175,6 @@ class Job:
         stages = {"vision": times.vision_ms, "prefill": times.prefill_ms, "decode": times.decode_ms}
         record.times_ms |= {name: round(value, 3) for name, value in stages.items()}
         return record
-
-
-def check_fit(prompts: PromptBuilder, requests: Sequence[Request]) -> None:
-    """Refuse a job that cannot be done, before any work: raises InputError.
-
-    Each text must fit the context alone and with its images. Image headers are read only where the largest possible
-    images would not fit; what cannot be read is left for the run to record.
-    """
-    texts: dict[tuple[Message, ...], int] = {}
-    context = prompts.bundle.limits.max_context
-    for request in requests:
-        text = tuple(replace(m, content=tuple(p for p in m.content if isinstance(p, str))) for m in request.messages)
-        if text not in texts:
-            texts[text] = len(prompts.build(text).token_ids)
-        room = context - texts[text] - 1
-        if len(request.images) * prompts.preprocess.largest_block <= room:
-            continue
-        sizes = [stored_size(path) for path in request.images]
-        tokens = sum(token_count(*prompts.preprocess.grid(*size)) for size in sizes if size is not None)
-        if tokens > room:
-            raise InputError(
-                f"{', '.join(map(str, request.images))}: {tokens} tokens, the prompt {texts[text]}, and the bundle's "
-                f"context holds {context}",
-                f"--image-tokens {room // len(request.images)} for smaller images, or pixtral export … --max-context N",
-            )
-
-
-def choose_slots(model: Model, requests: Sequence[Request], wanted: int | None, memory_bytes: int | None) -> int:
-    """How many answers to work on at a time: `wanted`, or as many as memory holds, engines were built for and pay.
-
-    `memory_bytes` bounds what pixtral takes. Raises InputError for more than engines have, MachineError where the
-    memory does not hold the answers' caches.
-    """
-    sessions, bundle = model.generator.sessions, model.bundle
-    if sessions.slots is not None:
-        if wanted is not None and wanted > sessions.slots:
-            hint = f"--batch {sessions.slots}, or pixtral build {bundle.path} --batch {wanted}"
-            raise InputError(f"--batch {wanted}, and this backend has {sessions.slots} slots", hint)
-        return wanted or sessions.slots
-    if memory_bytes is None:
-        return wanted or MOST_SLOTS
-    blocks = max((len(request.images) for request in requests), default=0) * model.prompts.preprocess.largest_block
-    longest = max((request.max_new_tokens for request in requests), default=0)
-    context = min(blocks + longest + 512, bundle.limits.max_context)  # 512 of text
-    device = Device("this machine", memory_bytes, CPU_RESERVE, 0)
-    fitting = Footprint.of(bundle).largest_batch(device, context)
-    if fitting < (wanted or 1):
-        raise MachineError(
-            f"{memory_bytes:,} bytes of memory hold {fitting} answers of {context} tokens each beside the model",
-            f"--batch {fitting}" if fitting else f"--image-tokens N, or pixtral plan {bundle.path}",
-        )
-    return wanted or min(fitting, MOST_SLOTS)
 
 
 def _fail(record: Record, error: PixtralError) -> None:

@@ -22,8 +22,8 @@ from PIL import Image
 
 from pixtral_runtime.batch.records import Record
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.generation.model import read_image_file
 from pixtral_runtime.inputs.image import decode_image
+from pixtral_runtime.inputs.image_files import read_image_file
 
 THUMBNAIL_PX = 160
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"

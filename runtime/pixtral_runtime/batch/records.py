@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.generation.sampling import Sampling
-from pixtral_runtime.inputs.prompt import Message
+from pixtral_runtime.inputs.conversation import Message
 
 
 @dataclass(frozen=True)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pixtral_runtime.batch.records import Record
-from pixtral_runtime.batch.results_file import changes, read_results, table_format, write_table
+from pixtral_runtime.batch.records import Record, Request
+from pixtral_runtime.batch.results_file import changes, read_results
+from pixtral_runtime.batch.tables import table_format, write_table
 from pixtral_runtime.errors import InputError
 
 
@@ -75,3 +77,17 @@ def _check_same_answer(first: Record, first_path: Path, record: Record, path: Pa
         )
     if is_answered and first.answer != record.answer:
         raise InputError(f"the id {record.id!r} has different answers in {places}", "merge only one of the two files")
+
+
+def shard(requests: Sequence[Request], index: int, count: int) -> list[Request]:
+    """Part `index` of `count`, from 1: every `count`-th request, so that the parts of one list never overlap."""
+    return list(requests[index - 1 :: count])
+
+
+def parse_shard(text: str) -> tuple[int, int]:
+    """`2/4` is the second of four parts: (2, 4). Raises InputError."""
+    match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
+    index, count = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= index <= count:
+        raise InputError(f"{text!r} is no part of a whole", "--shard 2/4 for the second of four parts, counted from 1")
+    return index, count

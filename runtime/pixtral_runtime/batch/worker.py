@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pixtral_runtime.batch.job import Job, JobOptions, choose_slots
+from pixtral_runtime.batch.fit import choose_slots
+from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Record, Request, Settings
 from pixtral_runtime.bundle.manifest import open_bundle
 from pixtral_runtime.generation.feature_cache import FeatureCache
 from pixtral_runtime.generation.json_schema import compile_schema
-from pixtral_runtime.generation.model import Model, default_preprocess, load_bundle
+from pixtral_runtime.generation.model import Model, load_bundle
+from pixtral_runtime.inputs.preprocess import default_preprocess
 from pixtral_runtime.inputs.prompt import PromptBuilder
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from pixtral_runtime.backends.cuda import Device, Memory
 from pixtral_runtime.bench.spread import Spread
-from pixtral_runtime.bundle.footprint import DEVICES, Peak
+from pixtral_runtime.bundle.device_catalog import DEVICES, Peak
 
 COPY_BYTES = 1 << 28  # beyond any cache
 COPIES, PASSES = 8, 5

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixtral_runtime.bench.measure import Result, knee
+from pixtral_runtime.bench.cases import Result, knee
 from pixtral_runtime.bench.report import Report
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.files import write_atomically

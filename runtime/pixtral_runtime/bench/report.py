@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pixtral_runtime.bench.measure import Result
+from pixtral_runtime.bench.cases import Result
 from pixtral_runtime.bench.spread import Difference, significance
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.files import write_atomically

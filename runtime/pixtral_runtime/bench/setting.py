@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pixtral_runtime.backends.cuda import CudaDevice, Device
+from pixtral_runtime.bench.cases import Rates
+from pixtral_runtime.bench.cpu_rates import MATRIX_KINDS, matrix_kind, measure_bandwidth, measure_matrix_rate
 from pixtral_runtime.bench.gpu_rates import measure_copy_bandwidth, published_peak
-from pixtral_runtime.bench.measure import Rates
-from pixtral_runtime.bench.roofline import MATRIX_KINDS, matrix_kind, measure_bandwidth, measure_matrix_rate
-from pixtral_runtime.device.state import DeviceState, read_state, warnings
+from pixtral_runtime.device.state import DeviceState, read_state
+from pixtral_runtime.device.state_warnings import warnings
 from pixtral_runtime.errors import MachineError
 from pixtral_runtime.generation.model import Model
 
@@ -58,7 +59,7 @@ def measured_rates(model: Model, threads: int, gpu: str | None = None) -> Rates 
     known for the name `gpu`, or cuda-bindings is missing.
     """
     if not model.backend.startswith("ort-cpu"):
-        return None if gpu is None else _gpu_rates(model, gpu)
+        return None if gpu is None else gpu_rates_of(model, gpu)
     cores = threads or os.cpu_count() or 1
     kinds = {stage: matrix_kind(model.bundle, stage) for stage in STAGES}
     rates = {kind: measure_matrix_rate(cores, kind).max for kind in {*kinds.values(), next(iter(MATRIX_KINDS))}}
@@ -66,7 +67,7 @@ def measured_rates(model: Model, threads: int, gpu: str | None = None) -> Rates 
     return Rates(measure_bandwidth(cores).max, flops, rates["float32"])
 
 
-def _gpu_rates(model: Model, gpu: str, open_device: Callable[[], Device] = CudaDevice) -> Rates | None:
+def gpu_rates_of(model: Model, gpu: str, open_device: Callable[[], Device] = CudaDevice) -> Rates | None:
     peak = published_peak(gpu)
     if peak is None:
         return None

@@ -8,22 +8,16 @@ why a threshold belongs beside the test. The same samples give the same verdict,
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-ALPHA = 0.05
+from pixtral_runtime.stats import ALPHA, SEED, Samples, finite_values, mann_whitney
+
 RESAMPLES = 2000
-SEED = 0
-EXACT_SAMPLES = 40  # of both sets together; above, U is normal enough
 LEAST_SAMPLES = 9  # a third of fewer can never be significantly slow
 DRIFT = 0.02  # of the median; less is not worth a longer warm-up
 NOISE = 0.05  # coefficient of variation
-
-Samples = Sequence[float] | npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -42,7 +36,7 @@ class Spread:
     @classmethod
     def of(cls, samples: Samples) -> Spread:
         """Raises ValueError where there are none, or one is not finite."""
-        values = _finite(samples)
+        values = finite_values(samples)
         sd = float(values.std(ddof=1)) if len(values) > 1 else 0.0
         p50, p95, p99 = (float(value) for value in np.percentile(values, (50, 95, 99)))
         return cls(len(values), float(values.mean()), sd, p50, p95, p99, float(values.min()), float(values.max()))
@@ -88,7 +82,7 @@ class Verdict:
 
 def significance(old: Samples, new: Samples) -> Difference:
     """Compare two sets of positive samples. Raises ValueError where one is empty, or a median is not positive."""
-    before, after = _finite(old), _finite(new)
+    before, after = finite_values(old), finite_values(new)
     medians = np.median(before), np.median(after)
     if min(medians) <= 0:
         raise ValueError(f"medians {medians[0]} and {medians[1]} have no ratio: samples must be positive")
@@ -98,31 +92,9 @@ def significance(old: Samples, new: Samples) -> Difference:
     return Difference(float(medians[1] / medians[0]), float(low), float(high), mann_whitney(before, after))
 
 
-def mann_whitney(first: Samples, second: Samples) -> float:
-    """Two-sided p-value of Mann and Whitney's U (Annals of Mathematical Statistics 18, 1947), ties counted as halves.
-
-    Exact for up to `EXACT_SAMPLES` in both sets together, ties or not; beyond by the normal approximation with
-    correction for ties and continuity.
-    """
-    a, b = _finite(first), _finite(second)
-    ranks = _doubled_ranks(np.concatenate([a, b]))
-    rank_sum, total = int(ranks[: len(a)].sum()), len(ranks)
-    middle = len(a) * (total + 1)  # of the doubled rank sum
-    if total <= EXACT_SAMPLES:
-        counts = _rank_sum_counts(ranks, len(a))
-        distances = np.abs(np.arange(len(counts)) - middle)
-        return float(counts[distances >= abs(rank_sum - middle)].sum() / counts.sum())
-    _, ties = np.unique(ranks, return_counts=True)
-    tied = float((ties.astype(float) ** 3 - ties).sum()) / (total * (total - 1))
-    sd = math.sqrt(len(a) * len(b) / 12 * (total + 1 - tied))
-    if sd == 0:
-        return 1.0
-    return math.erfc(max(0.0, abs(rank_sum - middle) / 2 - 0.5) / sd / math.sqrt(2))
-
-
 def is_warm(samples: Samples) -> Verdict:
     """Whether the first third of a run took as long as the rest; where it took longer, the warm-up was too short."""
-    values = _finite(samples)
+    values = finite_values(samples)
     if len(values) < LEAST_SAMPLES:
         return Verdict(False, f"{len(values)} runs are too few to tell: --runs {LEAST_SAMPLES} or more")
     third = len(values) // 3
@@ -143,28 +115,3 @@ def is_noisy(samples: Samples, bound: float = NOISE) -> Verdict:
     if spread.cv > bound:
         return Verdict(True, f"{seen}, above {100 * bound:.0f} %: stop other load, lock clocks, or raise --runs")
     return Verdict(False, seen)
-
-
-def _finite(samples: Samples) -> npt.NDArray[np.float64]:
-    values = np.asarray(samples, np.float64)
-    if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
-        raise ValueError("samples must be a list of at least one finite number")
-    return values
-
-
-def _doubled_ranks(values: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
-    """Ranks from 1, equal values sharing the mean of theirs, all times two to stay whole."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    doubled: npt.NDArray[np.int64] = (2 * last - counts + 1)[inverse]
-    return doubled
-
-
-def _rank_sum_counts(ranks: npt.NDArray[np.int64], size: int) -> npt.NDArray[np.float64]:
-    """How many subsets of `size` ranks have each sum: (sums,), by adding one rank after the other."""
-    counts = np.zeros((size + 1, int(ranks.sum()) + 1))
-    counts[0, 0] = 1
-    for rank in ranks:
-        counts[1:, rank:] += counts[:-1, :-rank].copy()
-    row: npt.NDArray[np.float64] = counts[size]
-    return row

@@ -15,11 +15,9 @@ waits in a temporary folder. It is removed at the end, after errors as well.
 from __future__ import annotations
 
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from difflib import SequenceMatcher
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -29,6 +27,7 @@ import numpy.typing as npt
 
 from pixtral_runtime.backends.session import Array, KVCache
 from pixtral_runtime.bundle.manifest import TOKENIZER, Bundle, Limits
+from pixtral_runtime.compare.divergence import Noise, first_difference, kl_nats, top2_gap_nats, word_similarity
 from pixtral_runtime.compare.result import (
     NEAR_TIE_NATS,
     AnswersDifference,
@@ -41,9 +40,11 @@ from pixtral_runtime.compare.result import (
     WorstLayer,
 )
 from pixtral_runtime.errors import ImageError, InputError
-from pixtral_runtime.generation.model import Answer, Model, default_preprocess, load_bundle, open_image
-from pixtral_runtime.inputs.preprocess import Preprocess
-from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder, user_message
+from pixtral_runtime.generation.model import Answer, Model, load_bundle
+from pixtral_runtime.inputs.conversation import user_message
+from pixtral_runtime.inputs.image_files import open_image
+from pixtral_runtime.inputs.preprocess import Preprocess, default_preprocess
+from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 
 DEFAULT_PROMPT = "Describe this image in one short sentence."
 CACHE_ROWS = 512  # rows of keys and values compared a case, evenly spaced: all rows of 3,000 tokens at 12B are 490 MB
@@ -60,26 +61,6 @@ class CompareSettings:
     max_image_side: int | None = None
     image_tokens: int | None = None
     threads: int = 0
-
-
-@dataclass
-class Noise:
-    """Sums of squares from which a signal-to-noise ratio follows."""
-
-    signal: float = 0.0
-    noise: float = 0.0
-
-    def add(self, reference: Array, candidate: Array) -> None:
-        exact = reference.astype(np.float64)
-        self.signal += float(np.square(exact).sum())
-        self.noise += float(np.square(exact - candidate).sum())
-
-    @property
-    def snr_db(self) -> float | None:
-        """10 log10(signal / noise), None without noise."""
-        if self.noise == 0:
-            return None
-        return float(10 * np.log10(max(self.signal, sys.float_info.min) / self.noise))
 
 
 @dataclass(frozen=True)
@@ -198,24 +179,6 @@ def check_comparable(reference: Bundle, candidate: Bundle) -> None:
             )
     if reference.files[TOKENIZER].sha256 != candidate.files[TOKENIZER].sha256:
         raise InputError(f"{reference.path} and {candidate.path} have different tokenizers", hint)
-
-
-def kl_nats(reference: Array, candidate: Array) -> float:
-    """KL(reference || candidate) of the softmax of two rows of logits (V,)."""
-    ours, theirs = _log_softmax(reference), _log_softmax(candidate)
-    return max(0.0, float((np.exp(ours) * (ours - theirs)).sum()))  # rounding may leave -1e-17
-
-
-def top2_gap_nats(logits: Array) -> float:
-    """How much likelier, in nats, the best token of a row (V,) is than the second."""
-    second, first = np.partition(logits.astype(np.float64), -2)[-2:]
-    return float(first - second)
-
-
-def _log_softmax(logits: Array) -> npt.NDArray[np.float64]:
-    shifted: npt.NDArray[np.float64] = logits.astype(np.float64) - float(logits.max())
-    shifted -= np.log(np.exp(shifted).sum())
-    return shifted
 
 
 def _load(bundle: Bundle, preprocess: Preprocess, threads: int) -> tuple[Model, float]:
@@ -337,8 +300,8 @@ def _compare_case(
         first_diverging_token=int(differing[0]) if len(differing) else None,
         reference_answer=case.answer.text,
         answer=answer.text,
-        similarity=_similarity(case.answer.text, answer.text),
-        first_different_token=_first_difference(case.answer.token_ids, answer.token_ids),
+        similarity=word_similarity(case.answer.text, answer.text),
+        first_different_token=first_difference(case.answer.token_ids, answer.token_ids),
     )
     return difference, answer
 
@@ -380,18 +343,6 @@ def _side(bundle: Bundle, load_s: float, answers: Sequence[Answer]) -> Side:
         prefill_tokens_per_s=statistics.median(prefill),
         decode_tokens_per_s=statistics.median(decode) if decode else None,
     )
-
-
-def _similarity(reference: str, answer: str) -> float:
-    return SequenceMatcher(None, reference.split(), answer.split(), autojunk=False).ratio()
-
-
-def _first_difference(reference: Sequence[int], answer: Sequence[int]) -> int | None:
-    """The first index where two sequences differ; the shorter one's length where it is the other's beginning."""
-    pairs = enumerate(zip(reference, answer, strict=False))
-    shorter = min(len(reference), len(answer))
-    first = next((index for index, (ours, theirs) in pairs if ours != theirs), shorter)
-    return None if first == len(reference) == len(answer) else first
 
 
 def _flat(data: dict[str, Any], before: str = "") -> dict[str, Any]:

@@ -13,7 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder, user_message
+from pixtral_runtime.inputs.conversation import user_message
+from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 
 IMAGE_COUNTS = (0, 1, 2, 4)
 DECODE_STEPS = 4

@@ -17,6 +17,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
+from pixtral_runtime.device.memory import meminfo
+from pixtral_runtime.device.sysfs import read_fields
 from pixtral_runtime.version import __version__
 
 Status = Literal["ok", "warn", "missing"]
@@ -56,7 +58,6 @@ LOW_MEMORY_BYTES = 2_000_000_000
 LOW_DISK_BYTES = 2_000_000_000
 NVIDIA_SMI_TIMEOUT_S = 10
 JETSON_MODEL = Path("/proc/device-tree/model")
-MEMINFO = Path("/proc/meminfo")
 CPUINFO = Path("/proc/cpuinfo")
 
 
@@ -92,17 +93,6 @@ def examine() -> list[Row]:
     rows += [gpu, Row("system", f"{platform.system()} {platform.machine()}"), Row("cpu", _cpu()), _memory(), _disk()]
     rows.append(Row("extras", ", ".join(_extras(rows)) or "none"))
     return rows
-
-
-def available_memory_bytes() -> int | None:
-    """Memory that a new program can have without swapping; None where the system does not say."""
-    return _meminfo().get("MemAvailable")
-
-
-def resident_memory_bytes() -> int:
-    """Memory that this program has at the moment."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def jetson_model() -> str:
@@ -181,13 +171,13 @@ def _gpu() -> Row:
 
 
 def _cpu() -> str:
-    model = _fields(CPUINFO).get("model name") or platform.processor() or platform.machine()
+    model = read_fields(CPUINFO).get("model name") or platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{model}, {cores} cores"
 
 
 def _memory() -> Row:
-    sizes = _meminfo()
+    sizes = meminfo()
     if "MemAvailable" not in sizes:
         return Row("memory", "unknown")
     text = f"{sizes['MemAvailable'] / 1e9:.1f} GB available of {sizes['MemTotal'] / 1e9:.1f} GB"
@@ -200,19 +190,3 @@ def _disk() -> Row:
     free = shutil.disk_usage(Path.cwd()).free
     text = f"{free / 1e9:.1f} GB free in {Path.cwd()}"
     return Row("disk", text, "warn", "df -h .") if free < LOW_DISK_BYTES else Row("disk", text)
-
-
-def _meminfo() -> dict[str, int]:
-    """Linux's memory counters in bytes."""
-    fields = _fields(MEMINFO)
-    return {name: 1024 * int(value.split()[0]) for name, value in fields.items() if value.endswith("kB")}
-
-
-def _fields(path: Path) -> dict[str, str]:
-    """The first `name: value` of each name in a file of /proc; nothing on another system."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return {}
-    pairs = (line.partition(":") for line in reversed(lines))
-    return {name.strip(): value.strip() for name, _, value in pairs}

@@ -1,4 +1,4 @@
-"""What a benchmark's case takes of memory: the process's peak, and its share of an NVIDIA GPU's."""
+"""Memory: what is available, what this process has and had at most, and its share of an NVIDIA GPU's."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.device.nvml import Gpu, open_gpu
+from pixtral_runtime.device.sysfs import read_fields
 from pixtral_runtime.errors import MachineError
 
 STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # Linux: the peak of the resident set begins anew
+MEMINFO = Path("/proc/meminfo")
 
 
 def begin() -> None:
@@ -43,3 +45,20 @@ def vram_of(gpu: Gpu, process: int) -> tuple[int | None, str]:
         if one.pid == process and one.usedGpuMemory:
             return int(one.usedGpuMemory), ""
     return None, "the driver lists no memory of this process"
+
+
+def available_memory_bytes() -> int | None:
+    """Memory that a new program can have without swapping; None where the system does not say."""
+    return meminfo().get("MemAvailable")
+
+
+def resident_memory_bytes() -> int:
+    """Memory that this program has at the moment."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def meminfo() -> dict[str, int]:
+    """Linux's memory counters in bytes."""
+    fields = read_fields(MEMINFO)
+    return {name: 1024 * int(value.split()[0]) for name, value in fields.items() if value.endswith("kB")}

@@ -29,3 +29,13 @@ def in_order(folder: Path, pattern: str) -> list[Path]:
 def scaled(value: int | None, unit: int) -> int | None:
     """A value in its base unit, as kilohertz in hertz."""
     return None if value is None else value * unit
+
+
+def read_fields(path: Path) -> dict[str, str]:
+    """The first `name: value` of each name in a file of /proc; nothing on another system."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return {}
+    pairs = (line.partition(":") for line in reversed(lines))
+    return {name.strip(): value.strip() for name, _, value in pairs}

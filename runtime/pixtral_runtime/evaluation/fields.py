@@ -10,7 +10,7 @@ from typing import Any
 
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.evaluation.task import Row, RowError
-from pixtral_runtime.inputs.prompt import Message
+from pixtral_runtime.inputs.conversation import Message
 
 
 def text(row: Row, name: str) -> str:

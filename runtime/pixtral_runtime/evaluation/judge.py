@@ -7,9 +7,7 @@ for none twice. The key comes from the environment alone and is written nowhere.
 
 from __future__ import annotations
 
-import base64
 import hashlib
-import io
 import json
 import os
 import re
@@ -21,11 +19,10 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
-from PIL import Image
-
 from pixtral_runtime.errors import InputError, extra_missing
 from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example
+from pixtral_runtime.inputs.openai_messages import data_uri
 
 KEYS = ("PIXTRAL_JUDGE_KEY", "OPENAI_API_KEY")
 """Environment variables, the first that is set."""
@@ -73,7 +70,7 @@ def judge_messages(example: Example, answer: str) -> list[dict[str, Any]]:
     content: list[dict[str, Any]] = []
     for part in parts:
         if isinstance(part, Path):
-            content.append({"type": "image_url", "image_url": {"url": _data_uri(part)}})
+            content.append({"type": "image_url", "image_url": {"url": data_uri(part)}})
         elif content and content[-1]["type"] == "text":
             content[-1]["text"] += part
         else:
@@ -271,13 +268,3 @@ def _read(file: BinaryIO) -> dict[str, Rating]:
 
 def _readable(content: Sequence[Any]) -> list[str | Path]:
     return [part for part in content if isinstance(part, str | Path)]
-
-
-def _data_uri(path: Path) -> str:
-    data = path.read_bytes()
-    try:
-        with Image.open(io.BytesIO(data)) as picture:
-            kind = Image.MIME.get(picture.format or "", "image/png")
-    except (OSError, Image.DecompressionBombError):
-        kind = "image/png"
-    return f"data:{kind};base64,{base64.b64encode(data).decode()}"

@@ -7,18 +7,18 @@ not quite, so intervals of tasks that ask many are a little too narrow.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
+from pixtral_runtime.stats import mcnemar, wilson
+
 ALPHA = 0.05
 RESAMPLES = 10_000
 BLOCK = 1 << 22  # numbers drawn at a time, 32 MB
 SEED = 0
-Z = 1.959964  # 97.5 % of a normal distribution lie below
 
 WORDING_POINTS = {"mathvista": 1.0, "mmmu": 1.5, "chartqa": 0.4}
 """Standard deviation of Pixtral's score over ten wordings of the prompt, in points (paper, table 7)."""
@@ -90,23 +90,6 @@ def paired(old: Values, new: Values) -> Paired:
     return Paired(len(change), mean, low, high, p_value, test, better, worse)
 
 
-def mcnemar(better: int, worse: int) -> float:
-    """Two-sided p-value of McNemar's exact test: the chance of so uneven a split if each were a coin's toss."""
-    total, fewer = better + worse, min(better, worse)
-    log_half = total * math.log(2)
-    tail = sum(math.exp(_log_choose(total, k) - log_half) for k in range(fewer + 1))
-    return min(1.0, 2 * tail)
-
-
-def wilson(right: int, total: int) -> tuple[float, float]:
-    """Wilson's 95 % interval of a share (Journal of the American Statistical Association 22, 1927)."""
-    share = right / total
-    centre = share + Z * Z / (2 * total)
-    spread = Z * math.sqrt(share * (1 - share) / total + Z * Z / (4 * total * total))
-    scale = 1 + Z * Z / total
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
-
-
 def wording_points(task: str) -> float:
     """How far another wording of a task's prompt moves Pixtral's score, in points."""
     return WORDING_POINTS.get(task, WORDING_MOST_POINTS)
@@ -141,10 +124,6 @@ def _means(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         rng.choice(values, (min(rows, RESAMPLES - done), len(values))).mean(1) for done in range(0, RESAMPLES, rows)
     ]
     return np.concatenate(blocks)
-
-
-def _log_choose(total: int, some: int) -> float:
-    return math.lgamma(total + 1) - math.lgamma(some + 1) - math.lgamma(total - some + 1)
 
 
 def _finite(values: Values) -> npt.NDArray[np.float64]:

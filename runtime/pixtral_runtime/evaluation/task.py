@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pixtral_runtime.inputs.prompt import Message
+from pixtral_runtime.inputs.conversation import Message
 
 Row = Mapping[str, Any]
 

@@ -11,19 +11,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from PIL import Image
-
 from pixtral_runtime.backends.choose import open_backend
+from pixtral_runtime.backends.session import Sessions
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
-from pixtral_runtime.errors import ImageError, InputError
-from pixtral_runtime.generation.model_runner import Generator, Sessions
+from pixtral_runtime.generation.model_runner import Generator
 from pixtral_runtime.generation.sampling import Sampling
 from pixtral_runtime.generation.scheduler import Scheduler, StageTimes, Task
-from pixtral_runtime.inputs.image import decode_image
-from pixtral_runtime.inputs.preprocess import Preprocess
-from pixtral_runtime.inputs.prompt import Message, Prompt, PromptBuilder, TextStream, user_message
-
-ImageSource = str | Path | bytes | Image.Image
+from pixtral_runtime.inputs.conversation import Message, user_message
+from pixtral_runtime.inputs.image_files import ImageSource, open_image, with_pictures
+from pixtral_runtime.inputs.preprocess import Preprocess, default_preprocess
+from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder, TextStream
 
 
 @dataclass(frozen=True)
@@ -97,42 +94,6 @@ class Model:
         if isinstance(prompt, str):
             prompt = user_message(prompt, [open_image(source) for source in images], system)
         return self.prompts.build(with_pictures(prompt))
-
-
-def open_image(source: ImageSource, *, apply_exif: bool = True) -> Image.Image:
-    """An RGB picture from a path, a file's bytes or a Pillow image (taken as it is). Raises ImageError."""
-    if isinstance(source, Image.Image):
-        return source
-    if isinstance(source, bytes):
-        return decode_image(source, "image", apply_exif=apply_exif).pixels
-    return decode_image(read_image_file(Path(source)), str(source), apply_exif=apply_exif).pixels
-
-
-def with_pictures(messages: Sequence[Message]) -> list[Message]:
-    """The conversation with every path read. Raises ImageError."""
-    return [
-        Message(m.role, tuple(open_image(part) if isinstance(part, Path) else part for part in m.content))
-        for m in messages
-    ]
-
-
-def read_image_file(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise ImageError(f"{path}: {error.strerror}", "check the path and its permissions") from error
-
-
-def default_preprocess(
-    bundle: Bundle, *, mode: str = "", max_side: int | None = None, image_tokens: int | None = None
-) -> Preprocess:
-    """A bundle's preprocessing with the user's changes. Raises InputError where a side exceeds the bundle's limit."""
-    limit = bundle.limits.max_image_side
-    if max_side is not None and max_side > limit:
-        raise InputError(
-            f"--max-image-side {max_side} exceeds the bundle's limit of {limit}", f"--max-image-side {limit}"
-        )
-    return Preprocess(bundle.model.vision.patch_size, max_side or limit, mode or bundle.preprocess, image_tokens)
 
 
 def load(path: str | Path, *, threads: int = 0, preprocess: Preprocess | None = None, backend: str = "auto") -> Model:

@@ -6,34 +6,13 @@ Backend-neutral: three sessions and a cache that the caller brings. `scheduler` 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
 
-from pixtral_runtime.backends.session import Array, Buffer, KVCache, Session
+from pixtral_runtime.backends.session import Array, Buffer, KVCache, Sessions
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.inputs.prompt import Prompt
-
-PREFILL_CHUNK = 256  # tokens; bounds the attention scores to chunk × context per head
-
-
-@dataclass(frozen=True)
-class Sessions:
-    """A bundle's graphs, ready to run.
-
-    `chunk` is how many tokens of a prompt they take at a time. `slots` and `context` are what engines were built for:
-    the most slots and, per slot, cache rows; None where there is no such limit. Engines decode one token a slot and
-    step; `drafts` says that these graphs take several.
-    """
-
-    vision: Session
-    embed: Session
-    decoder: Session
-    chunk: int = field(default=PREFILL_CHUNK, kw_only=True)
-    slots: int | None = field(default=None, kw_only=True)
-    context: int | None = field(default=None, kw_only=True)
-    drafts: bool = field(default=True, kw_only=True)
 
 
 class Generator:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from pixtral_runtime.errors import InputError
+from PIL import Image
+
+from pixtral_runtime.errors import ImageError, InputError
+from pixtral_runtime.inputs.conversation import Message
+from pixtral_runtime.inputs.image import decode_image
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -34,6 +38,8 @@ IMAGE_SUFFIXES = frozenset(
     ]
 )
 """What counts as an image inside a folder. A file named by the user is tried whatever its suffix."""
+
+ImageSource = str | Path | bytes | Image.Image
 
 
 def collect_images(sources: Iterable[str], stdin: Iterable[str], *, recursive: bool = False) -> list[Path]:
@@ -67,3 +73,27 @@ def _expand(source: str, recursive: bool) -> Iterator[Path]:
             yield from _expand(match, recursive)
     else:
         raise InputError(f"{source} does not exist", "check the path; quote a glob so that it reaches pixtral whole")
+
+
+def open_image(source: ImageSource, *, apply_exif: bool = True) -> Image.Image:
+    """An RGB picture from a path, a file's bytes or a Pillow image (taken as it is). Raises ImageError."""
+    if isinstance(source, Image.Image):
+        return source
+    if isinstance(source, bytes):
+        return decode_image(source, "image", apply_exif=apply_exif).pixels
+    return decode_image(read_image_file(Path(source)), str(source), apply_exif=apply_exif).pixels
+
+
+def with_pictures(messages: Sequence[Message]) -> list[Message]:
+    """The conversation with every path read. Raises ImageError."""
+    return [
+        Message(m.role, tuple(open_image(part) if isinstance(part, Path) else part for part in m.content))
+        for m in messages
+    ]
+
+
+def read_image_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise ImageError(f"{path}: {error.strerror}", "check the path and its permissions") from error

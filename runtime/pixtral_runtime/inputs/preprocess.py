@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.errors import InputError
 
 PREPROCESS_MODES = ("mistral", "hf")
@@ -125,3 +126,15 @@ def _hf_pixels(image: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]
     scaled = (resized.astype(np.float64) * (1 / 255)).astype(np.float32)
     normalized = (scaled - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
     return np.ascontiguousarray(normalized.transpose(2, 0, 1))  # (3, H, W)
+
+
+def default_preprocess(
+    bundle: Bundle, *, mode: str = "", max_side: int | None = None, image_tokens: int | None = None
+) -> Preprocess:
+    """A bundle's preprocessing with the user's changes. Raises InputError where a side exceeds the bundle's limit."""
+    limit = bundle.limits.max_image_side
+    if max_side is not None and max_side > limit:
+        raise InputError(
+            f"--max-image-side {max_side} exceeds the bundle's limit of {limit}", f"--max-image-side {limit}"
+        )
+    return Preprocess(bundle.model.vision.patch_size, max_side or limit, mode or bundle.preprocess, image_tokens)

@@ -11,28 +11,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.errors import InputError
+from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.inputs.preprocess import Preprocess, token_count
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
-
-Role = Literal["system", "user", "assistant"]
-
-
-@dataclass(frozen=True)
-class Message:
-    """One turn. Content is text and images in the order they are meant: RGB pictures, or paths until they are read."""
-
-    role: Role
-    content: tuple[str | Path | Image.Image, ...]
 
 
 @dataclass(frozen=True)
@@ -64,14 +54,6 @@ class Prompt:
         seeds = np.array([int.from_bytes(key[:7]) << 6 for key in self.image_keys], np.int64)
         keys[is_image] = -1 - index - seeds[np.searchsorted(ends, index, side="right")] if areas else keys[is_image]
         return keys
-
-
-def user_message(
-    text: str, images: Sequence[Path | Image.Image] = (), system: str | None = None
-) -> tuple[Message, ...]:
-    """The usual request: images, then text, and perhaps a system prompt."""
-    user = Message("user", (*images, text) if text else tuple(images))
-    return (user,) if system is None else (Message("system", (system,)), user)
 
 
 class PromptBuilder:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pixtral_runtime.evaluation.fields import label, text
 from pixtral_runtime.evaluation.task import Example, Row, RowError, SaveImage, Task
-from pixtral_runtime.inputs.prompt import Message
+from pixtral_runtime.inputs.conversation import Message
 
 ROLES = ("user", "assistant")
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from pixtral_runtime.evaluation.fields import label, literal, text, texts
 from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example, Row, SaveImage, Task
-from pixtral_runtime.inputs.prompt import Message
+from pixtral_runtime.inputs.conversation import Message
 
 MARKER = re.compile(r"<image (\d+)>")
 

@@ -1,0 +1,119 @@
+"""What an export is asked for and what it will take, known before any work."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+
+from pixtral_export.checkpoint.reader import Checkpoint
+from pixtral_export.model.ops import OPSET
+from pixtral_export.model.parameters import parameters
+from pixtral_export.quantization.recipes import Recipe, Stored, check_patterns, make_recipe
+from pixtral_export.quantization.samples import DEFAULT_SAMPLES
+from pixtral_export.weights.plan import plan_weights, weight_file_bytes
+from pixtral_runtime.bundle.config import ModelConfig
+from pixtral_runtime.bundle.manifest import Limits
+from pixtral_runtime.bundle.spec import ACTIVATION_DTYPES
+from pixtral_runtime.errors import InputError
+
+DEFAULT_CONTEXT = 16_384
+GRAPH_BYTES_PER_LAYER = 20_000  # three graphs without weights; 11 to 19 kB a layer seen
+TRACE_S = 10.0  # seen: 11 s for the three graphs of Pixtral-12B on 2 cores
+COPY_BYTES_PER_S = 100e6  # seen 75 to 140: read, cast, transpose, hash and write, on 2 cores
+BASE_MEMORY_BYTES = 950_000_000  # torch and onnx loaded, graphs traced; 2.27 GB seen in all for Pixtral-12B
+CALIBRATION_S_PER_WEIGHT = 2.7e-7  # seen: 49 min for the 12B's 10.9e9, int4 by GPTQ, 16 samples, 2 busy cores
+
+
+@dataclass(frozen=True)
+class ExportSettings:
+    dtype: str = "float16"
+    max_context: int | None = None  # None: 16,384, or the model's own where that is less
+    max_image_side: int | None = None  # None: the checkpoint's own
+    opset: int = OPSET
+    precision: str | None = None  # a key of RECIPES; None: weights in the dtype
+    group_size: int = 128
+    method: str = "gptq"  # how 4-bit codes are chosen: gptq, awq or rtn
+    keep: tuple[str, ...] = ()  # PATTERN=DTYPE
+    kv_cache: str | None = None  # int8; None: the dtype
+    calibration: Path | None = None  # folder of images or JSON Lines; None: the packaged samples
+    calibration_samples: int = DEFAULT_SAMPLES
+
+
+@dataclass(frozen=True)
+class ExportPlan:
+    """What an export will take, known before any work."""
+
+    settings: ExportSettings
+    limits: Limits
+    recipe: Recipe
+    weights: list[Stored] = field(repr=False)
+    weight_bytes: int
+    bundle_bytes: int
+    peak_memory_bytes: int
+    seconds: float
+
+
+def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
+    """Check the settings against the checkpoint and estimate size, memory and time. Raises InputError."""
+    config = checkpoint.config
+    if settings.dtype not in ACTIVATION_DTYPES:
+        raise InputError(f"no dtype '{settings.dtype}'", f"--dtype {'|'.join(ACTIVATION_DTYPES)}")
+    if settings.opset != OPSET:
+        raise InputError(
+            f"opset {settings.opset} is not supported: the cache needs TensorScatter, which opset {OPSET} brought",
+            f"--opset {OPSET}",
+        )
+    side = settings.max_image_side or config.vision.image_size
+    if not config.vision.patch_size <= side <= config.vision.image_size:
+        raise InputError(
+            f"--max-image-side {side} is outside {config.vision.patch_size}..{config.vision.image_size} pixels, "
+            "what the vision encoder's positions cover",
+            f"--max-image-side {config.vision.image_size}",
+        )
+    default_context = min(DEFAULT_CONTEXT, config.decoder.max_position)
+    context = settings.max_context or default_context
+    if not 1 <= context <= config.decoder.max_position:
+        raise InputError(
+            f"--max-context {context} is outside 1..{config.decoder.max_position}, the model's positions",
+            f"--max-context {default_context}",
+        )
+    limits = Limits(context, side)
+    recipe = make_recipe(
+        settings.precision or settings.dtype,
+        settings.dtype,
+        group_size=settings.group_size,
+        method=settings.method,
+        keep=settings.keep,
+        kv_cache=settings.kv_cache,
+    )
+    check_patterns(recipe, parameters(config))
+    weights = plan_weights(config, settings.dtype, limits, recipe)
+    weight_bytes = weight_file_bytes(weights)
+    graph_bytes = GRAPH_BYTES_PER_LAYER * (config.vision.num_hidden_layers + config.decoder.n_layers)
+    peak_memory_bytes, seconds = _cost(config, recipe, weight_bytes)
+    return ExportPlan(
+        settings,
+        limits,
+        recipe,
+        weights,
+        weight_bytes=weight_bytes,
+        bundle_bytes=weight_bytes + graph_bytes + checkpoint.tokenizer.stat().st_size,
+        peak_memory_bytes=peak_memory_bytes,
+        seconds=seconds,
+    )
+
+
+def _cost(config: ModelConfig, recipe: Recipe, weight_bytes: int) -> tuple[int, float]:
+    """Peak memory in bytes and time in seconds.
+
+    Memory is the largest tensor of the checkpoint, mapped, or while calibrating one block in float32 with three more
+    copies of its largest layer and the second moments of its inputs.
+    """
+    counts = {parameter.name: prod(parameter.shape) for parameter in parameters(config)}
+    memory, seconds = BASE_MEMORY_BYTES + 2 * max(counts.values()), TRACE_S + weight_bytes / COPY_BYTES_PER_S
+    if recipe.calibrated:
+        block = [count for name, count in counts.items() if name.startswith("layers.0.")]
+        memory = max(memory, BASE_MEMORY_BYTES + 4 * (sum(block) + 3 * max(block)))
+        seconds += CALIBRATION_S_PER_WEIGHT * sum(block) * config.decoder.n_layers
+    return memory, seconds

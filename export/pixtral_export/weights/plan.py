@@ -1,0 +1,45 @@
+"""Which tensors the weight file will hold, and its size: known from configuration and recipe alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from pixtral_export.model.parameters import parameters
+from pixtral_export.quantization.recipes import Recipe, Stored, stored_tensors
+from pixtral_export.weight_names import DECODER_ROPE, VISION_ROPE, scale_name
+from pixtral_runtime.bundle.config import ModelConfig
+from pixtral_runtime.bundle.manifest import Limits
+from pixtral_runtime.bundle.spec import cache_names
+
+ALIGNMENT = 4096
+
+
+def plan_weights(config: ModelConfig, dtype: str, limits: Limits, recipe: Recipe) -> list[Stored]:
+    """All tensors of the weight file. Raises InputError where the recipe does not fit a layer."""
+    planned: dict[str, Stored] = {}
+    for parameter in parameters(config):
+        planned |= {item.name: item for item in stored_tensors(parameter, recipe.scheme(parameter), dtype)}
+    caches = cache_names("past", config.decoder.n_layers) if recipe.kv_cache else ()
+    cache_scales = [Stored(scale_name(name), (), dtype) for name in caches]
+    return [*planned.values(), *cache_scales, *rope_tensors(config, dtype, limits)]
+
+
+def rope_tensors(config: ModelConfig, dtype: str, limits: Limits) -> list[Stored]:
+    shapes = ((config.vision.max_grid**2, config.vision.head_dim), (limits.max_context, config.decoder.head_dim))
+    names = (VISION_ROPE, DECODER_ROPE)
+    return [
+        Stored(name, (rows, width // 2), dtype)
+        for pair, (rows, width) in zip(names, shapes, strict=True)
+        for name in pair
+    ]
+
+
+def weight_file_bytes(plan: Iterable[Stored]) -> int:
+    end = 0
+    for item in plan:
+        end = aligned(end) + item.nbytes
+    return end
+
+
+def aligned(offset: int) -> int:
+    return -(-offset // ALIGNMENT) * ALIGNMENT

@@ -1,0 +1,121 @@
+"""Records as tables for spreadsheets and data frames: CSV and Parquet, a row a record."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from pixtral_runtime.batch.records import Record
+from pixtral_runtime.batch.results_file import OTHER_FILE, write_records
+from pixtral_runtime.errors import InputError, extra_missing, unwritable
+from pixtral_runtime.files import replacing
+
+FORMATS = ("jsonl", "csv", "parquet")
+STAGES = ("image", "preprocess", "vision", "prefill", "decode")  # columns of a table even where no record has them
+COUNTS = ("images", "prompt_tokens", "image_tokens", "reused_tokens", "new_tokens")
+EXACT = 2**53  # 64-bit floats hold whole numbers below
+
+
+def table_format(path: Path, wanted: str | None = None) -> str:
+    """The format to write: as wanted, or as the name ends; JSONL where that says nothing.
+
+    Raises InputError for an unknown format, MachineError where Parquet's package is missing.
+    """
+    suffix = path.suffix.removeprefix(".").lower()
+    format = wanted or (suffix if suffix in FORMATS else "jsonl")
+    if format not in FORMATS:
+        raise InputError(f"there is no format {format!r}", f"--format {', '.join(FORMATS)}")
+    if format == "parquet" and find_spec("pyarrow") is None:
+        raise extra_missing("pyarrow", "tables", "Writing Parquet")
+    return format
+
+
+def write_table(records: Iterable[Record], path: Path, format: str) -> None:
+    """Write records as a table with a row each, in their order; replaces the file whole. Raises as `table_format`.
+
+    JSON objects that a schema made become columns of their own, `answer.NAME`. CSV is UTF-8 with a byte order mark, as
+    Excel wants it; cells are written as they are, so a spreadsheet may take one that begins with `=` for a formula.
+    """
+    table_format(path, format)
+    if format == "jsonl":
+        return write_records(path, records)
+    columns = _columns(list(records))
+    try:
+        with replacing(path) as file:
+            (_write_csv if format == "csv" else _write_parquet)(columns, file)
+    except OSError as error:
+        raise unwritable(path, error, OTHER_FILE) from error
+
+
+def _write_csv(columns: Mapping[str, Sequence[Any]], file: io.BufferedWriter) -> None:
+    text = io.TextIOWrapper(file, "utf-8-sig", newline="")
+    writer = csv.writer(text)
+    writer.writerow(columns)
+    for row in zip(*columns.values(), strict=True):
+        writer.writerow([str(cell).lower() if isinstance(cell, bool) else cell for cell in row])
+    text.detach()  # flushes, and leaves the file open
+
+
+def _write_parquet(columns: Mapping[str, Sequence[Any]], file: io.BufferedWriter) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    types = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
+    fixed = dict.fromkeys(COUNTS, int) | {f"{stage}_ms": float for stage in STAGES}  # even where all are missing
+    arrays = {}
+    for name, values in columns.items():
+        kind = fixed.get(name) or next((type(value) for value in values if value is not None), str)
+        arrays[name] = pa.array(values, types[kind])
+    pq.write_table(pa.table(arrays), file)
+
+
+def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
+    """The table by column: text, numbers or None."""
+    stages = dict.fromkeys((*STAGES, *(stage for record in records for stage in record.times_ms)))
+    answers = [_structured(record) for record in records]
+    columns: dict[str, list[Any]] = {
+        "id": [r.id for r in records],
+        "image": [r.images[0].path if r.images else None for r in records],
+        "images": [len(r.images) for r in records],
+        "question": [r.question for r in records],
+        "answer": [r.answer for r in records],
+        "finish_reason": [r.finish_reason for r in records],
+    }
+    columns |= {name: [getattr(r, name) for r in records] for name in COUNTS if name not in columns}
+    columns |= {f"{stage}_ms": _uniform([r.times_ms.get(stage) for r in records]) for stage in stages}
+    columns |= {"error": [r.error for r in records], "hint": [r.hint for r in records]}
+    properties = dict.fromkeys(name for answer in answers for name in answer)
+    columns |= {f"answer.{name}": _uniform([answer.get(name) for answer in answers]) for name in properties}
+    return {_encodable(name): [_encodable(v) if isinstance(v, str) else v for v in c] for name, c in columns.items()}
+
+
+def _structured(record: Record) -> dict[str, Any]:
+    """The properties of an answer that a schema made; none for other answers, and for one that was cut short."""
+    if record.answer is None or record.finish_reason != "stop" or not record.settings.get("json_schema"):
+        return {}
+    try:
+        answer = json.loads(record.answer)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def _uniform(values: Sequence[Any]) -> list[Any]:
+    """Values of one type, missing ones aside: booleans, whole numbers, numbers or text; or else each as JSON text."""
+    kinds = {type(value) for value in values if value is not None}
+    is_exact = all(abs(value) < EXACT for value in values if type(value) is int)
+    if kinds == {int, float} and is_exact:
+        return [None if value is None else float(value) for value in values]
+    if kinds in ({bool}, {float}, {str}) or (kinds == {int} and is_exact):
+        return list(values)
+    return [None if value is None else json.dumps(value, ensure_ascii=False) for value in values]
+
+
+def _encodable(text: str) -> str:
+    """Text for UTF-8: bytes of a path that are none become escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,104 @@
+"""What is measured and what came of it, as data: cases, samples by stage, the rates ceilings are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from pixtral_runtime.bench.spread import Spread, is_noisy, is_warm
+
+STAGES = ("image", "preprocess", "vision", "prefill", "ttft", "tpot", "e2e")
+KEPT_UP = 0.9  # of the rate offered
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is measured. `image_side` None means pictures of the user's, `prompt_tokens` 0 a short question."""
+
+    mode: str
+    batch: int
+    decode_tokens: int
+    image_side: int | None = None
+    prompt_tokens: int = 0
+    rate: float | None = None  # requests a second, of `serve`
+
+    @property
+    def name(self) -> str:
+        parts = [self.mode, f"{self.image_side} px" if self.image_side else "images", f"batch {self.batch}"]
+        if self.prompt_tokens:
+            parts.append(f"{self.prompt_tokens} text tokens")
+        if self.rate is not None:
+            parts.append(f"{self.rate:g} requests/s")
+        return ", ".join([*parts, f"{self.decode_tokens} new tokens"])
+
+
+@dataclass(frozen=True)
+class Effort:
+    """How often: at least `runs` times and `min_seconds`, after `warmup` runs that do not count."""
+
+    runs: int = 10
+    min_seconds: float = 0.0
+    warmup: int = 2
+
+
+@dataclass
+class Result:
+    """Samples of a case by stage, in milliseconds, or by rate, per second. `shares` are of the ceiling, 0 to 1."""
+
+    case: Case
+    samples: dict[str, list[float]]
+    tokens: dict[str, int] = field(default_factory=dict)  # prompt, image and new tokens of a request
+    ceilings_ms: dict[str, float] = field(default_factory=dict)
+    bound_by: dict[str, str] = field(default_factory=dict)
+    energy: list[dict[str, Any]] = field(default_factory=list)  # of each meter, for a picture and for a new token
+    memory: dict[str, Any] = field(default_factory=dict)  # `bench_memory.measured`
+    costs: dict[str, dict[str, int]] = field(default_factory=dict)  # flops and bytes of a stage, for the whole batch
+
+    @property
+    def spreads(self) -> dict[str, Spread]:
+        return {name: Spread.of(samples) for name, samples in self.samples.items() if samples}
+
+    @property
+    def shares(self) -> dict[str, float]:
+        return {name: best / self.spreads[name].p50 for name, best in self.ceilings_ms.items() if name in self.samples}
+
+    def remarks(self) -> list[str]:
+        """What makes the figures doubtful, with the remedy."""
+        name = "e2e" if "e2e" in self.samples else next(iter(self.samples))
+        samples, said = self.samples[name], []
+        if not (warm := is_warm(samples)):
+            said.append(f"{self.case.name}: {warm.reason}")
+        if noisy := is_noisy(samples):
+            said.append(f"{self.case.name}: {noisy.reason}")
+        return said
+
+    def to_dict(self) -> dict[str, Any]:
+        spreads = {name: asdict(spread) for name, spread in self.spreads.items()}
+        return asdict(self) | {"name": self.case.name, "spreads": spreads, "shares": self.shares}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Result:
+        """Inverse of `to_dict`. Raises KeyError or TypeError."""
+        fields = ("samples", "tokens", "ceilings_ms", "bound_by", "energy")
+        later = {name: data.get(name, {}) for name in ("memory", "costs")}  # not in the first reports
+        return cls(Case(**data["case"]), *(data[name] for name in fields), **later)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What the device reaches: bytes read a second, and operations a second of each stage's kind of matrices."""
+
+    bandwidth_bytes_per_s: float
+    flops_per_s: dict[str, float]
+    attention_flops_per_s: float
+
+
+def knee(results: Sequence[Result]) -> Result | None:
+    """Of rates served, the highest at which requests left as fast as they came, but for the last one's answer."""
+    kept = [
+        result
+        for result in results
+        if result.case.rate and result.samples["requests_per_s"][0] >= KEPT_UP * result.samples["offered_per_s"][0]
+    ]
+    return max(kept, key=lambda result: result.case.rate or 0, default=None)

@@ -1,0 +1,120 @@
+"""Conversations as OpenAI's chat API writes them: one dialect for request files, the judge and the server.
+
+Images are local files: a path relative to a folder, or a file:// URL. Nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypeVar, get_args
+from urllib.parse import unquote
+
+from PIL import Image
+
+from pixtral_runtime.errors import InputError
+from pixtral_runtime.inputs.conversation import Message, Role
+
+T = TypeVar("T")
+ROLES: tuple[Role, ...] = get_args(Role)
+PART_KEYS = {"text": ("type", "text"), "image": ("type", "path"), "image_url": ("type", "image_url")}
+EXAMPLE = '{"id": "1", "prompt": "What is shown?", "images": ["photo.jpg"]}'
+KINDS = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
+
+
+def with_images(messages: tuple[Message, ...], images: tuple[Path, ...]) -> tuple[Message, ...]:
+    """The conversation with `images` before the text of the user's first message."""
+    if not images:
+        return messages
+    if any(isinstance(part, Path) for message in messages for part in message.content):
+        raise InputError("'images' beside images in the messages", "keep one of the two")
+    first = next((index for index, message in enumerate(messages) if message.role == "user"), 0)
+    return tuple(
+        replace(message, content=(*images, *message.content)) if index == first else message
+        for index, message in enumerate(messages)
+    )
+
+
+def parse_message(value: object, folder: Path) -> Message:
+    """One message of OpenAI's chat API; images are paths relative to `folder`. Raises InputError."""
+    if not isinstance(value, dict):
+        raise InputError(f"messages: expected objects, found {shown(value)}", '{"role": "user", "content": "…"}')
+    check_keys(value, ("role", "content"))
+    role, content = value.get("role"), value.get("content")
+    if role not in ROLES:
+        raise InputError(f"role: expected one of {', '.join(ROLES)}, found {shown(role)}", 'such as "role": "user"')
+    if isinstance(content, str):
+        return Message(role, (content,) if content else ())
+    if not isinstance(content, list):
+        raise InputError(f"content: expected a string or a list, found {shown(content)}", '"content": "…"')
+    parts = tuple(_part(part, folder) for part in content)
+    if role != "user" and any(isinstance(part, Path) for part in parts):
+        raise InputError(f"an image in a message of the {role}", "put it into a message of the user")
+    return Message(role, tuple(part for part in parts if part != ""))
+
+
+def _part(value: object, folder: Path) -> str | Path:
+    kind = value.get("type") if isinstance(value, dict) else None
+    if not isinstance(value, dict) or not isinstance(kind, str) or kind not in PART_KEYS:
+        raise InputError(
+            f"content: expected parts of the type {', '.join(PART_KEYS)}, found {shown(value)}",
+            'such as {"type": "image", "path": "photo.jpg"}',
+        )
+    check_keys(value, PART_KEYS[kind])
+    if kind == "text":
+        return typed_value(value, "text", str)
+    if kind == "image":
+        return image_path(value.get("path"), folder)
+    url = value.get("image_url")
+    if isinstance(url, dict):
+        check_keys(url, ("url",))
+        url = url.get("url")
+    return image_path(url, folder)
+
+
+def image_path(value: object, folder: Path) -> Path:
+    """An image's path, given as such or as a file:// URL."""
+    if not isinstance(value, str) or not value or "\0" in value:
+        raise InputError(f"expected an image's path, found {shown(value)}", 'such as "photos/a.jpg"')
+    if re.match(r"data:|[A-Za-z][A-Za-z0-9+.-]*://", value) is None:
+        return folder / value
+    local = re.fullmatch(r"file://(?:localhost)?(/.+)", value)
+    if local is None:
+        raise InputError(f"{shown(value)} is no local file; nothing is downloaded", "save the image and name its path")
+    return Path(unquote(local[1]))
+
+
+def typed_value(entry: dict[str, Any], key: str, kind: type[T], default: T | None = None) -> T:
+    """A value of the expected type. Without a default it must be there."""
+    value = entry.get(key, default)
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise InputError(f"{key}: expected {KINDS[kind]}, found {shown(value)}", f"such as {EXAMPLE}")
+    return value
+
+
+def check_keys(entry: dict[str, Any], known: Sequence[str]) -> None:
+    """Raise InputError for a key that is not known: a typo would be ignored."""
+    if unknown := sorted(set(entry) - set(known)):
+        raise InputError(f"unknown key {', '.join(map(repr, unknown))}", f"the keys are {', '.join(known)}")
+
+
+def shown(value: object) -> str:
+    """A value as an error quotes it: JSON, cut off where it is long."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 60 else text[:59] + "…"
+
+
+def data_uri(path: Path) -> str:
+    """The bytes of an image file as they are, as a data: URI. Raises OSError."""
+    data = path.read_bytes()
+    try:
+        with Image.open(io.BytesIO(data)) as picture:
+            kind = Image.MIME.get(picture.format or "", "image/png")
+    except (OSError, Image.DecompressionBombError):
+        kind = "image/png"
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
