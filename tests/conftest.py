@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from helpers.places import SHARED
+
 PACKAGES = ("numpy", "onnxruntime", "mistral-common", "opencv-python-headless", "torch", "onnx", "transformers")
-SHARED_IMAGES = Path(__file__).resolve().parents[2] / "shared" / "images"
+SHARED_IMAGES = SHARED / "images"
 
 
 def pytest_report_header() -> str:
@@ -34,7 +36,7 @@ def shared_images() -> Path:
 @pytest.fixture
 def mistral(tmp_path: Path) -> Path:
     """A tiny checkpoint in Mistral's format."""
-    from tiny import tiny_config, write_checkpoint
+    from helpers.tiny import tiny_config, write_checkpoint
 
     return write_checkpoint(tmp_path / "mistral", tiny_config())
 
@@ -42,6 +44,6 @@ def mistral(tmp_path: Path) -> Path:
 @pytest.fixture
 def hf(tmp_path: Path) -> Path:
     """A tiny checkpoint in Hugging Face's format, in two shards."""
-    from tiny import tiny_config, write_checkpoint
+    from helpers.tiny import tiny_config, write_checkpoint
 
     return write_checkpoint(tmp_path / "hf", tiny_config(), format="hf", shards=2)

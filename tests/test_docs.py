@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 
 import pytest
 
+from helpers.places import ROOT
 from make_synthetic_checkpoint import pixtral_12b
 from pixtral_runtime.bundle.spec import GRAPHS, graph_spec
 
-ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted(path.relative_to(ROOT).as_posix() for path in (*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")))
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from helpers.places import ROOT
+
 FOLDERS = {
     "pixtral_cli": ROOT / "pixtral_cli",
     "pixtral_export": ROOT / "export" / "pixtral_export",

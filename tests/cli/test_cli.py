@@ -1,0 +1,227 @@
+"""The application around the commands: help, shared flags, and errors that become messages and exit codes."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+
+import pytest
+import typer
+from typer.testing import CliRunner, Result
+
+from helpers.places import ROOT
+from pixtral_cli import output
+from pixtral_cli.main import COMMANDS, app, application
+from pixtral_runtime.errors import CheckFailed, ImageError, InputError, MachineError
+from pixtral_runtime.version import __version__
+
+HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "mistral_common", "cv2", "numpy", "PIL", "rich")
+NAMES = [function.__name__ for function, _ in COMMANDS]
+
+
+def invoke(*arguments: str, commands: typer.Typer = app) -> Result:
+    return CliRunner().invoke(commands, list(arguments))
+
+
+def failing(error: BaseException) -> typer.Typer:
+    """An application of one command, which raises."""
+
+    def fail() -> None:
+        raise error
+
+    return application([(fail, "Example: pixtral fail")])
+
+
+def terminal(*arguments: str, before: str = "") -> subprocess.CompletedProcess[str]:
+    """Run pixtral as a program, outside the project's folder."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(ROOT / part) for part in ("", "export", "runtime"))}
+    code = f"{before}\nfrom pixtral_cli.main import main\nmain()"
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment, cwd="/", check=False
+    )
+
+
+@pytest.mark.parametrize("flag", ["-h", "--help"])
+def test_help_lists_every_command(flag: str) -> None:
+    result = invoke(flag)
+    assert result.exit_code == 0
+    assert all(f"\n  {name} " in result.stdout for name in NAMES)
+
+
+@pytest.mark.parametrize(("function", "epilog"), COMMANDS, ids=NAMES)
+def test_every_help_page_ends_with_one_example_of_its_command(function: Callable[..., None], epilog: str) -> None:
+    result = invoke(function.__name__, "-h")
+    assert result.exit_code == 0
+    assert result.stdout.rstrip().endswith(epilog)
+    assert epilog.startswith(f"Example: pixtral {function.__name__} ")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_takes_the_shared_flags(name: str) -> None:
+    page = invoke(name, "-h").stdout
+    assert all(flag in page for flag in ("-v, --verbose", "-q, --quiet", "--debug", "-V, --version", "-h, --help"))
+
+
+@pytest.mark.parametrize("arguments", [("-V",), ("--version",), ("doctor", "-V")])
+def test_version_is_one_line_on_stdout(arguments: tuple[str, ...]) -> None:
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stdout) == (0, f"pixtral {__version__}\n")
+
+
+def test_help_imports_nothing_heavy() -> None:
+    spy = (
+        f"import atexit, sys\natexit.register(lambda: print(sorted(set({HEAVY}) & set(sys.modules)), file=sys.stderr))"
+    )
+    done = terminal("-h", before=spy)
+    assert (done.returncode, done.stderr) == (0, "[]\n")
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (InputError("no such bundle", "pixtral export"), 3),
+        (ImageError("truncated", "open it"), 3),
+        (MachineError("no torch", "pip install it"), 4),
+        (CheckFailed("differs by 3", "look closer"), 6),
+    ],
+)
+def test_an_error_is_a_message_a_hint_and_its_exit_code(error: InputError, code: int) -> None:
+    result = invoke("fail", commands=failing(error))
+    assert (result.exit_code, result.stdout) == (code, "")
+    assert result.stderr == f"error: {error}\nhint: {error.hint}\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "words"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "big.bin"), 4, "the disk is full: big.bin"),
+        (MemoryError("40 GB"), 4, "not enough memory: 40 GB"),
+        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 3, "/root/x: permission denied"),
+        (typer.Exit(5), 5, ""),
+    ],
+)
+def test_what_the_system_refuses_is_no_bug(error: Exception, code: int, words: str) -> None:
+    result = invoke("fail", commands=failing(error))
+    assert result.exit_code == code
+    assert words in result.stderr
+    assert "bug" not in result.stderr
+
+
+def test_a_bug_is_one_short_message_and_debug_shows_the_trace() -> None:
+    short = invoke("fail", commands=failing(ZeroDivisionError("oh")))
+    assert short.exit_code == 1
+    assert short.stderr == f"error: bug in pixtral {__version__}: ZeroDivisionError: oh\nhint: --debug shows where\n"
+    for arguments in (("fail", "--debug"), ("--debug", "fail")):
+        full = invoke(*arguments, commands=failing(ZeroDivisionError("oh")))
+        assert full.exit_code == 1
+        assert "Traceback" in full.stderr
+        assert "test_cli.py" in full.stderr
+        assert full.stderr.endswith(short.stderr)
+
+
+def test_an_interrupt_says_what_was_kept() -> None:
+    result = invoke("fail", commands=failing(KeyboardInterrupt("12 records are in results.jsonl")))
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr == "error: interrupted: 12 records are in results.jsonl\n"
+
+
+@pytest.mark.parametrize("arguments", [("dcotor",), ("doctor", "--jsno"), ("inspect",), ()])
+def test_wrong_usage_exits_2_with_the_talk_on_stderr(arguments: tuple[str, ...]) -> None:
+    result = invoke(*arguments)
+    assert (result.exit_code, result.stdout) == (2, "")
+    assert "Usage: " in result.stderr
+
+
+def test_a_misspelt_command_is_answered_with_the_right_one() -> None:
+    assert "Did you mean 'doctor'" in invoke("dcotor").stderr
+
+
+@pytest.mark.parametrize(
+    "arguments", [("inspect", "no-such-bundle"), ("inspect", "--wrong"), ("-V",), ("inspect", "no-such-bundle", "-q")]
+)
+def test_terminal_and_test_runner_agree(arguments: tuple[str, ...]) -> None:
+    real, tested = terminal(*arguments), invoke(*arguments)
+    assert (real.returncode, real.stdout) == (tested.exit_code, tested.stdout)
+    assert real.stderr.splitlines()[-1:] == tested.stderr.splitlines()[-1:]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "heard"),
+    [
+        (("speak",), ["talk", "warning: warn"]),
+        (("speak", "-v"), ["talk", "detail", "warning: warn"]),
+        (("-v", "speak"), ["talk", "detail", "warning: warn"]),
+        (("speak", "-q"), ["warning: warn"]),
+    ],
+)
+def test_verbose_and_quiet_choose_the_talk_and_never_the_data(arguments: tuple[str, ...], heard: list[str]) -> None:
+    def speak(as_json: bool = True) -> None:
+        output.talk("talk")
+        output.verbose("detail")
+        output.warn("warn")
+        output.print_json({"answer": "ja, schön", "as_json": as_json})
+
+    result = invoke(*arguments, commands=application([(speak, "")]))
+    assert result.exit_code == 0
+    assert result.stderr.splitlines() == heard
+    assert json.loads(result.stdout) == {"answer": "ja, schön", "as_json": True}
+
+
+def test_progress_without_a_terminal_is_one_line_a_stage(capsys: pytest.CaptureFixture[str]) -> None:
+    output.set_flags(output.Flags())
+    with output.progress() as bars:
+        for done in range(3):
+            bars.stage("reading", done, 2)
+        bars.stage("writing", 1, 1)
+        print("data")
+    seen = capsys.readouterr()
+    assert (seen.out, seen.err) == ("data\n", "reading\nwriting\n")
+
+
+def test_colour_only_on_a_terminal_that_wants_it(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output.warn("plain")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    output.warn("plain")
+    monkeypatch.delenv("NO_COLOR")
+    output.warn("yellow")
+    assert capsys.readouterr().err == "warning: plain\n" * 2 + "\x1b[33mwarning:\x1b[0m yellow\n"
+
+
+def test_tables_and_pairs_are_aligned(capsys: pytest.CaptureFixture[str]) -> None:
+    output.print_table(("name", "size"), [("a", "1"), ("longer", "")])
+    output.print_pairs({"bundle": "x", "bundle_bytes": 12_300_000, "limit": None, "verified": True})
+    assert capsys.readouterr().out.splitlines() == [
+        "",
+        "name    size",
+        "a       1",
+        "longer",
+        "bundle        x",
+        "bundle_bytes  12,300,000 (12.3 MB)",
+        "limit         -",
+        "verified      True",
+    ]
+
+
+@pytest.mark.parametrize(("text", "size"), [("8GB", 8 * 10**9), ("1.5m", 1_500_000), ("512", 512), (" 2 kb ", 2000)])
+def test_sizes_are_read_as_people_write_them(text: str, size: int) -> None:
+    assert output.parse_size(text, "--memory-limit") == size
+
+
+@pytest.mark.parametrize("text", ["", "GB", "-1GB", "0", "8 GiB", "nan", "inf"])
+def test_what_is_no_size_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="--memory-limit"):
+        output.parse_size(text, "--memory-limit")
+
+
+def test_a_missing_extra_names_its_install_line() -> None:
+    output.require("json", "export", "Exporting")
+    with pytest.raises(MachineError) as caught:
+        output.require("no_such_package", "export", "Exporting")
+    assert caught.value.hint == "pip install 'pixtral[export]'"

@@ -1,0 +1,251 @@
+"""Configuration files: what their keys mean, what is refused by its key, and which tokenizer goes with a model."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlavaConfig
+
+from helpers.tiny import Change, edit_json, refusal, tiny_config
+from make_synthetic_checkpoint import hf_config, params_json
+from pixtral_export.checkpoint.hf_config import read_hf_config
+from pixtral_export.checkpoint.mistral_config import read_mistral_config
+from pixtral_export.checkpoint.reader import open_checkpoint
+from pixtral_export.checkpoint.tokenizer import find_tokenizer
+from pixtral_export.model.parameters import parameters
+from pixtral_runtime.bundle.config import ImageTokens
+
+CONFIG = tiny_config()
+FORMATS = ("mistral", "hf", "hf-new")
+
+
+def without(*path: str) -> Change:
+    def change(data: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            data = data[key]
+        del data[path[-1]]
+
+    return change
+
+
+def with_value(value: Any, *path: str) -> Change:
+    def change(data: dict[str, Any]) -> None:
+        for key in path[:-1]:
+            data = data[key]
+        data[path[-1]] = value
+
+    return change
+
+
+PIXTRAL_12B = {
+    "dim": 5120, "n_layers": 40, "head_dim": 128, "hidden_dim": 14336, "n_heads": 32, "n_kv_heads": 8,
+    "rope_theta": 1000000000.0, "norm_eps": 1e-05, "vocab_size": 131072,
+    "vision_encoder": {
+        "hidden_size": 1024, "num_channels": 3, "image_size": 1024, "patch_size": 16, "rope_theta": 10000.0,
+        "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_token_id": 10,
+    },
+}  # fmt: skip
+PIXTRAL_12B_HF = {
+    "architectures": ["LlavaForConditionalGeneration"], "ignore_index": -100, "image_seq_length": 1,
+    "image_token_index": 10, "model_type": "llava", "projector_hidden_act": "gelu", "torch_dtype": "bfloat16",
+    "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
+    "text_config": {
+        "head_dim": 128, "hidden_size": 5120, "intermediate_size": 14336, "is_composition": True,
+        "max_position_embeddings": 1024000, "model_type": "mistral", "num_hidden_layers": 40,
+        "num_key_value_heads": 8, "rms_norm_eps": 1e-05, "rope_theta": 1000000000.0, "sliding_window": None,
+        "vocab_size": 131072,
+    },
+    "vision_config": {
+        "head_dim": 64, "hidden_act": "silu", "image_size": 1024, "is_composition": True, "model_type": "pixtral",
+        "patch_size": 16, "rope_theta": 10000.0, "tie_word_embeddings": False,
+    },
+}  # fmt: skip
+
+
+def test_the_published_files_of_pixtral_12b_agree_in_both_formats(tmp_path: Path) -> None:
+    params, config = tmp_path / "params.json", tmp_path / "config.json"
+    params.write_text(json.dumps(PIXTRAL_12B), encoding="utf-8")
+    config.write_text(json.dumps(PIXTRAL_12B_HF), encoding="utf-8")
+    model, warnings = read_mistral_config(params)
+    assert read_hf_config(config)[0] == model
+    assert sum(torch.Size(p.shape).numel() for p in parameters(model)) == 12_682_739_712  # specification section 1.2
+    assert (model.decoder.head_dim, model.vision.head_dim, model.decoder.max_position) == (128, 64, 131_072)
+    assert model.image_tokens == ImageTokens(10, 12, 13) and model.adapter_bias
+    assert len(warnings) == 1 and "image_break_token_id = 12, image_end_token_id = 13" in warnings[0]
+
+
+def test_absent_keys_mean_what_transformers_makes_of_them(tmp_path: Path) -> None:
+    data = hf_config(CONFIG)
+    for section in ("text_config", "vision_config"):
+        for key in [key for key in data[section] if key not in ("model_type", "sliding_window", "hidden_act")]:
+            del data[section][key]
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps(data), encoding="utf-8")
+    reference: Any = LlavaConfig.from_pretrained(tmp_path)
+    text, vision = reference.text_config, reference.vision_config
+    seen, _ = read_hf_config(path)
+    assert (seen.decoder.dim, seen.decoder.n_layers) == (text.hidden_size, text.num_hidden_layers)
+    assert (seen.decoder.n_heads, seen.decoder.n_kv_heads) == (text.num_attention_heads, text.num_key_value_heads)
+    assert (seen.decoder.head_dim, seen.decoder.hidden_dim) == (text.head_dim, text.intermediate_size)
+    assert (seen.decoder.vocab_size, seen.decoder.norm_eps) == (text.vocab_size, text.rms_norm_eps)
+    assert seen.decoder.max_position == text.max_position_embeddings
+    assert seen.decoder.rope_theta == text.rope_parameters["rope_theta"]
+    assert seen.vision.rope_theta == vision.rope_parameters["rope_theta"]
+    for key in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "head_dim"):
+        assert getattr(seen.vision, key) == getattr(vision, key)
+    for key in ("num_channels", "image_size", "patch_size"):
+        assert getattr(seen.vision, key) == getattr(vision, key)
+
+
+def test_a_config_that_transformers_wrote_itself_is_read(tmp_path: Path) -> None:
+    LlavaConfig.from_dict(hf_config(CONFIG)).save_pretrained(tmp_path)
+    assert read_hf_config(tmp_path / "config.json")[0] == CONFIG
+
+
+def test_image_ids_are_read_where_a_file_names_them(hf: Path) -> None:
+    edit_json(hf / "config.json", lambda data: data.update(image_token_id=data.pop("image_token_index")))
+    edit_json(hf / "config.json", lambda data: data.update(image_break_token_id=14, image_end_token_id=15))
+    config, warnings = read_hf_config(hf / "config.json")
+    assert config.image_tokens == ImageTokens(10, 14, 15) and not warnings
+
+
+@pytest.mark.parametrize(
+    "change", [with_value("gelu", "vision_config", "hidden_act"), without("vision_config", "hidden_act")]
+)
+def test_silu_is_forced_with_a_warning(hf: Path, change: Change) -> None:
+    edit_json(hf / "config.json", change)
+    checkpoint = open_checkpoint(hf)
+    assert [w for w in checkpoint.warnings if 'vision_config.hidden_act = "gelu"' in w and "SiLU is used" in w]
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"max_position_embeddings": 4096}, 4096),
+        ({"max_seq_len": 2048}, 2048),
+        ({"max_seq_len": 1_024_000}, 131_072),
+        ({}, 131_072),
+    ],
+)
+def test_positions_are_bounded_by_what_the_model_was_trained_for(
+    tmp_path: Path, given: dict[str, int], expected: int
+) -> None:
+    path = tmp_path / "params.json"
+    path.write_text(json.dumps(PIXTRAL_12B | given), encoding="utf-8")
+    assert read_mistral_config(path)[0].decoder.max_position == expected
+
+
+def test_head_dim_follows_from_the_heads_where_it_is_absent(tmp_path: Path) -> None:
+    (tmp_path / "params.json").write_text(json.dumps(params_json(CONFIG)), encoding="utf-8")
+    (tmp_path / "config.json").write_text(json.dumps(hf_config(CONFIG)), encoding="utf-8")
+    edit_json(tmp_path / "config.json", with_value(None, "text_config", "head_dim"))
+    assert read_mistral_config(edit_json(tmp_path / "params.json", without("head_dim")))[0].decoder.head_dim == 96 // 4
+    assert read_hf_config(tmp_path / "config.json")[0].decoder.head_dim == 96 // 4
+
+
+MISTRAL_REFUSED = [
+    (with_value(2, "vision_encoder", "spatial_merge_size"), "vision_encoder.spatial_merge_size = 2"),
+    (with_value("patch_merge", "vision_encoder", "mm_projector_id"), 'mm_projector_id = "patch_merge"'),
+    (with_value(True, "vision_encoder", "add_pre_mm_projector_layer_norm"), "pre_mm_projector_layer_norm = true"),
+    (with_value({"factor": 16}, "yarn"), 'yarn = {"factor": 16}'),
+    (with_value({"beta": 0.1}, "llama_4_scaling"), 'llama_4_scaling = {"beta": 0.1}'),
+    (with_value({"type": "linear"}, "rope_scaling"), 'rope_scaling = {"type": "linear"}'),
+    (with_value(True, "tied_embeddings"), "tied_embeddings = true"),
+    (with_value(4096, "sliding_window"), "sliding_window = 4096"),
+    (with_value({"num_experts": 8}, "moe"), "moe = "),
+    (with_value({"qformat_weight": "fp8_e4m3"}, "quantization"), "already quantized"),
+    (with_value(3, "n_kv_heads"), "4 query heads cannot share 3 kv heads"),
+    (with_value(33, "head_dim"), "head_dim 33 is odd"),
+    (with_value(8, "vision_encoder", "image_size"), "image_size 8 is less than patch_size 16"),
+    (with_value(32, "vision_encoder", "num_attention_heads"), "head_dim 2 is no multiple of 4"),
+    (with_value(5, "vision_encoder", "num_attention_heads"), "does not divide into 5 heads"),
+    (with_value(12, "vision_encoder", "image_token_id"), "not three different"),
+    (with_value(999, "vision_encoder", "image_end_token_id"), "not all below vocab_size 512"),
+    (with_value(-1, "vision_encoder", "image_break_token_id"), "'vision_encoder.image_break_token_id' is -1"),
+    (with_value("96", "dim"), "'dim' is \"96\", expected a whole number"),
+    (with_value(True, "dim"), "'dim' is true"),
+    (with_value(0, "rope_theta"), "'rope_theta' is 0, expected a positive number"),
+    (with_value("no", "vision_encoder", "adapter_bias"), "expected true or false"),
+    (with_value([], "vision_encoder"), "expected an object"),
+    (without("vision_encoder"), "no 'vision_encoder'"),
+    (without("rope_theta"), "'rope_theta' is absent"),
+    (without("vision_encoder", "image_token_id"), "'vision_encoder.image_token_id' is absent"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), MISTRAL_REFUSED, ids=[named for _, named in MISTRAL_REFUSED])
+def test_mistral_configurations_that_cannot_run_are_refused_by_key(mistral: Path, change: Change, named: str) -> None:
+    edit_json(mistral / "params.json", change)
+    message = str(refusal(mistral))
+    assert named in message and "params.json" in message
+
+
+YARN = {"rope_type": "yarn", "rope_theta": 1e6}
+HF_REFUSED = [
+    (with_value("mistral3", "model_type"), 'model_type = "mistral3"'),
+    (with_value("llama", "text_config", "model_type"), 'text_config.model_type = "llama"'),
+    (with_value("siglip", "vision_config", "model_type"), 'vision_config.model_type = "siglip"'),
+    (with_value(2, "spatial_merge_size"), "spatial_merge_size = 2"),
+    (with_value(-2, "vision_feature_layer"), "vision_feature_layer = -2"),
+    (without("vision_feature_layer"), "vision_feature_layer = -2 (absent, so the default)"),
+    (with_value("default", "vision_feature_select_strategy"), 'vision_feature_select_strategy = "default"'),
+    (with_value("gelu_new", "projector_hidden_act"), 'projector_hidden_act = "gelu_new"'),
+    (with_value(True, "tie_word_embeddings"), "tie_word_embeddings = true"),
+    (with_value(True, "text_config", "tie_word_embeddings"), "text_config.tie_word_embeddings = true"),
+    (with_value(4096, "text_config", "sliding_window"), "text_config.sliding_window = 4096"),
+    (without("text_config", "sliding_window"), "text_config.sliding_window = 4096 (absent"),
+    (with_value("gelu", "text_config", "hidden_act"), 'text_config.hidden_act = "gelu"'),
+    (with_value({"type": "yarn"}, "text_config", "rope_scaling"), 'text_config.rope_scaling = {"type": "yarn"}'),
+    (with_value(YARN, "text_config", "rope_parameters"), 'text_config.rope_parameters.rope_type = "yarn"'),
+    (with_value({"quant_method": "fp8"}, "quantization_config"), "already quantized (fp8)"),
+    (with_value(32, "vision_config", "head_dim"), "vision_config.head_dim = 32"),
+    (without("text_config"), "no 'text_config'"),
+    (without("image_token_index"), "'image_token_index' is absent"),
+]
+
+
+@pytest.mark.parametrize(("change", "named"), HF_REFUSED, ids=[named for _, named in HF_REFUSED])
+def test_hf_configurations_that_cannot_run_are_refused_by_key(hf: Path, change: Change, named: str) -> None:
+    edit_json(hf / "config.json", change)
+    message = str(refusal(hf))
+    assert named in message and "config.json" in message
+
+
+# Tokenizers
+
+
+def test_a_missing_tokenizer_is_replaced_only_for_pixtrals_vocabulary(mistral: Path) -> None:
+    (mistral / "tekken.json").unlink()
+    error = refusal(mistral)
+    assert "no tekken.json" in str(error) and str(mistral) in error.hint
+    real = replace(CONFIG, decoder=replace(CONFIG.decoder, vocab_size=131_072))
+    path, warnings = find_tokenizer(mistral, real)
+    assert path.name == "tekken_240911.json" and path.is_file()
+    assert len(warnings) == 1 and "tekken_240911.json" in warnings[0]
+    shutil.copyfile(path, mistral / "tekken.json")
+    assert find_tokenizer(mistral, real) == (mistral / "tekken.json", ())
+
+
+def test_a_tokenizer_larger_than_the_model_is_refused(mistral: Path) -> None:
+    edit_json(mistral / "tekken.json", lambda data: data["config"].update(default_vocab_size=513))
+    assert "513 tokens, the model only 512" in str(refusal(mistral))
+    edit_json(mistral / "tekken.json", lambda data: data["config"].update(default_vocab_size=500))
+    assert open_checkpoint(mistral).tokenizer == mistral / "tekken.json"  # a padded embedding is common
+    edit_json(mistral / "tekken.json", lambda data: data.pop("config"))
+    assert "no tekken tokenizer" in str(refusal(mistral))
+
+
+def test_image_ids_must_be_those_of_the_tokenizer(mistral: Path) -> None:
+    names = {10: "[IMG]", 14: "[IMG_BREAK]", 15: "[IMG_END]"}
+    tokens = [{"rank": rank, "token_str": name, "is_control": True} for rank, name in names.items()]
+    edit_json(mistral / "tekken.json", lambda data: data.update(special_tokens=tokens))
+    assert "10, 14, 15; the model's configuration 10, 12, 13" in str(refusal(mistral))
+    ids = {"image_break_token_id": 14, "image_end_token_id": 15}
+    edit_json(mistral / "params.json", lambda data: data["vision_encoder"].update(ids))
+    assert open_checkpoint(mistral).config.image_tokens == ImageTokens(10, 14, 15)

@@ -1,0 +1,321 @@
+"""A stand-in for the part of TensorRT that runs engines, and for the device: host memory, NumPy and a work queue.
+
+An "engine" file names a bundle's graph, its cache rows and its profiles. Running it evaluates the network that the
+real TensorRT parsed from that graph. Like a GPU, the device works later: what is queued runs when the host asks for a
+result. The context refuses what TensorRT refuses, and what TensorRT leaves undefined (memory outside an allocation,
+buffers that overlap, a captured graph of another state) raises StandInError.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from itertools import pairwise
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+
+from helpers.networks import RTX
+from pixtral_engines.arrays import DTYPES
+from pixtral_engines.interpreter import Interpreter
+from pixtral_engines.network import parse_graph
+from pixtral_engines.profiles import Profile, ranges
+from pixtral_runtime.backends.session import Array
+from pixtral_runtime.bundle.manifest import Bundle, open_bundle
+
+Shape = tuple[int, ...]
+ALIGNMENT = 256
+GARBAGE = 0x7F  # what fresh memory holds: NaN in float16, 127 in int8
+
+
+class StandInError(Exception):
+    """Undefined behaviour on a device."""
+
+
+class HostDevice:
+    """A `cuda.Device` in host memory. `calls` counts methods; `events` lists runs and copies to the host."""
+
+    stream = 7
+
+    def __init__(self) -> None:
+        self.memory: dict[int, Array] = {}
+        self.calls: Counter[str] = Counter()
+        self.events: list[str] = []
+        self._queue: list[Callable[[], None]] = []
+        self._recording: list[Callable[[], Callable[[], None]]] | None = None
+
+    def alloc(self, nbytes: int) -> int:
+        self.calls["alloc"] += 1
+        raw = np.full(nbytes + ALIGNMENT, GARBAGE, np.uint8)
+        start = -raw.ctypes.data % ALIGNMENT
+        memory = raw[start : start + nbytes]
+        self.memory[memory.ctypes.data] = memory
+        return int(memory.ctypes.data)
+
+    def free(self, address: int) -> None:
+        self.calls["free"] += 1
+        self._flush()  # as cudaFree does
+        self.memory.pop(address)[:] = GARBAGE
+
+    def zero(self, address: int, nbytes: int) -> None:
+        self.enqueue(lambda: self.view(address, (nbytes,), np.dtype(np.uint8)).fill(0))
+
+    def copy_to_device(self, address: int, array: Array) -> None:
+        staged = array.copy()
+        self.enqueue(lambda: np.copyto(self.view(address, staged.shape, staged.dtype), staged))
+
+    def copy_within(self, target: int, source: int, nbytes: int) -> None:
+        kind = np.dtype(np.uint8)
+        self.enqueue(lambda: np.copyto(self.view(target, (nbytes,), kind), self.view(source, (nbytes,), kind)))
+
+    def copy_rows(self, target: int, source: int, nbytes: int, pitch: int, count: int) -> None:
+        for index in range(count):
+            self.copy_within(target + index * pitch, source + index * pitch, nbytes)
+
+    def copy_to_host(self, array: Array, address: int) -> None:
+        self.calls["copy_to_host"] += 1
+        self.events.append("copy_to_host")
+        self._flush()
+        np.copyto(array, self.view(address, array.shape, array.dtype))
+
+    def begin_capture(self) -> None:
+        self._recording = []
+
+    def end_capture(self) -> Any:
+        recording, self._recording = self._recording, None
+        return recording
+
+    def launch(self, graph: Any) -> None:
+        self.calls["launch"] += 1
+        for prepare in graph:
+            self._queue.append(prepare())
+
+    def release(self, graph: Any) -> None:
+        self.calls["release"] += 1
+        graph.clear()
+
+    # For the stand-in's context
+
+    def enqueue(self, work: Callable[[], None], check: Callable[[], None] | None = None) -> None:
+        """Queue work, or record it with a check for each launch."""
+        if self._recording is None:
+            self._queue.append(work)
+        elif check is None:
+            raise StandInError("a copy was captured: a replay would copy the same values again")
+        else:
+            self._recording.append(lambda: (check(), work)[1])
+
+    def view(self, address: int, shape: Shape, dtype: np.dtype[Any]) -> Array:
+        """Memory as an array. Raises StandInError outside an allocation."""
+        nbytes = int(np.prod(shape)) * dtype.itemsize
+        for start, memory in self.memory.items():
+            if start <= address and address + nbytes <= start + memory.size:
+                return memory[address - start :][:nbytes].view(dtype).reshape(shape)
+        raise StandInError(f"{nbytes} bytes at {address:#x} are not in one allocation")
+
+    def _flush(self) -> None:
+        queue, self._queue = self._queue, []
+        for work in queue:
+            work()
+
+
+def write_engine(path: Path, bundle: Bundle, graph: str, rows: int, profiles: list[Profile]) -> Path:
+    """An engine file for the stand-in."""
+    shapes = [{tensor.name: ranges(tensor, sizes) for tensor in bundle.graph_spec(graph).inputs} for sizes in profiles]
+    path.write_text(json.dumps({"bundle": str(bundle.path), "graph": graph, "rows": rows, "profiles": shapes}))
+    return path
+
+
+class StandIn(ModuleType):
+    """What `trt_session` uses of a TensorRT module. `built_in_graphs`: as TensorRT-RTX has them."""
+
+    def __init__(self, device: HostDevice, *, built_in_graphs: bool = False, capturable: bool = True) -> None:
+        super().__init__("tensorrt_standin")
+        self.ILogger, self.TensorIOMode, self.device = RTX.ILogger, RTX.TensorIOMode, device
+        self.capturable = capturable
+        if built_in_graphs:
+            self.CudaGraphStrategy = RTX.CudaGraphStrategy
+        self.contexts: list[Context] = []
+
+    def Runtime(self, logger: Any) -> Runtime:
+        return Runtime(self, logger)
+
+
+class Runtime:
+    def __init__(self, trt: StandIn, logger: Any) -> None:
+        self._trt, self._logger = trt, logger
+
+    def deserialize_cuda_engine(self, data: Any) -> Engine | None:
+        text = bytes(data)
+        if not text.startswith(b"{"):
+            self._logger.log(RTX.ILogger.ERROR, "the magic tag does not match")
+            return None
+        return Engine(self._trt, self._logger, text)
+
+
+@lru_cache
+def interpreter_of(bundle: str, graph: str, rows: int) -> tuple[Interpreter, dict[str, str]]:
+    """A graph's interpreter, and the input that an output shares its memory with."""
+    parsed = parse_graph(open_bundle(Path(bundle)), graph, RTX, rows)
+    layers = [parsed.network.get_layer(n) for n in range(parsed.network.num_layers)]
+    updates = [layer for layer in layers if RTX.ILayer.type.fget(layer).name == "KV_CACHE_UPDATE"]
+    aliases = {layer.get_output(0).name: layer.get_input(0).name for layer in updates}
+    return Interpreter(parsed.network, RTX, keep=parsed, cache_constants=True), aliases
+
+
+class Engine:
+    def __init__(self, trt: StandIn, logger: Any, text: bytes) -> None:
+        self.trt, self.logger = trt, logger
+        data = json.loads(text)
+        self.spec = open_bundle(Path(data["bundle"])).graph_spec(data["graph"])
+        self.patch = open_bundle(Path(data["bundle"])).model.vision.patch_size
+        self.interpreter, self.aliases = interpreter_of(data["bundle"], data["graph"], data["rows"])
+        self._profiles = data["profiles"]
+        self.inputs = {tensor.name: tensor for tensor in self.interpreter.inputs}
+        self._tensors = self.inputs | {tensor.name: tensor for tensor in self.interpreter.outputs}
+
+    @property
+    def num_io_tensors(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def num_optimization_profiles(self) -> int:
+        return len(self._profiles)
+
+    def get_tensor_name(self, index: int) -> str:
+        return list(self._tensors)[index]
+
+    def get_tensor_mode(self, name: str) -> Any:
+        return RTX.TensorIOMode.INPUT if name in self.inputs else RTX.TensorIOMode.OUTPUT
+
+    def get_tensor_dtype(self, name: str) -> Any:
+        return SimpleNamespace(name=self._tensors[name].dtype)
+
+    def get_tensor_shape(self, name: str) -> Shape:
+        return self._tensors[name].shape
+
+    def get_tensor_profile_shape(self, name: str, profile: int) -> list[Shape]:
+        return [tuple(shape) for shape in self._profiles[profile][name]]
+
+    def get_aliased_input_tensor(self, name: str) -> str | None:
+        return self.aliases.get(name)
+
+    def create_runtime_config(self) -> Any:
+        return SimpleNamespace(cuda_graph_strategy=RTX.CudaGraphStrategy.DISABLED)
+
+    def create_execution_context(self, config: Any = None) -> Context:
+        context = Context(self, config)
+        self.trt.contexts.append(context)
+        return context
+
+
+class Context:
+    """IExecutionContext. `profiles` has every profile switch."""
+
+    def __init__(self, engine: Engine, config: Any) -> None:
+        self.config, self.profiles = config, list[int]()
+        self._engine, self._device = engine, engine.trt.device
+        self._profile, self._version = 0, 0
+        self._shapes: dict[str, Shape] = {}
+        self._addresses: dict[str, int] = {}
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        if stream != self._device.stream or not 0 <= profile < self._engine.num_optimization_profiles:
+            return self._refuse(f"no profile {profile}, or another stream")
+        self._changed()
+        self.profiles.append(profile)
+        self._profile, self._shapes = profile, {}
+        return True
+
+    def set_input_shape(self, name: str, shape: Shape) -> bool:
+        smallest, _, largest = self._engine.get_tensor_profile_shape(name, self._profile)
+        if len(shape) != len(smallest) or any(
+            not low <= n <= high for low, n, high in zip(smallest, shape, largest, strict=True)
+        ):
+            return self._refuse(f"{name} {shape} is outside profile {self._profile}: {smallest} to {largest}")
+        self._changed()
+        self._shapes[name] = tuple(shape)
+        return True
+
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        if address % ALIGNMENT:
+            return self._refuse(f"{name} at {address:#x} is not aligned")
+        self._changed()
+        self._addresses[name] = address
+        return True
+
+    def infer_shapes(self) -> list[str]:
+        self._letters()
+        return [name for name in self._engine.inputs if name not in self._shapes]
+
+    def get_tensor_shape(self, name: str) -> Shape:
+        letters = self._letters()
+        if {"H", "W"} <= letters.keys():
+            letters["P"] = letters["H"] * letters["W"] // self._engine.patch**2
+        spec = {tensor.name: tensor.shape for tensor in (*self._engine.spec.inputs, *self._engine.spec.outputs)}
+        return tuple(letters.get(n, -1) if isinstance(n, str) else n for n in spec[name])
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        return self._engine.trt.capturable and stream == self._device.stream
+
+    def execute_async_v3(self, stream: int) -> bool:
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        unset = [name for name in names if name not in self._addresses] + self.infer_shapes()
+        if unset or stream != self._device.stream:
+            return self._refuse(f"not set: {unset}, or another stream")
+        views = {
+            name: (self._addresses[name], self.get_tensor_shape(name), DTYPES[self._engine.get_tensor_dtype(name).name])
+            for name in names
+        }
+        self._check_memory(views)
+        version = self._version
+
+        def check() -> None:
+            if self._version != version:
+                raise StandInError("a captured graph of a context that was changed since")
+
+        self._device.events.append(self._engine.spec.name)
+        self._device.enqueue(lambda: self._run(views), check)
+        return True
+
+    def _run(self, views: Mapping[str, tuple[int, Shape, np.dtype[Any]]]) -> None:
+        feeds = {name: self._device.view(*views[name]) for name in self._engine.inputs}
+        outputs = self._engine.interpreter.run(feeds)
+        for name, value in outputs.items():
+            np.copyto(self._device.view(*views[name]), value)
+
+    def _check_memory(self, views: Mapping[str, tuple[int, Shape, np.dtype[Any]]]) -> None:
+        """Every tensor in memory of its own, but an aliased output in its input's."""
+        for output, source in self._engine.aliases.items():
+            if views[output] != views[source]:
+                raise StandInError(f"{output} is updated in place, and is not bound where {source} is")
+        spans = sorted(
+            (address, address + int(np.prod(shape)) * dtype.itemsize, name)
+            for name, (address, shape, dtype) in views.items()
+            if name not in self._engine.aliases
+        )
+        for (_, end, name), (start, _, other) in pairwise(spans):
+            if start < end:
+                raise StandInError(f"{name} and {other} overlap")
+        for view in views.values():
+            self._device.view(*view)
+
+    def _letters(self) -> dict[str, int]:
+        """Sizes by dimension letter. Raises RuntimeError where inputs contradict each other, as TensorRT does."""
+        letters: dict[str, int] = {}
+        for tensor in self._engine.spec.inputs:
+            for letter, n in zip(tensor.shape, self._shapes.get(tensor.name, ()), strict=False):
+                if letters.setdefault(str(letter), n) != n:
+                    raise RuntimeError(f"{tensor.name}: {letter} is {n} and {letters[str(letter)]}")
+        return letters
+
+    def _changed(self) -> None:
+        self._version += 1
+
+    def _refuse(self, message: str) -> bool:
+        self._engine.logger.log(RTX.ILogger.ERROR, message)
+        return False

@@ -1,0 +1,101 @@
+"""What runs a bundle: engines where they fit this machine, the CPU otherwise, and always a reason."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from helpers.bundles import exported
+from helpers.places import DEMO, IMAGES
+from helpers.trt_standin import HostDevice, StandIn, write_engine
+from pixtral_cli.main import app
+from pixtral_engines.profiles import Shapes, profiles
+from pixtral_runtime import Model, load
+from pixtral_runtime.backends import choose as backend
+from pixtral_runtime.backends.choose import open_backend
+from pixtral_runtime.bundle.engine_list import Engine, EngineSet, source_of, with_engines
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.spec import GRAPHS
+from pixtral_runtime.errors import InputError, MachineError
+
+IMAGE = IMAGES / "gray_circle_99x70.png"
+SHAPES = Shapes(context=256, batch=1, chunk=16)
+VERSION = "tensorrt_standin 1.0"
+
+
+class Gpu(HostDevice):
+    capability = 89
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    """A machine with a GPU of 8.9 and a TensorRT."""
+    device = Gpu()
+    trt = StandIn(device)
+    trt.__version__ = "1.0"  # type: ignore[attr-defined]
+    monkeypatch.setattr(backend, "load", lambda flavor: trt)
+    return device
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    made = exported(DEMO, tmp_path_factory.mktemp("b") / "b")
+    listed = {}
+    for graph in GRAPHS:
+        file = write_engine(made.path / f"{graph}.engine", made, graph, SHAPES.context, profiles(made, graph, SHAPES))
+        listed[graph] = Engine(file.name, file.stat().st_size, "", source_of(made, graph), [])
+    return with_engines(made, EngineSet("rtx:sm89", VERSION, "float16", SHAPES.context, 1, SHAPES.chunk, listed))
+
+
+def opened(bundle: Bundle, device: Any, name: str = "auto") -> Any:
+    return open_backend(bundle, name, gpu=lambda: device)
+
+
+def test_auto_takes_engines_for_this_gpu_and_they_answer_alike(bundle: Bundle, device: Gpu) -> None:
+    found = opened(bundle, device)
+    assert (found.backend, found.sessions.chunk) == ("rtx", 16)
+    assert found.reason == f"engines for rtx:sm89 by {VERSION}"
+    theirs = load(bundle.path, backend="ort-cpu")
+    ours = Model(bundle, found.sessions, theirs.prompts)
+    a, b = (model.generate("Describe this image in one short sentence.", [IMAGE]) for model in (ours, theirs))
+    assert a.token_ids == b.token_ids and len(a.token_ids) > 1
+
+
+def test_auto_takes_the_cpu_where_engines_do_not_fit_and_says_why(bundle: Bundle, device: Gpu) -> None:
+    device.capability = 120
+    found = opened(bundle, device)
+    assert found.backend == "ort-cpu" and "no engines for rtx:sm120" in found.reason
+    device.capability = 89
+    stale = replace(bundle, files=bundle.files | {"embed.onnx": replace(bundle.files["embed.onnx"], sha256="0")})
+    assert "built from another embed graph" in opened(stale, device).reason
+    assert opened(replace(bundle, engines={}), device).reason == "the bundle lists no engines"
+
+
+def test_engines_asked_for_by_name_are_never_replaced_by_the_cpu(bundle: Bundle, device: Gpu) -> None:
+    device.capability = 120
+    with pytest.raises(MachineError, match="no engines for rtx:sm120") as other_gpu:
+        opened(bundle, device, "rtx")
+    assert other_gpu.value.hint.endswith("--target rtx:sm120")
+    with pytest.raises(MachineError, match="no engines for trt"):
+        opened(bundle, device, "trt")
+    with pytest.raises(InputError, match="there are: none"):
+        opened(replace(bundle, engines={}), device, "rtx")
+    assert opened(bundle, device, "ort-cpu").reason == "asked for"
+    with pytest.raises(InputError, match="no backend 'cuda'") as caught:
+        opened(bundle, device, "cuda")
+    assert "auto|ort-cpu|ort-cuda|rtx|trt" in caught.value.hint
+
+
+def test_without_a_gpu_the_commands_use_the_cpu_or_say_what_is_missing(bundle: Bundle) -> None:
+    bundle.write()
+    asked = ["ask", str(bundle.path), str(IMAGE), "-p", "what color is the shape?"]
+    done = CliRunner().invoke(app, asked)
+    assert done.exit_code == 0 and "ort-cpu: rtx: " in done.stderr
+    assert "ort-cpu" not in CliRunner().invoke(app, [*asked, "-q"]).stderr
+    refused = CliRunner().invoke(app, [*asked, "--backend", "rtx"])
+    assert refused.exit_code == 4, refused.stderr
+    with pytest.raises(MachineError):
+        load(bundle.path, backend="rtx")

@@ -1,0 +1,74 @@
+"""What ONNX Runtime makes of a bundle's graphs, and the cache in slots."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+
+from helpers.bundles import exported
+from helpers.places import DEMO
+from pixtral_export.plan import ExportSettings
+from pixtral_runtime.backends.ort_caches import CACHE_STEP, OrtCache
+from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
+from pixtral_runtime.bundle.spec import cache_names
+
+
+@pytest.mark.parametrize("graph", ["vision", "decoder"])
+def test_products_of_int8_bundles_are_computed_in_int8(
+    graph: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A product left in float would turn its whole weight into float at every step."""
+    bundle = exported(DEMO, tmp_path / "bundle", ExportSettings(precision="int8"))
+    plain = ort.SessionOptions
+
+    def writing() -> ort.SessionOptions:
+        options = plain()
+        options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+        return options
+
+    monkeypatch.setattr(ort, "SessionOptions", writing)
+    OrtSession(bundle, graph, OrtSettings())
+    nodes = onnx.load(tmp_path / "optimized.onnx", load_external_data=False).graph.node
+    made = {name: node.op_type for node in nodes for name in node.output}
+    left = [node.name for node in nodes if node.op_type == "MatMul" and made.get(node.input[1]) == "DequantizeLinear"]
+    kinds = Counter(node.op_type for node in nodes)
+    assert left == []
+    assert kinds["MatMulIntegerToFloat"] >= (21 if graph == "decoder" else 28)
+
+
+def cache(slots: int, rows: int) -> OrtCache:
+    rng = np.random.default_rng(0)
+    names = cache_names("past", 1)
+    return OrtCache(names, [rng.standard_normal((slots, 2, rows, 4)).astype(np.float32) for _ in names])
+
+
+def test_a_cache_grows_and_shrinks_in_steps_and_keeps_its_rows() -> None:
+    made = cache(2, CACHE_STEP)
+    before = [tensor.copy() for layer in made.layers() for tensor in layer]
+    made.reserve(CACHE_STEP + 1)
+    assert made.rows == 2 * CACHE_STEP
+    for was, now in zip(before, made.layers()[0], strict=True):
+        np.testing.assert_array_equal(now[:, :, :CACHE_STEP], was)
+        assert not now[:, :, CACHE_STEP:].any()
+    made.shrink(3)
+    assert made.rows == CACHE_STEP  # and all of them are what they were: whoever reads `rows` may rely on it
+    for was, now in zip(before, made.layers()[0], strict=True):
+        np.testing.assert_array_equal(now, was)
+
+
+def test_views_and_copies_reach_the_same_memory() -> None:
+    made = cache(3, CACHE_STEP)
+    key = made.layers()[0][0]
+    view = made.view(1, 3)
+    assert (view.slots, view.rows) == (2, CACHE_STEP)
+    view.layers()[0][0][0, 0, 0, 0] = 77
+    assert key[1, 0, 0, 0] == 77
+    rest = key[2, :, 5:].copy()
+    made.copy_rows(1, 2, 5)
+    np.testing.assert_array_equal(key[2, :, :5], key[1, :, :5])
+    np.testing.assert_array_equal(key[2, :, 5:], rest)

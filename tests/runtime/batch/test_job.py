@@ -1,0 +1,193 @@
+"""Jobs: a record for each request, broken files that stop nothing, and what was done before left alone."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from helpers.bundles import export_tiny
+from helpers.tiny import tiny_config, write_checkpoint
+from pixtral_runtime import Message, Model, load
+from pixtral_runtime.batch.fit import MOST_SLOTS, check_fit, choose_slots
+from pixtral_runtime.batch.job import Job, JobOptions
+from pixtral_runtime.batch.records import Record, Request, Settings
+from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.inputs.conversation import user_message
+from pixtral_runtime.inputs.image import decode_image
+
+DEFAULT = JobOptions()
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
+    checkpoint = write_checkpoint(tmp_path_factory.mktemp("checkpoint"), tiny_config())
+    return load(export_tiny(checkpoint, tmp_path_factory.mktemp("bundles") / "bundle", dtype="float32"))
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    for name, size in (("a.png", (40, 20)), ("c.jpg", (500, 300))):
+        Image.linear_gradient("L").resize(size).convert("RGB").save(tmp_path / name)
+    (tmp_path / "b.png").write_bytes(b"not a picture")
+    return [tmp_path / name for name in ("a.png", "b.png", "c.jpg", "gone.png")]
+
+
+def asked(paths: Sequence[Path], question: str = "What is this?", limit: int = 5) -> list[Request]:
+    return [Request(str(path), user_message(question, [path]), limit) for path in paths]
+
+
+def settings(model: Model) -> Settings:
+    return Settings(model.bundle.fingerprint)
+
+
+def run(model: Model, requests: Sequence[Request], options: JobOptions = DEFAULT) -> dict[str, Record]:
+    records = list(Job(model, requests, settings(model), options).records())
+    assert len({record.id for record in records}) == len(records)
+    return {record.id: record for record in records}
+
+
+def content(record: Record) -> tuple[object, ...]:
+    """What two runs of one job must agree in: all but times, and what happened to lie in a slot."""
+    return tuple(value for name, value in record.to_dict().items() if name not in ("times_ms", "reused_tokens"))
+
+
+@pytest.mark.parametrize("slots", [1, 3])
+def test_each_request_gets_a_record(model: Model, pictures: list[Path], slots: int) -> None:
+    records = run(model, asked(pictures), JobOptions(slots=slots))
+    assert set(records) == {str(path) for path in pictures}
+    assert [records[str(path)].error is None for path in pictures] == [True, False, True, False]
+    first = records[str(pictures[0])]
+    image = first.images[0]
+    assert (image.width, image.height, first.image_tokens) == (40, 20, (3 + 1) * 2)
+    assert image.sha256 == hashlib.sha256(pictures[0].read_bytes()).hexdigest()
+    assert first.settings["bundle"] == model.bundle.fingerprint
+    assert set(first.times_ms) == {"image", "preprocess", "vision", "prefill", "decode"}
+    expected = model.generate("What is this?", [pictures[0]], max_new_tokens=5)
+    assert (first.answer, first.finish_reason) == (expected.text, expected.finish_reason)
+    broken, gone = records[str(pictures[1])], records[str(pictures[3])]
+    assert str(pictures[1]) in str(broken.error)
+    assert broken.hint
+    assert broken.answer is None
+    assert (broken.key is None, gone.key is None) == (False, True)
+
+
+def test_several_images_and_turns_reach_the_model(model: Model, pictures: list[Path]) -> None:
+    good = [pictures[0], pictures[2]]
+    turns = (Message("user", (*good, "Which?")), Message("assistant", ("Both.",)), Message("user", ("Why?",)))
+    record = run(model, [Request("7", turns, 6)])["7"]
+    assert record.answer == model.generate(turns, max_new_tokens=6).text
+    assert [image.path for image in record.images] == [str(path) for path in good]
+    assert record.question == "Why?"
+
+
+def test_keys_follow_content_question_and_settings_not_names(model: Model, pictures: list[Path]) -> None:
+    copy = pictures[0].with_name("copy.png")
+    copy.write_bytes(pictures[0].read_bytes())
+    records = run(model, asked([pictures[0], copy, pictures[2]]))
+    keys = [records[str(path)].key for path in (pictures[0], copy, pictures[2])]
+    assert keys[0] == keys[1] != keys[2]
+    assert run(model, asked([copy], "Why?"))[str(copy)].key != keys[1]
+    assert run(model, asked([copy], limit=6))[str(copy)].key != keys[1]
+    other = Job(model, asked([copy]), replace(settings(model), seed=1))
+    assert next(other.records()).key != keys[1]
+
+
+def test_what_was_done_before_is_left_alone_unless_its_file_changed(model: Model, pictures: list[Path]) -> None:
+    done = run(model, asked(pictures))
+    job = Job(model, asked(pictures), settings(model), JobOptions(done=done))
+    assert list(job.records()) == []
+    assert job.kept == 4
+    Image.new("RGB", (30, 30), "red").save(pictures[0])
+    pictures[3].write_bytes(pictures[2].read_bytes())
+    again = run(model, asked(pictures), JobOptions(done=done))
+    assert set(again) == {str(pictures[0]), str(pictures[3])}
+    assert again[str(pictures[3])].answer == done[str(pictures[2])].answer
+
+
+def test_a_job_goes_on_after_many_that_were_done_before(model: Model, pictures: list[Path]) -> None:
+    requests = [replace(asked([pictures[0]], limit=1)[0], id=str(n)) for n in range(30)]
+    done = run(model, requests[:29])
+    assert set(run(model, requests, JobOptions(done=done))) == {"29"}
+
+
+def test_a_stopped_job_finishes_what_runs_and_starts_no_more(model: Model, pictures: list[Path]) -> None:
+    requests = [replace(asked([pictures[0]], limit=4)[0], id=str(n)) for n in range(20)]
+    job = Job(model, requests, settings(model), JobOptions(slots=2))
+    records = []
+    for record in job.records():
+        records.append(record)
+        job.stop()
+    assert 1 <= len(records) <= 4
+    assert all(record.error is None and record.answer is not None for record in records)
+    assert [t.name for t in threading.enumerate() if t.name.startswith("images")] == []
+
+
+def test_exif_can_be_left_alone(model: Model, tmp_path: Path) -> None:
+    image, exif = Image.new("RGB", (64, 32), "red"), Image.Exif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.jpg", exif=exif)
+    requests = asked([tmp_path / "turned.jpg"], limit=1)
+    turned, stored = (
+        next(Job(model, requests, replace(settings(model), exif=apply)).records()).images[0] for apply in (True, False)
+    )
+    assert (turned.width, turned.height) == (32, 64)
+    assert (stored.width, stored.height) == (64, 32)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # pytest undoes the filters that image.py sets
+def test_every_shared_picture_gives_an_answer_or_one_error(model: Model, shared_images: Path) -> None:
+    paths = sorted(path for path in shared_images.iterdir() if path.suffix != ".tsv")
+    records = run(model, asked(paths, limit=1), JobOptions(slots=4))
+    failed = {Path(name).name for name, record in records.items() if record.error}
+    assert len(records) == 36
+    broken = {path.name for path in paths if not _decodes(path)}
+    assert failed == broken
+    assert {"nasty_photo.heic", "bad_truncated.jpg", "bomb_64kx64k.gif"} <= failed
+    assert len(failed) <= 6
+
+
+def test_a_job_that_cannot_fit_is_refused_before_any_work(model: Model, pictures: list[Path]) -> None:
+    check_fit(model.prompts, asked(pictures))
+    with pytest.raises(InputError, match="context"):
+        check_fit(model.prompts, asked(pictures, "go " * 2000))
+    many = Request("many", user_message("?", [pictures[2]] * 40))
+    with pytest.raises(InputError, match=r"c\.jpg") as raised:
+        check_fit(model.prompts, [many])
+    assert "--image-tokens" in raised.value.hint
+
+
+def test_slots_follow_the_wish_the_memory_and_the_engines(model: Model, pictures: list[Path]) -> None:
+    requests = asked(pictures)
+    assert choose_slots(model, requests, None, None) == MOST_SLOTS
+    assert choose_slots(model, requests, 3, None) == 3
+    assert choose_slots(model, requests, None, 1 << 40) == MOST_SLOTS
+    needed = next(size for size in range(0, 1 << 40, 1 << 20) if _holds(model, requests, size))
+    assert 500_000_000 < needed < 600_000_000
+    assert choose_slots(model, requests, None, needed) == 1
+    with pytest.raises(MachineError, match="hold 1 answers") as raised:
+        choose_slots(model, requests, 2, needed)
+    assert raised.value.hint == "--batch 1"
+
+
+def _holds(model: Model, requests: Sequence[Request], size: int) -> bool:
+    try:
+        choose_slots(model, requests, 1, size)
+    except MachineError:
+        return False
+    return True
+
+
+def _decodes(path: Path) -> bool:
+    from pixtral_runtime.errors import ImageError
+
+    try:
+        decode_image(path.read_bytes(), path.name)
+    except ImageError:
+        return False
+    return True

@@ -1,0 +1,191 @@
+"""Benchmarks of the demo bundle: stages add up, reports travel, and a slowdown is found where there is one."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from helpers.bundles import exported
+from helpers.places import DEMO
+from pixtral_cli.main import app
+from pixtral_export.plan import ExportSettings
+from pixtral_runtime import Model, load
+from pixtral_runtime.bench.cases import STAGES, Case, Effort, Rates, Result, knee
+from pixtral_runtime.bench.measure import latency, serve, throughput
+from pixtral_runtime.bench.report import Report, compare, csv_text, markdown, read_report, rows, setting_changes
+from pixtral_runtime.errors import InputError
+from pixtral_runtime.generation.model_runner import Generator
+
+CASE = Case("latency", 2, 6, 64)
+QUICK = Effort(runs=3, warmup=1)
+RATES = Rates(1e12, {"vision": 1e13, "prefill": 1e13, "decode": 1e13}, 1e13)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return exported(DEMO, tmp_path_factory.mktemp("bundles") / "bundle", ExportSettings(dtype="float32")).path
+
+
+@pytest.fixture(scope="module")
+def model(bundle: Path) -> Model:
+    return load(bundle)
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, ["bench", *map(str, arguments)])
+
+
+def test_stages_add_up_to_the_whole(model: Model) -> None:
+    result = latency(model, CASE, QUICK, RATES)
+    assert set(result.samples) == {*STAGES, "step"}
+    assert {len(result.samples[stage]) for stage in STAGES} == {3}
+    assert len(result.samples["step"]) == 3 * (CASE.decode_tokens - 1)
+    explained = []  # of a run's time; another program may have had the core between two stages
+    for run in range(3):
+        parts = sum(result.samples[stage][run] for stage in ("image", "preprocess", "vision", "prefill"))
+        assert result.samples["ttft"][run] == pytest.approx(parts, rel=1e-3)
+        whole = parts + result.samples["tpot"][run] * (CASE.decode_tokens - 1)
+        explained.append(whole / result.samples["e2e"][run])
+    assert max(explained) <= 1.001 and max(explained) > 0.9
+    assert set(result.shares) == {"vision", "prefill", "tpot"}
+    assert all(0 < share < 1 for share in result.shares.values())
+    assert result.tokens == {"prompt": 93, "image": 72, "new": 6}
+
+
+def test_the_prompt_has_the_tokens_asked_for(model: Model) -> None:
+    result = latency(model, replace(CASE, prompt_tokens=300), QUICK, None)
+    assert result.tokens["prompt"] - result.tokens["image"] == 300
+    assert result.shares == {}
+    with pytest.raises(InputError, match="context holds 1024") as raised:
+        latency(model, replace(CASE, prompt_tokens=5000), QUICK, None)
+    assert "--prompt-tokens" in raised.value.hint
+
+
+def test_answers_under_measurement_are_as_long_as_asked(model: Model) -> None:
+    """The demo checkpoint would stop after some words."""
+    for slots in (1, 3):
+        result = throughput(model, Case("throughput", slots, 40, 64), Effort(runs=2, warmup=0), requests=4)
+        ratio = result.samples["tokens_per_s"][0] / result.samples["requests_per_s"][0]
+        assert ratio == pytest.approx(40)
+
+
+def test_requests_that_come_too_fast_wait_and_the_knee_lies_below(model: Model) -> None:
+    slow, fast = (serve(model, Case("serve", 1, 16, 64, rate=rate), requests=12) for rate in (2.0, 2000.0))
+    assert slow.spreads["ttft"].p50 < fast.spreads["ttft"].p50
+    assert fast.spreads["requests_per_s"].p50 < 2000
+    best = knee([slow, fast])
+    assert best is None or best is slow  # a busy machine may not keep up at all
+
+
+class Clock:
+    """Time that passes a little at each look, with a tenth of it as noise, and where a stage is told to be slow."""
+
+    def __init__(self) -> None:
+        self.now, self._rng = 0.0, np.random.default_rng(0)
+
+    def perf_counter(self) -> float:
+        self.now += 0.001 * (1 + 0.1 * self._rng.uniform(-1, 1))
+        return self.now
+
+
+def test_a_slowdown_of_ten_per_cent_is_found_and_none_in_a_run_against_itself(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Vision becomes 10 % slower by a clock of the test's own; the other stages stay as they are."""
+    clock, encode, vision_s = Clock(), Generator.encode, 0.02
+
+    def slowed(self: Generator, images: Any) -> Any:
+        clock.now += vision_s
+        return encode(self, images)
+
+    monkeypatch.setattr(Generator, "encode", slowed)
+    monkeypatch.setattr("pixtral_runtime.bench.measure.time", clock)
+    old, again = (Report({}, [latency(model, CASE, Effort(runs=20), None)]) for _ in range(2))
+    assert not any(change.difference.significant for change in compare(old, old, 0.05))
+    assert not any(change.regressed for change in compare(old, again, 0.05))
+    vision_s *= 1.1
+    changes = {
+        change.stage: change for change in compare(old, Report({}, [latency(model, CASE, Effort(20), None)]), 0.05)
+    }
+    assert [stage for stage, change in changes.items() if change.regressed] == ["vision", "ttft", "e2e"]
+    assert changes["vision"].difference.ratio == pytest.approx(1.1, abs=0.02)
+
+
+def test_a_drop_of_a_rate_is_a_regression(model: Model) -> None:
+    old = Result(Case("throughput", 1, 8, 64), {"tokens_per_s": [100.0, 101, 99, 100, 102, 98]})
+    new = Result(old.case, {"tokens_per_s": [80.0, 81, 79, 80, 82, 78]})
+    (change,) = compare(Report({}, [old]), Report({}, [new]), 0.05)
+    assert change.regressed
+    (change,) = compare(Report({}, [new]), Report({}, [old]), 0.05)
+    assert not change.regressed
+    with pytest.raises(InputError, match="no case is in both"):
+        compare(Report({}, [old]), Report({}, [Result(CASE, {"e2e": [1.0]})]), 0.05)
+
+
+def test_a_report_is_printed_saved_and_compared(bundle: Path, tmp_path: Path) -> None:
+    asked = (bundle, "--image-side", "64,48", "--decode-tokens", 4, "--runs", 9, "--warmup", 1)
+    done = invoke(*asked, "--save", tmp_path / "old.json")
+    assert done.exit_code == 0, done.stderr
+    assert all(word in done.stdout for word in ("48 px", "64 px", "tpot", "prefill", "precision"))
+    saved = read_report(tmp_path / "old.json")
+    assert [result.case.image_side for result in saved.results] == [64, 48]
+    assert saved.setting["bundle"] == load(bundle).bundle.fingerprint
+    assert all(meter["joules"] is None or meter["joules"] > 0 for meter in saved.results[0].energy)
+    assert "energy" in done.stdout
+    assert set(saved.setting["after"]) >= {"clocks_hz", "temperatures", "throttling", "load_average"}
+    assert saved.setting["ceilings"]["bandwidth_bytes_per_s"] > 1e9
+    again = invoke(*asked, "--compare", tmp_path / "old.json", "--threshold", 1000, "--json")
+    assert again.exit_code == 0, again.stderr
+    assert len(json.loads(again.stdout)["comparison"]) == 2 * len(STAGES)
+    slow = json.loads((tmp_path / "old.json").read_text())
+    for result in slow["results"]:
+        result["samples"] = {name: [value / 100 for value in values] for name, values in result["samples"].items()}
+    (tmp_path / "fast.json").write_text(json.dumps(slow))
+    assert invoke(*asked, "--compare", tmp_path / "fast.json").exit_code == 6
+
+
+def test_every_format_has_every_row(model: Model) -> None:
+    results = [latency(model, CASE, QUICK, RATES)]
+    table = rows(results)
+    assert {row[1] for row in table} == {*STAGES, "step"}
+    assert next(row for row in table if row[1] == "tpot")[-1].endswith("(memory)")
+    assert len(markdown(results).splitlines()) == 2 + len(table)
+    assert len(list(csv.reader(io.StringIO(csv_text(results))))) == 1 + len(table)
+
+
+def test_another_setting_is_named(model: Model) -> None:
+    assert setting_changes({"threads": 1, "x": 2}, {"threads": 2, "x": 2}) == ["threads was 1 and is 2"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--mode", "speed"], "latency|throughput|serve"),
+        (["--image-side", "0"], "--image-side"),
+        (["--batch", "x"], "--batch"),
+        (["--format", "xml"], "table|md|csv|json"),
+        (["--compare", "nowhere.json"], "nowhere.json"),
+        (["--images", "nowhere"], "nowhere"),
+        (["--backend", "rtx"], "pixtral doctor"),
+    ],
+)
+def test_bad_input_is_refused(bundle: Path, arguments: list[str], words: str) -> None:
+    done = invoke(bundle, *arguments)
+    assert done.exit_code in (3, 4), done.stderr
+    assert words in done.stderr
+    assert "hint: " in done.stderr
+
+
+def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
+    for text in ("{}", "[]", '{"schema": 99}', "no"):
+        (tmp_path / "x.json").write_text(text)
+        with pytest.raises(InputError, match=r"x\.json"):
+            read_report(tmp_path / "x.json")

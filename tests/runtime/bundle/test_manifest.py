@@ -1,0 +1,185 @@
+"""Bundles: what an export writes, and how a broken one is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+
+from helpers.bundles import export_tiny
+from helpers.tiny import tiny_config, write_checkpoint
+from pixtral_export.checkpoint.reader import open_checkpoint
+from pixtral_export.export import export
+from pixtral_export.plan import ExportSettings, plan_export
+from pixtral_runtime.bundle.manifest import open_bundle, verify
+from pixtral_runtime.errors import InputError, MachineError, PixtralError
+
+CONFIG = tiny_config()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_checkpoint(tmp_path_factory.mktemp("mistral"), CONFIG)
+
+
+@pytest.fixture(scope="module")
+def exported(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return export_tiny(checkpoint, tmp_path_factory.mktemp("bundles") / "bundle")
+
+
+@pytest.fixture
+def bundle(exported: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(exported, tmp_path / "bundle"))
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_exporting_again_gives_the_same_bytes(checkpoint: Path, exported: Path, tmp_path: Path) -> None:
+    assert contents(export_tiny(checkpoint, tmp_path / "again")) == contents(exported)
+
+
+@pytest.mark.parametrize(("style", "shards"), [("hf", 1), ("hf-new", 3), ("mistral", 2)])
+def test_every_checkpoint_format_gives_the_same_bundle(exported: Path, tmp_path: Path, style: str, shards: int) -> None:
+    other = write_checkpoint(tmp_path / "checkpoint", CONFIG, format=style, shards=shards)
+    assert contents(export_tiny(other, tmp_path / "bundle")) == contents(exported)
+
+
+def test_other_weights_give_another_fingerprint(exported: Path, tmp_path: Path) -> None:
+    other = write_checkpoint(tmp_path / "checkpoint", CONFIG, seed=1)
+    assert open_bundle(export_tiny(other, tmp_path / "b")).fingerprint != open_bundle(exported).fingerprint
+
+
+def test_the_manifest_lists_every_file(exported: Path) -> None:
+    bundle = open_bundle(exported)
+    assert set(bundle.files) == {path.name for path in exported.iterdir()} - {"bundle.json"}
+    assert list(verify(bundle)) == list(bundle.files)
+    assert bundle.model == CONFIG
+
+
+def test_a_flipped_byte_is_found(bundle: Path) -> None:
+    data = bytearray((bundle / "weights.bin").read_bytes())
+    data[len(data) // 2] ^= 1
+    (bundle / "weights.bin").write_bytes(data)
+    with pytest.raises(InputError, match=r"weights\.bin.*sha256"):
+        list(verify(open_bundle(bundle)))
+
+
+@pytest.mark.parametrize("name", ["weights.bin", "decoder.onnx", "tekken.json"])
+def test_a_missing_file_is_named(bundle: Path, name: str) -> None:
+    (bundle / name).unlink()
+    with pytest.raises(InputError, match=f"{name} is missing"):
+        open_bundle(bundle)
+
+
+def test_a_short_file_is_named(bundle: Path) -> None:
+    (bundle / "vision.onnx").write_bytes(b"")
+    with pytest.raises(InputError, match=r"vision\.onnx: 0 bytes, expected"):
+        open_bundle(bundle)
+
+
+@pytest.mark.parametrize(("change", "hint"), [({"schema": 99}, "upgrade"), ({"schema": 0}, "--force")])
+def test_another_schema_is_refused_with_the_remedy(bundle: Path, change: dict[str, int], hint: str) -> None:
+    manifest = json.loads((bundle / "bundle.json").read_text()) | change
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(InputError, match="schema") as caught:
+        open_bundle(bundle)
+    assert hint in caught.value.hint
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"schema": 1}', '{"schema": 1, "files": []}'])
+def test_a_broken_manifest_is_refused(bundle: Path, text: str) -> None:
+    (bundle / "bundle.json").write_text(text)
+    with pytest.raises(InputError, match=r"bundle\.json"):
+        open_bundle(bundle)
+
+
+def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"holds no bundle\.json"):
+        open_bundle(tmp_path)
+    with pytest.raises(InputError, match="not a folder"):
+        open_bundle(tmp_path / "nothing")
+
+
+def test_an_existing_bundle_needs_force(checkpoint: Path, bundle: Path) -> None:
+    with pytest.raises(InputError, match="exists"):
+        export_tiny(checkpoint, bundle)
+    (bundle / "weights.bin").write_bytes(b"old")
+    export_tiny(checkpoint, bundle, force=True)
+    assert list(verify(open_bundle(bundle)))
+
+
+def test_a_folder_that_is_no_bundle_is_never_overwritten(checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "photo.jpg").write_bytes(b"precious")
+    with pytest.raises(InputError, match="no bundle"):
+        export_tiny(checkpoint, tmp_path, force=True)
+    assert (tmp_path / "photo.jpg").read_bytes() == b"precious"
+
+
+def test_an_interrupted_export_leaves_nothing_and_keeps_the_old_bundle(checkpoint: Path, bundle: Path) -> None:
+    before = contents(bundle)
+    opened = open_checkpoint(checkpoint)
+
+    def interrupt(stage: str, done: int, total: int) -> None:
+        if stage == "writing weights" and done > total // 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(opened, plan_export(opened, ExportSettings(max_context=1024)), bundle, force=True, progress=interrupt)
+    assert contents(bundle) == before
+    assert [path.name for path in bundle.parent.iterdir()] == ["bundle"]
+
+
+def test_float16_overflow_names_the_tensor(tmp_path: Path) -> None:
+    checkpoint = write_checkpoint(tmp_path / "c", CONFIG)
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(checkpoint / "consolidated.safetensors")
+    weights["layers.1.feed_forward.w2.weight"][3, 5] = 1e5
+    save_file(weights, checkpoint / "consolidated.safetensors")
+    with pytest.raises(InputError, match=r"layers\.1\.feed_forward\.w2\.weight.*float16"):
+        export_tiny(checkpoint, tmp_path / "b", dtype="float16")
+    export_tiny(checkpoint, tmp_path / "b", dtype="float32")
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ExportSettings(dtype="int3"),
+        ExportSettings(opset=21),
+        ExportSettings(max_image_side=8),
+        ExportSettings(max_image_side=100_000),
+        ExportSettings(max_context=10_000_000),
+    ],
+)
+def test_settings_out_of_range_are_refused(checkpoint: Path, settings: ExportSettings) -> None:
+    with pytest.raises(InputError):
+        plan_export(open_checkpoint(checkpoint), settings)
+
+
+def test_the_plan_names_the_size_that_is_written(checkpoint: Path, exported: Path) -> None:
+    plan = plan_export(open_checkpoint(checkpoint), ExportSettings(max_context=1024))
+    assert plan.weight_bytes == (exported / "weights.bin").stat().st_size
+
+
+def test_too_little_disk_is_said_before_any_work(
+    checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _: shutil._ntuple_diskusage(10, 10, 0))
+    with pytest.raises(MachineError, match="disk"):
+        export_tiny(checkpoint, tmp_path / "b")
+    assert not (tmp_path / "b").exists()
+
+
+def test_a_bfloat16_bundle_says_where_it_runs(checkpoint: Path, tmp_path: Path) -> None:
+    from pixtral_runtime import load
+
+    path = export_tiny(checkpoint, tmp_path / "b", dtype="bfloat16")
+    with pytest.raises(PixtralError, match="bfloat16") as caught:
+        load(path)
+    assert "float16" in caught.value.hint
+    assert torch.bfloat16  # the weights are there; only this backend cannot run them

@@ -1,0 +1,190 @@
+"""The runtime against transformers: the same weights and requests must give the same logits and tokens."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import LlavaForConditionalGeneration
+
+from helpers.bundles import export_tiny
+from helpers.tiny import tiny_config, write_checkpoint
+from pixtral_runtime import Message, Model, Sampling, load
+from pixtral_runtime.bundle.spec import PREFILL_CHUNK
+from pixtral_runtime.errors import InputError
+from pixtral_runtime.inputs.conversation import user_message
+from pixtral_runtime.inputs.prompt import Prompt
+
+ATOL = 1e-4  # float32 logits of magnitude 5; seen 8e-6
+SIZES = ((80, 48), (16, 16), (33, 120), (256, 16))
+NEW_TOKENS = 12
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hf")
+    return write_checkpoint(folder, tiny_config(), format="hf", dtype=torch.float32)
+
+
+@pytest.fixture(scope="module")
+def model(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    return load(export_tiny(checkpoint, tmp_path_factory.mktemp("bundles") / "bundle", dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def reference(checkpoint: Path) -> Any:
+    model: Any = LlavaForConditionalGeneration
+    return model.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def noise(width: int, height: int) -> Image.Image:
+    pixels = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+def request(model: Model, images: int) -> Prompt:
+    return model.prompts.build(user_message("What is shown here?", [noise(*size) for size in SIZES[:images]]))
+
+
+def reference_logits(reference: Any, prompt: Prompt, more: list[int]) -> np.ndarray:
+    """Logits (T, V) of transformers' full forward pass over the prompt and `more` tokens."""
+    ids = torch.tensor([[*prompt.token_ids.tolist(), *more]])
+    inputs = {}
+    if prompt.images:
+        sizes = [image.shape[1:] for image in prompt.images]
+        height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
+        padded = np.zeros((len(sizes), 3, height, width), np.float32)
+        for target, image in zip(padded, prompt.images, strict=True):
+            target[:, : image.shape[1], : image.shape[2]] = image
+        inputs = {"pixel_values": torch.from_numpy(padded), "image_sizes": torch.tensor(sizes)}
+    with torch.inference_mode():
+        logits: np.ndarray = reference(input_ids=ids, **inputs).logits[0].numpy()
+    return logits
+
+
+@pytest.mark.parametrize("images", range(5))
+def test_logits_and_greedy_tokens_equal_transformers(model: Model, reference: Any, images: int) -> None:
+    prompt = request(model, images)
+    cache = model.generator.sessions.decoder.new_cache(1, 1)
+    logits = model.generator.prefill(prompt, model.generator.encode_images(prompt), cache, all_logits=True)
+    expected = reference_logits(reference, prompt, [])
+    assert np.abs(expected).max() > 1  # logits that are all alike would prove nothing
+    np.testing.assert_allclose(logits, expected, atol=ATOL)
+
+    answer = model.answer(prompt, NEW_TOKENS)
+    greedy: list[int] = []
+    while len(greedy) < NEW_TOKENS and greedy[-1:] != [model.bundle.model.eos]:
+        greedy.append(int(reference_logits(reference, prompt, greedy)[-1].argmax()))
+    assert list(answer.token_ids) == greedy
+    assert len(set(greedy)) > 1
+
+
+def test_cached_decode_equals_full_forward(model: Model, reference: Any) -> None:
+    prompt, tokens = request(model, 2), [40, 300, 7, 511, 100]
+    cache = model.generator.sessions.decoder.new_cache(1, 1)
+    model.generator.prefill(prompt, model.generator.encode_images(prompt), cache)
+    start = len(prompt.token_ids)
+    steps = [model.generator.decode(token, start + n, cache) for n, token in enumerate(tokens)]
+    np.testing.assert_allclose(np.stack(steps), reference_logits(reference, prompt, tokens)[start:], atol=ATOL)
+
+
+def test_a_prompt_of_several_chunks_and_cache_steps_equals_transformers(model: Model, reference: Any) -> None:
+    images = [noise(256, 256), noise(160, 256)]
+    prompt = model.prompts.build(user_message("What?", images))
+    assert len(prompt.token_ids) > PREFILL_CHUNK
+    cache = model.generator.sessions.decoder.new_cache(1, 1)
+    logits = model.generator.prefill(prompt, model.generator.encode_images(prompt), cache, all_logits=True)
+    np.testing.assert_allclose(logits, reference_logits(reference, prompt, []), atol=ATOL)
+
+
+def test_rows_of_an_earlier_request_do_not_leak(model: Model) -> None:
+    """The cache is reused: a short request after a long one must give what it gives alone."""
+    alone = load(model.bundle.path).answer(request(model, 1), NEW_TOKENS)
+    model.answer(request(model, 4), NEW_TOKENS)
+    assert model.answer(request(model, 1), NEW_TOKENS) == alone
+
+
+def test_two_slots_of_different_length_decode_together(model: Model) -> None:
+    """One decode step over two slots equals two steps over one: own write index, own positions."""
+    sessions, config = model.generator.sessions, model.bundle.model.decoder
+    prompts = [request(model, 0), request(model, 2)]
+    singles = []
+    both = sessions.decoder.new_cache(2, max(len(p.token_ids) for p in prompts) + 1)
+    for slot, prompt in enumerate(prompts):
+        cache = sessions.decoder.new_cache(1, both.rows)
+        model.generator.prefill(prompt, model.generator.encode_images(prompt), cache)
+        for whole, one in zip(both.layers(), cache.layers(), strict=True):
+            for target, source in zip(whole, one, strict=True):
+                target[slot] = source[0]
+        singles.append(model.generator.decode(77, len(prompt.token_ids), cache))
+    lengths = np.array([len(prompt.token_ids) for prompt in prompts])
+    features = np.zeros((1, config.dim), np.float32)
+    embedded = sessions.embed.run(
+        {"token_ids": np.full((2, 1), 77), "image_features": features, "feature_index": np.full((2, 1), -1)}
+    )
+    feeds: dict[str, Any] = {
+        "hidden": embedded["hidden"],
+        "position_ids": lengths[:, None],
+        "write_index": lengths,
+        "logits_index": np.arange(2),
+    }
+    logits = sessions.decoder.run(feeds, both)["logits"].numpy()
+    np.testing.assert_allclose(logits, np.stack(singles), atol=ATOL)
+
+
+def test_images_of_one_grid_share_a_vision_batch(model: Model) -> None:
+    vision = model.generator.sessions.vision
+    pixels = np.random.default_rng(0).standard_normal((3, 3, 32, 80)).astype(np.float32)
+    together = vision.run({"pixels": pixels})["image_features"].numpy()
+    alone = [vision.run({"pixels": image[None]})["image_features"].numpy()[0] for image in pixels]
+    np.testing.assert_allclose(together, np.stack(alone), atol=1e-5)
+
+
+def test_streaming_gives_the_text_of_the_answer(model: Model) -> None:
+    image = noise(64, 48)
+    answer = model.generate("Hm?", [image], max_new_tokens=NEW_TOKENS)
+    assert "".join(model.stream("Hm?", [image], max_new_tokens=NEW_TOKENS)) == answer.text
+    assert answer.prompt_tokens == len(model.prompts.build(user_message("Hm?", [image])).token_ids)
+    assert answer.image_tokens == (4 + 1) * 3
+
+
+def test_conversations_and_system_prompts_reach_the_model(model: Model) -> None:
+    turns = [Message("user", (noise(32, 32), "Hi")), Message("assistant", ("Yes",)), Message("user", ("And?",))]
+    alone = model.generate(turns[-1:], max_new_tokens=NEW_TOKENS)
+    answers = {
+        model.generate(turns, max_new_tokens=NEW_TOKENS).token_ids,
+        model.generate([Message("system", ("Be brief.",)), *turns], max_new_tokens=NEW_TOKENS).token_ids,
+        alone.token_ids,
+    }
+    assert len(answers) == 3
+
+
+def test_sampling_depends_on_its_seed_only(model: Model) -> None:
+    def run(seed: int) -> tuple[int, ...]:
+        sampling = Sampling(temperature=1.5, top_p=1.0, seed=seed)
+        return model.generate("Hi", max_new_tokens=NEW_TOKENS, sampling=sampling).token_ids
+
+    assert run(3) == run(3)
+    assert run(3) != run(4)
+
+
+def test_an_answer_ends_where_the_context_does(model: Model) -> None:
+    context = model.bundle.limits.max_context
+    prompt = model.prompts.build(user_message("go " * 400))
+    answer = model.answer(prompt, context)
+    assert len(prompt.token_ids) + len(answer.token_ids) <= context
+    assert answer.finish_reason in ("stop", "length")
+    with pytest.raises(InputError, match="context"):
+        model.generate("go " * context)
+
+
+def test_times_cover_the_stages(model: Model) -> None:
+    times = (answer := model.generate("Hm?", [noise(48, 64)], max_new_tokens=NEW_TOKENS)).times
+    assert times.vision_ms > 0
+    assert times.prefill_ms > 0
+    assert times.decode_ms > 0
+    assert times.decode_steps == len(answer.token_ids) - 1
