@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING
 from pixtral_cli import output
 
 if TYPE_CHECKING:
-    from pixtral_runtime.bench.report import Change, Report
+    from pixtral_runtime.bench.report import Report, StageChange
 
-FORMATS = ("table", "md", "csv", "json")
+REPORT_FORMATS = ("table", "md", "csv", "json")
 
 
 def check_outputs(table: str, plot: Path | None, html: Path | None) -> None:
     """Refuse what could not be written, before anything is measured. Raises InputError, MachineError."""
     from pixtral_runtime.errors import InputError
 
-    if table not in FORMATS:
-        raise InputError(f"no format '{table}'", f"--format {'|'.join(FORMATS)}")
+    if table not in REPORT_FORMATS:
+        raise InputError(f"no format '{table}'", f"--format {'|'.join(REPORT_FORMATS)}")
     if plot is not None or html is not None:
         output.require("matplotlib", "bench", "Plotting")
     if plot is not None:
@@ -30,7 +30,7 @@ def check_outputs(table: str, plot: Path | None, html: Path | None) -> None:
         raise InputError(f"{html} cannot be written: it is a folder, or in none", "--html bench.html")
 
 
-def show(report: Report, changes: list[Change], table: str, plot: Path | None, html: Path | None) -> None:
+def show(report: Report, changes: list[StageChange], table: str, plot: Path | None, html: Path | None) -> None:
     """Print the report in a format, then write plots and page."""
     print_report(report, table, changes)
     if plot is not None:
@@ -38,16 +38,16 @@ def show(report: Report, changes: list[Change], table: str, plot: Path | None, h
 
         output.talk(f"plots: {', '.join(str(path) for path in save_plots(report, plot))}")
     if html is not None:
-        from pixtral_runtime.bench.page import page_of
+        from pixtral_runtime.bench.page import bench_page
         from pixtral_runtime.files import write_atomically
 
-        write_atomically(html, page_of(report, changes).encode())
+        write_atomically(html, bench_page(report, changes).encode())
         output.talk(f"the page is {html}")
 
 
-def print_report(report: Report, form: str, changes: list[Change]) -> None:
+def print_report(report: Report, form: str, changes: list[StageChange]) -> None:
     from pixtral_runtime.bench.cases import knee
-    from pixtral_runtime.bench.report import HEADER, csv_text, energy_lines, markdown, memory_lines, rows
+    from pixtral_runtime.bench.report import TABLE_HEADER, csv_text, energy_lines, markdown, memory_lines, table_rows
 
     compared = [
         (c.case, c.stage, f"{c.difference.ratio - 1:+.1%}", f"{c.difference.p_value:.2g}",
@@ -62,7 +62,7 @@ def print_report(report: Report, form: str, changes: list[Change]) -> None:
         output.print_line(markdown(report.results))
     else:
         output.print_pairs({name: v for name, v in report.setting.items() if isinstance(v, str | int | float)})
-        output.print_table(HEADER, rows(report.results))
+        output.print_table(TABLE_HEADER, table_rows(report.results))
         for line in (*memory_lines(report.results), *energy_lines(report.results)):
             output.print_line(line)
         if best := knee(report.results):

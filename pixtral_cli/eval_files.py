@@ -147,7 +147,7 @@ def _rated(
     examples: Sequence[Example], records: Mapping[str, Record], judge: JudgeOptions | None, path: Path | None
 ) -> list[Scored]:
     """Examples with the judge's ratings; without a judge they stay unrated."""
-    from pixtral_runtime.evaluation.judge import rate
+    from pixtral_runtime.evaluation.judge import rate_answers
     from pixtral_runtime.evaluation.result import score_ratings
 
     ratings: dict[str, tuple[float | None, str | None]] = {}
@@ -156,7 +156,7 @@ def _rated(
     if judge is not None and path is not None:
         with output.progress() as bars:
             bars.stage("ratings", 0, len(pairs))
-            for done, rating in enumerate(rate(pairs, path, judge), start=1):
+            for done, rating in enumerate(rate_answers(pairs, path, judge), start=1):
                 ratings[rating.id] = rating.rating, rating.error
                 bars.stage("ratings", done, len(pairs))
     return score_ratings(examples, records, ratings)

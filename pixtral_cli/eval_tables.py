@@ -10,14 +10,14 @@ from pixtral_cli import output
 
 if TYPE_CHECKING:
     from pixtral_runtime.batch.records import Record
-    from pixtral_runtime.evaluation.comparison import Comparison
+    from pixtral_runtime.evaluation.comparison import ScoreComparison
     from pixtral_runtime.evaluation.result import Evaluation
     from pixtral_runtime.evaluation.score import Score
 
-SHOWN = 8  # rows of a list on the terminal; all of them are in the file and on the page
+SHOWN_ROWS = 8  # rows of a list on the terminal; all of them are in the file and on the page
 
 
-def print_evaluation(evaluation: Evaluation, comparison: Comparison | None, *, as_json: bool) -> None:
+def print_evaluation(evaluation: Evaluation, comparison: ScoreComparison | None, *, as_json: bool) -> None:
     """On stdout the scores and the comparison, on stderr what has no score."""
     if as_json:
         compared = None if comparison is None else comparison.to_dict()
@@ -27,16 +27,16 @@ def print_evaluation(evaluation: Evaluation, comparison: Comparison | None, *, a
     missing = evaluation.missing
     if missing:
         output.warn(f"{len(evaluation.scored)} of {evaluation.rows} examples were scored; the others count nowhere")
-    for name, reason in missing[:SHOWN]:
+    for name, reason in missing[:SHOWN_ROWS]:
         output.error_line(f"{name}: {reason}")
-    if len(missing) > SHOWN:
-        output.talk(f"and {len(missing) - SHOWN} more: --save FILE.json lists them")
+    if len(missing) > SHOWN_ROWS:
+        output.talk(f"and {len(missing) - SHOWN_ROWS} more: --save FILE.json lists them")
 
 
-def _print_tables(evaluation: Evaluation, comparison: Comparison | None) -> None:
-    from pixtral_runtime.evaluation.result import RATING
+def _print_tables(evaluation: Evaluation, comparison: ScoreComparison | None) -> None:
+    from pixtral_runtime.evaluation.result import RATING_METRIC
 
-    share = evaluation.headline != RATING
+    share = evaluation.headline != RATING_METRIC
     rows = [(name, *_cells(score, share)) for name, score in evaluation.scores.items()]
     output.print_table((evaluation.task, "score", "95 % interval", "examples"), rows)
     if groups := evaluation.groups:
@@ -62,7 +62,7 @@ def _print_tables(evaluation: Evaluation, comparison: Comparison | None) -> None
             ("flipped", "reference", "other", "this"),
             [
                 (flip.id, _short(flip.references[0]), _short(flip.old_answer), _short(flip.new_answer))
-                for flip in comparison.flips[:SHOWN]
+                for flip in comparison.flips[:SHOWN_ROWS]
             ],
         )
     if comparison.unpaired:
@@ -71,15 +71,18 @@ def _print_tables(evaluation: Evaluation, comparison: Comparison | None) -> None
 
 
 def write_page(
-    path: Path, evaluation: Evaluation, comparison: Comparison | None, records: Mapping[str, Record]
+    path: Path, evaluation: Evaluation, comparison: ScoreComparison | None, records: Mapping[str, Record]
 ) -> None:
-    """The page: errors, flipped and wrong examples first, at most `MOST` examples."""
+    """The page: errors, flipped and wrong examples first, at most `MOST_EXAMPLES` examples."""
     from pixtral_runtime.batch.page import write_report
-    from pixtral_runtime.evaluation.page import MOST, page_of
+    from pixtral_runtime.evaluation.page import MOST_EXAMPLES, evaluation_page
 
-    shown, notes, summary = page_of(evaluation, comparison, records)
+    shown, notes, summary = evaluation_page(evaluation, comparison, records)
     write_report(shown, path, title=f"{evaluation.task}: {evaluation.setting['bundle']}", summary=summary, notes=notes)
-    output.talk(f"the page is {path}" + (f", with {MOST} of {len(records)} examples" if len(records) > MOST else ""))
+    output.talk(
+        f"the page is {path}"
+        + (f", with {MOST_EXAMPLES} of {len(records)} examples" if len(records) > MOST_EXAMPLES else "")
+    )
 
 
 def _cells(score: Score, share: bool) -> tuple[str, str, str]:

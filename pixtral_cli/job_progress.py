@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from pixtral_runtime.batch.records import Record, Request, Settings
     from pixtral_runtime.batch.results_file import ResultsFile
 
-TABLES = ("csv", "parquet")
+TABLE_FORMATS = ("csv", "parquet")
 
 
 @dataclass
@@ -75,8 +75,8 @@ def check_outputs(results: Path | None, *, resume: bool, table: str | None, repo
 
     if results is None and (resume or table):
         raise InputError(f"{'--resume' if resume else '--format'} needs an output file", "-o results.jsonl")
-    if table not in (None, *TABLES):
-        raise InputError(f"no table format '{table}'", f"--format {'|'.join(TABLES)}")
+    if table not in (None, *TABLE_FORMATS):
+        raise InputError(f"no table format '{table}'", f"--format {'|'.join(TABLE_FORMATS)}")
     if table == "parquet":
         output.require("pyarrow", "tables", "Writing parquet")
     if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):

@@ -49,17 +49,17 @@ def main() -> None:
     vocabulary = model.bundle.model.decoder.vocab_size
     ids = np.random.default_rng(0).integers(vocabulary // 2, vocabulary, args.prompt_tokens)
     prompt = Prompt(ids, np.full(len(ids), -1), (), 0)
-    generator = model.generator
-    cache = generator.sessions.decoder.new_cache(1, len(ids) + args.steps + 1)
-    features = generator.encode_images(prompt)
-    generator.prefill(prompt, features, cache)  # pages weights in
+    runner = model.runner
+    cache = runner.sessions.decoder.new_cache(1, len(ids) + args.steps + 1)
+    features = runner.encode_images(prompt)
+    runner.prefill(prompt, features, cache)  # pages weights in
     started = time.perf_counter()
-    logits = generator.prefill(prompt, features, cache)[-1]
+    logits = runner.prefill(prompt, features, cache)[-1]
     prefill_s = time.perf_counter() - started
     times = []
     for position in range(len(ids), len(ids) + args.steps):
         started = time.perf_counter()
-        logits = generator.decode(int(logits.argmax()), position, cache)
+        logits = runner.decode_token(int(logits.argmax()), position, cache)
         times.append(time.perf_counter() - started)
     peak_rss_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     median_s = statistics.median(times)

@@ -24,8 +24,8 @@ from typing import Any
 from pixtral_runtime.batch.records import Settings
 from pixtral_runtime.batch.worker import Worker, WorkerOptions
 from pixtral_runtime.bundle.manifest import open_bundle
-from pixtral_runtime.evaluation.comparison import compare
-from pixtral_runtime.evaluation.dataset import ImageStore, examples
+from pixtral_runtime.evaluation.comparison import compare_evaluations
+from pixtral_runtime.evaluation.dataset import ImageStore, read_examples
 from pixtral_runtime.evaluation.result import Evaluation, requests_of, score_answers
 from pixtral_runtime.evaluation.score import Score
 from pixtral_runtime.evaluation.task import Example
@@ -47,7 +47,7 @@ def easy_vqa_examples(questions: int | None = None) -> list[Example]:
     """Examples of the test split, spread over all of it where only some are wanted."""
     data, task = easy_vqa_data(), task_named("easy_vqa")
     with tempfile.TemporaryDirectory() as unused:
-        found, broken = examples(task, data, ImageStore(Path(unused), data), None)
+        found, broken = read_examples(task, data, ImageStore(Path(unused), data), None)
     assert not broken
     return found if questions is None else found[:: max(1, len(found) // questions)][:questions]
 
@@ -72,7 +72,7 @@ def table(evaluations: dict[str, Evaluation]) -> tuple[str, list[dict[str, Any]]
         row: dict[str, Any] = {"bundle": name, "score": asdict(score)}
         cells = ["", "", ""]
         if evaluation is not reference:
-            found = compare(reference, evaluation)
+            found = compare_evaluations(reference, evaluation)
             change = next(iter(found.changes.values()))
             row |= {"change": asdict(change), "verdict": found.verdict}
             spread = f"{100 * change.difference:+.2f} ({100 * change.low:+.2f} to {100 * change.high:+.2f})"

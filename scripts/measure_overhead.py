@@ -27,7 +27,7 @@ from pixtral_export.plan import ExportSettings, plan_export
 from pixtral_runtime import load
 from pixtral_runtime.backends.ort_caches import OrtCache
 from pixtral_runtime.generation.model import Model
-from pixtral_runtime.generation.scheduler import Scheduler, Task
+from pixtral_runtime.generation.scheduler import Generation, Scheduler
 from pixtral_runtime.inputs.conversation import user_message
 
 PROMPT = "Describe this image in one short sentence."
@@ -37,14 +37,14 @@ def stream_steps_ms(model: Model, count: int) -> list[float]:
     """Wall time between tokens of `Scheduler.run`."""
     prompt = model.prompts.build(user_message(PROMPT))
     stamps = []
-    for _ in Scheduler(model.bundle, model.generator).run(Task(prompt, count + 1)):
+    for _ in Scheduler(model.bundle, model.runner).run(Generation(prompt, count + 1)):
         stamps.append(time.perf_counter())
     return [(after - before) * 1e3 for before, after in pairwise(stamps)]
 
 
 def bare_steps_ms(model: Model, count: int) -> list[float]:
     """Wall time of `run_with_iobinding` on the decoder alone, inputs and outputs bound once."""
-    decoder = model.generator.sessions.decoder
+    decoder = model.runner.sessions.decoder
     session: ort.InferenceSession = decoder._session  # type: ignore[attr-defined]
     cache = decoder.new_cache(1, 256)
     assert isinstance(cache, OrtCache)

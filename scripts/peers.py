@@ -126,13 +126,13 @@ def load_ours(work: Work) -> Loaded:
     from pixtral_runtime.inputs.prompt import Prompt
     from pixtral_runtime.version import __version__
 
-    generator = load(work.model, threads=work.threads).generator
+    runner = load(work.model, threads=work.threads).runner
     prompt = Prompt(work.prompt, np.full(work.prompt_tokens, -1), (), 0)
-    features = generator.encode_images(prompt)
-    cache = generator.sessions.decoder.new_cache(1, work.prompt_tokens + work.steps + 1)
+    features = runner.encode_images(prompt)
+    cache = runner.sessions.decoder.new_cache(1, work.prompt_tokens + work.steps + 1)
     return Loaded(
-        lambda: np.asarray(generator.prefill(prompt, features, cache)[-1], np.float32),
-        lambda token, position: generator.decode(token, position, cache),
+        lambda: np.asarray(runner.prefill(prompt, features, cache)[-1], np.float32),
+        lambda token, position: runner.decode_token(token, position, cache),
         {"pixtral": __version__, "onnxruntime": onnxruntime.__version__},
         work.threads,
     )

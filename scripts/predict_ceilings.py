@@ -19,7 +19,7 @@ from pixtral_export.quantization.recipes import EMBEDDING, Stored, make_recipe
 from pixtral_export.weight_names import DECODER_ROPE, VISION_ROPE
 from pixtral_export.weights.plan import plan_weights, weight_file_bytes
 from pixtral_runtime.bench.roofline import Ceiling, Cost, Sizes, ceiling, stage_costs
-from pixtral_runtime.bundle.device_catalog import DEVICES, Device, Peak
+from pixtral_runtime.bundle.device_catalog import KNOWN_DEVICES, KnownDevice, PeakRates
 from pixtral_runtime.bundle.footprint import Footprint
 from pixtral_runtime.bundle.manifest import Limits
 from pixtral_runtime.bundle.spec import kv_cache_bytes_per_token
@@ -57,13 +57,13 @@ def planned(precision: str) -> tuple[Sizes, Footprint]:
     return Sizes(model, weights, per_token, 2), footprint
 
 
-def predicted(cost: Cost, peak: Peak, precision: str) -> Ceiling:
+def predicted(cost: Cost, peak: PeakRates, precision: str) -> Ceiling:
     """Weight-only recipes multiply in float16, attention always does."""
     rate = {"int8": peak.int8, "fp8": peak.fp8}.get(precision, peak.float16)
     return ceiling(cost, peak.bandwidth_bytes_per_s, rate, peak.float16)
 
 
-def row(device: Device, peak: Peak, precision: str, sizes: Sizes, footprint: Footprint) -> str:
+def row(device: KnownDevice, peak: PeakRates, precision: str, sizes: Sizes, footprint: Footprint) -> str:
     """A line of the table: images and tokens at best; "-" where the batch does not fit."""
 
     def costs(batch: int) -> dict[str, Cost]:
@@ -87,7 +87,7 @@ def tables() -> str:
         "| device | memory bandwidth, GB/s | float16, TFLOPS | int8, TOPS | fp8, TFLOPS |",
         "| --- | --- | --- | --- | --- |",
     ]
-    peaks = {name: peak for name in NAMES if (peak := DEVICES[name].peak)}
+    peaks = {name: peak for name in NAMES if (peak := KNOWN_DEVICES[name].peak)}
     for name, peak in peaks.items():
         rates = (peak.bandwidth_bytes_per_s / 1e9, peak.float16 / 1e12, peak.int8 / 1e12, peak.fp8 / 1e12)
         lines.append(f"| {name} | {' | '.join(f'{rate:,.5g}' if rate else '-' for rate in rates)} |")
@@ -98,10 +98,10 @@ def tables() -> str:
     ]
     plans = {precision: planned(precision) for precision in PRECISIONS}
     lines += [
-        row(DEVICES[name], peak, precision, sizes, footprint)
+        row(KNOWN_DEVICES[name], peak, precision, sizes, footprint)
         for name, peak in peaks.items()
         for precision, (sizes, footprint) in plans.items()
-        if footprint.supported(DEVICES[name]) and footprint.fits(DEVICES[name], CONTEXT_ROWS, 1)
+        if footprint.supported(KNOWN_DEVICES[name]) and footprint.fits(KNOWN_DEVICES[name], CONTEXT_ROWS, 1)
     ]
     return "\n".join(lines) + "\n"
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from pixtral_runtime.backends.session import Array
 
-DTYPES: dict[str, np.dtype[Any]] = {
+NUMPY_DTYPES: dict[str, np.dtype[Any]] = {
     name: np.dtype(dtype)
     for name, dtype in {
         "FLOAT": np.float32, "HALF": np.float16, "BF16": ml_dtypes.bfloat16, "FP8": ml_dtypes.float8_e4m3fn,
@@ -40,12 +40,12 @@ def weights_array(weights: Any) -> Array:
     if found is None or (found.type, found.count) != (int(weights.dtype), weights.size):
         raise RuntimeError("the memory layout of TensorRT's Weights is not the known one")
     if found.count == 0:
-        return np.zeros(0, DTYPES[weights.dtype.name])
+        return np.zeros(0, NUMPY_DTYPES[weights.dtype.name])
     is_packed = weights.dtype.name in ("INT4", "FP4")
-    nbytes = -(-found.count // 2) if is_packed else found.count * DTYPES[weights.dtype.name].itemsize
+    nbytes = -(-found.count // 2) if is_packed else found.count * NUMPY_DTYPES[weights.dtype.name].itemsize
     raw = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(found.values or 0), np.uint8)
     if is_packed:
         raw = np.stack([raw & 0xF, raw >> 4], -1).reshape(-1)[: found.count]
         if weights.dtype.name == "INT4":
             return ((raw ^ 8).astype(np.int8) - 8).astype(ml_dtypes.int4)
-    return raw.view(DTYPES[weights.dtype.name])
+    return raw.view(NUMPY_DTYPES[weights.dtype.name])

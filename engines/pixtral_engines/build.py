@@ -18,14 +18,14 @@ from typing import Any
 from pixtral_engines.network import ParsedNetwork, parse_graph
 from pixtral_engines.profiles import Profile, Shapes, ranges, read_profiles
 from pixtral_engines.targets import Target, refuse_types
-from pixtral_runtime.backends.trt_package import load, log_of, version_of
+from pixtral_runtime.backends.trt_package import import_tensorrt, log_of, version_of
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, open_engines, source_of, with_engines
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.device.memory import available_memory_bytes
 from pixtral_runtime.errors import InputError, MachineError
 
-UNUSED = "Unused Input"
+UNUSED_INPUT = "Unused Input"
 BASE_MEMORY_BYTES = 1_500_000_000  # TensorRT loaded and compiling a graph without weights
 MEMORY_PER_ENGINE_BYTE = 2.0  # read and written once each; 13.2 GB seen for the 12B's 6.3 GB decoder in int4
 
@@ -86,7 +86,7 @@ def build(bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Pr
     Raises MachineError where memory or disk will not do, InputError where TensorRT refuses a graph.
     """
     _refuse_small_machine(bundle, plan)
-    package = load(plan.target.flavor)
+    package = import_tensorrt(plan.target.flavor)
     version = version_of(package)
     done: dict[str, Engine] = {}
     for graph in GRAPHS:
@@ -156,7 +156,7 @@ def _build_graph(
                 f"TensorRT cannot build {graph} for {plan.target.name}: {first}",
                 f"pixtral build {bundle.path} with another --target, or smaller --context, --batch, --chunk",
             )
-        if dropped := [text for text in log.warnings[warned:] if UNUSED in text]:
+        if dropped := [text for text in log.warnings[warned:] if UNUSED_INPUT in text]:
             raise InputError(f"TensorRT drops an input of {graph}: {dropped[0]}", "pip install --upgrade pixtral")
         partial.replace(path)
     finally:

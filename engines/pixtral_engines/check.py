@@ -26,7 +26,7 @@ from pixtral_runtime.bundle.spec import GRAPHS, cache_names
 from pixtral_runtime.compare.parity import DECODE_STEPS, prompt_cases, vision_cases
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 
-CHUNK = 64  # tokens of a prefill step, so that short prompts take several
+CHUNK_TOKENS = 64  # tokens of a prefill step, so that short prompts take several
 FLOAT16_LARGEST = 65504.0
 
 TOLERANCE = {"float32": 1e-4, "float16": 1e-2}  # seen 1e-6 and 3e-3 on the demo checkpoint
@@ -108,8 +108,8 @@ class NetworkCheck:
         shape = (1, decoder.n_kv_heads, self.rows, decoder.head_dim)
         cache = {name: np.zeros(shape, self.bundle.cache_dtype) for name in cache_names("past", decoder.n_layers)}
         tokens, index, start = prompt.token_ids, prompt.feature_index, 0
-        for step in range(-(-len(tokens) // CHUNK) + DECODE_STEPS):
-            count = min(CHUNK, len(tokens) - start)
+        for step in range(-(-len(tokens) // CHUNK_TOKENS) + DECODE_STEPS):
+            count = min(CHUNK_TOKENS, len(tokens) - start)
             if count == 0:  # the prompt is read: append the reference's choice
                 tokens, index, count = np.append(tokens, found["logits"][-1].argmax()), np.append(index, -1), 1
             here, now = slice(start, start + count), f"{case}, step {step}"

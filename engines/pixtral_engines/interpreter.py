@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from pixtral_engines.arrays import DTYPES
+from pixtral_engines.arrays import NUMPY_DTYPES
 from pixtral_engines.layer_semantics import LAYERS, Evaluate, Tensor, UnknownLayer
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.errors import InputError
@@ -81,7 +81,7 @@ class Interpreter:
     def _evaluate(self, step: _Step, values: dict[str | None, Any]) -> None:
         (tensor,) = step.outputs
         value = np.asarray(step.evaluate(step.layer, [values[name] for name in step.inputs], tensor))
-        value = value.astype(DTYPES[tensor.dtype], copy=False)
+        value = value.astype(NUMPY_DTYPES[tensor.dtype], copy=False)
         if refusal := tensor.refusal(value):
             raise RuntimeError(f"layer '{step.layer.name}': {refusal}")
         values[tensor.name] = value

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from pixtral_engines.arrays import DTYPES, weights_array
+from pixtral_engines.arrays import NUMPY_DTYPES, weights_array
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.errors import InputError, PixtralError
 
@@ -51,9 +51,9 @@ class Tensor:
         fits = len(value.shape) == len(self.shape) and all(
             n in (-1, m) for n, m in zip(self.shape, value.shape, strict=True)
         )
-        if fits and value.dtype == DTYPES[self.dtype]:
+        if fits and value.dtype == NUMPY_DTYPES[self.dtype]:
             return ""
-        return f"{self.name} is {value.dtype} {value.shape}, expected {DTYPES[self.dtype]} {self.shape}"
+        return f"{self.name} is {value.dtype} {value.shape}, expected {NUMPY_DTYPES[self.dtype]} {self.shape}"
 
 
 Evaluate = Callable[[Any, Sequence[Array], Tensor], Array]

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from pixtral_runtime.bundle.spec import GRAPHS, PREFILL_CHUNK
+from pixtral_runtime.bundle.spec import GRAPHS, PREFILL_CHUNK_TOKENS
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.inputs.preprocess import token_count
 
@@ -38,7 +38,7 @@ class Shapes:
 
     context: int
     batch: int = 1
-    chunk: int = PREFILL_CHUNK
+    chunk: int = PREFILL_CHUNK_TOKENS
 
     @classmethod
     def of(cls, bundle: Bundle, context: int | None, batch: int, chunk: int) -> Shapes:

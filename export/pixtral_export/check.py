@@ -19,7 +19,7 @@ from pixtral_export.model.pixtral import Pixtral
 from pixtral_runtime.compare.parity import DECODE_STEPS, prompt_cases, vision_cases
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.generation.model import Model
-from pixtral_runtime.generation.model_runner import Generator
+from pixtral_runtime.generation.model_runner import ModelRunner
 from pixtral_runtime.inputs.prompt import Prompt
 
 TOLERANCE = {
@@ -76,7 +76,7 @@ def check_bundle(model: Model, reference: Pixtral) -> Iterator[Comparison]:
         )
     is_quantized = model.bundle.precision != model.bundle.dtype or model.bundle.kv_cache is not None
     tolerance = QUANTIZED_TOLERANCE if is_quantized else TOLERANCE[model.bundle.dtype]
-    generator = model.generator
+    runner = model.runner
 
     def compare(stage: str, case: str, tensor: str, seen: npt.ArrayLike, expected: torch.Tensor) -> Comparison:
         a, b = np.asarray(seen, np.float64), expected.double().numpy()
@@ -89,7 +89,7 @@ def check_bundle(model: Model, reference: Pixtral) -> Iterator[Comparison]:
     with torch.inference_mode():
         yield from _check_vision(model, reference, compare)
         for case, prompt in prompt_cases(model.prompts):
-            yield from _check_decoder(generator, reference, prompt, case, compare)
+            yield from _check_decoder(runner, reference, prompt, case, compare)
 
 
 Compare = Callable[[str, str, str, npt.ArrayLike, torch.Tensor], Comparison]
@@ -97,32 +97,32 @@ Compare = Callable[[str, str, str, npt.ArrayLike, torch.Tensor], Comparison]
 
 def _check_vision(model: Model, reference: Pixtral, compare: Compare) -> Iterator[Comparison]:
     for case, pixels in vision_cases(model.bundle):
-        run = model.generator.sessions.vision.run({"pixels": pixels.astype(model.bundle.dtype)})
+        run = model.runner.sessions.vision.run({"pixels": pixels.astype(model.bundle.dtype)})
         expected = reference.image_features(torch.from_numpy(pixels))
         yield compare("vision", case, "image_features", run["image_features"].numpy(), expected)
 
 
 def _check_decoder(
-    generator: Generator, reference: Pixtral, prompt: Prompt, case: str, compare: Compare
+    runner: ModelRunner, reference: Pixtral, prompt: Prompt, case: str, compare: Compare
 ) -> Iterator[Comparison]:
     """Prefill in chunks and decode the reference's own greedy tokens; every logit must agree."""
     features = [reference.image_features(torch.from_numpy(image)[None])[0] for image in prompt.images]
     table = torch.cat(features) if features else torch.zeros(1, reference.config.decoder.dim)
-    encoded = generator.encode_images(prompt)
+    encoded = runner.encode_images(prompt)
     if features:
         yield compare("vision", case, "image_features", encoded, table)
     ids, index = torch.from_numpy(prompt.token_ids), torch.from_numpy(prompt.feature_index)
     tokens, places = prompt.token_ids[None], prompt.feature_index[None]
-    embedded = generator.sessions.embed.run({"token_ids": tokens, "image_features": encoded, "feature_index": places})
+    embedded = runner.sessions.embed.run({"token_ids": tokens, "image_features": encoded, "feature_index": places})
     hidden = reference.tok_embeddings(ids[None], table, index[None])
     yield compare("embed", case, "hidden", embedded["hidden"].numpy(), hidden)
-    cache = generator.sessions.decoder.new_cache(1, len(prompt.token_ids))
+    cache = runner.sessions.decoder.new_cache(1, len(prompt.token_ids))
     expected = reference_logits(reference, ids, index, table)
-    yield compare("prefill", case, "logits", generator.prefill(prompt, encoded, cache, all_logits=True), expected)
+    yield compare("prefill", case, "logits", runner.prefill(prompt, encoded, cache, all_logits=True), expected)
     steps = []
     for _ in range(DECODE_STEPS):
         token = int(expected[-1].argmax())
-        steps.append(generator.decode(token, len(ids), cache))
+        steps.append(runner.decode_token(token, len(ids), cache))
         ids, index = torch.cat([ids, torch.tensor([token])]), torch.cat([index, torch.tensor([-1])])
         expected = reference_logits(reference, ids, index, table)
     yield compare("decode", case, "logits", np.stack(steps), expected[-DECODE_STEPS:])

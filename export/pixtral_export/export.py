@@ -19,13 +19,13 @@ from pathlib import Path
 from pixtral_export.checkpoint.reader import Checkpoint
 from pixtral_export.plan import ExportPlan
 from pixtral_export.quantization.samples import (
-    IMAGE_TOKENS,
+    MOST_IMAGE_TOKENS,
     build_samples,
-    fingerprint,
+    calibration_requests,
     packaged_requests,
-    read_requests,
+    samples_fingerprint,
 )
-from pixtral_export.weights.layerwise import JOURNAL, SCRATCH, Journal, Walk
+from pixtral_export.weights.layerwise import JOURNAL, SCRATCH, Journal, LayerwisePass
 from pixtral_runtime.bundle.manifest import MANIFEST, TOKENIZER, WEIGHTS, Bundle, FileEntry
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import InputError, MachineError
@@ -79,7 +79,7 @@ def export(
             progress("writing weights", written, plan.weight_bytes)
 
         key = _key(checkpoint, plan, notes)
-        walk = Walk(checkpoint, recipe, plan.settings.dtype, plan.limits, samples, folder, key)
+        walk = LayerwisePass(checkpoint, recipe, plan.settings.dtype, plan.limits, samples, folder, key)
         stage = "calibrating" if samples else "reading layers"
         weights, journal = walk.run(advance, lambda done, total: progress(stage, done, total))
         progress("writing weights", weights.bytes, weights.bytes)
@@ -101,8 +101,8 @@ def _samples(bundle: Bundle, plan: ExportPlan, warn: Callable[[str], None]) -> t
     source, count = plan.settings.calibration, plan.settings.calibration_samples
     if source is None:
         warn("calibrating with the packaged samples; your own images fit better: --calibration FOLDER")
-    requests = packaged_requests() if source is None else read_requests(source)
-    preprocess = default_preprocess(bundle, image_tokens=IMAGE_TOKENS)
+    requests = packaged_requests() if source is None else calibration_requests(source)
+    preprocess = default_preprocess(bundle, image_tokens=MOST_IMAGE_TOKENS)
     samples, refused = build_samples(requests, PromptBuilder(bundle, preprocess), count)
     for reason in refused:
         warn(f"left out of the calibration: {reason}")
@@ -111,7 +111,7 @@ def _samples(bundle: Bundle, plan: ExportPlan, warn: Callable[[str], None]) -> t
         "calibration": "packaged" if source is None else "own",
         "samples": len(samples),
         "sample_tokens": tokens,
-        "samples_fingerprint": fingerprint(samples),
+        "samples_fingerprint": samples_fingerprint(samples),
     }
 
 

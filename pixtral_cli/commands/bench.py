@@ -12,7 +12,7 @@ from pixtral_cli.bench_tables import check_outputs, show
 from pixtral_cli.options import BackendOption, BundleArgument, JsonOption, ThreadsOption, open_model, open_prompts
 
 if TYPE_CHECKING:
-    from pixtral_runtime.bench.cases import Case, Effort, Result
+    from pixtral_runtime.bench.cases import Case, CaseResult, Effort
     from pixtral_runtime.bench.report import Report
     from pixtral_runtime.generation.model import Model
 
@@ -44,8 +44,7 @@ def bench(
 ) -> None:
     """Measure every stage, with its spread, the setting and the share of what this machine could do."""
     from pixtral_runtime.bench.cases import Effort
-    from pixtral_runtime.bench.report import compare as compare_reports
-    from pixtral_runtime.bench.report import read_report, setting_changes
+    from pixtral_runtime.bench.report import compare_reports, read_report, setting_changes
 
     check_outputs(table, plot, html)
     cases = _cases(mode, image_side, images, prompt_tokens, decode_tokens, batch, request_rate)
@@ -99,7 +98,7 @@ def _numbers(text: str, option: str, kind: Any, least: float) -> list[Any]:
 def _measure(model: Model, cases: list[Case], effort: Effort, images: Path | None, threads: int) -> Report:
     import sys
 
-    from pixtral_runtime.bench.measure import latency, serve, throughput
+    from pixtral_runtime.bench.measure import measure_latency, measure_serving, measure_throughput
     from pixtral_runtime.bench.report import Report
     from pixtral_runtime.bench.setting import measured_rates, remarks_on, setting_of
     from pixtral_runtime.inputs.image_files import collect_images
@@ -107,16 +106,16 @@ def _measure(model: Model, cases: list[Case], effort: Effort, images: Path | Non
     folder = [] if images is None else collect_images([str(images)], sys.stdin)
     before = setting_of(model, threads)
     rates = measured_rates(model, threads, before.device.gpu) if any(case.mode == "latency" for case in cases) else None
-    results: list[Result] = []
+    results: list[CaseResult] = []
     with output.progress() as bars:
         for done, case in enumerate(cases):
             bars.stage("cases", done, len(cases), case.name)
             if case.mode == "latency":
-                results.append(latency(model, case, effort, rates, folder))
+                results.append(measure_latency(model, case, effort, rates, folder))
             elif case.mode == "throughput":
-                results.append(throughput(model, case, effort, folder))
+                results.append(measure_throughput(model, case, effort, folder))
             else:
-                results.append(serve(model, case, folder))
+                results.append(measure_serving(model, case, folder))
         bars.stage("cases", len(cases), len(cases))
     after = setting_of(model, threads)
     remarks = [remark for result in results if result.case.mode != "serve" for remark in result.remarks()]

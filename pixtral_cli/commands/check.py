@@ -94,14 +94,14 @@ def _against_network(path: Path, target: str, results: dict[str, Any], *, show: 
     output.require("onnx", "rtx", "Checking engines")
     from pixtral_engines.check import FLOAT16_LARGEST, NetworkCheck
     from pixtral_engines.targets import parse_targets
-    from pixtral_runtime.backends.trt_package import load, version_of
+    from pixtral_runtime.backends.trt_package import import_tensorrt, version_of
     from pixtral_runtime.bundle.engine_list import open_engines, verify_engines
     from pixtral_runtime.errors import CheckFailed, InputError
 
     chosen, *others = parse_targets(target)
     if others:
         raise InputError(f"--engine {target} names several targets", f"--engine {chosen.name}")
-    package = load(chosen.flavor)
+    package = import_tensorrt(chosen.flavor)
     prompts = open_prompts(path, "mistral", None, None)
     compat = None
     is_built = chosen.name in prompts.bundle.engines

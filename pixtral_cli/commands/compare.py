@@ -17,10 +17,10 @@ from pixtral_cli.options import (
     MaxNewTokensOption,
     ThreadsOption,
 )
-from pixtral_runtime.compare.result import Comparison, db_text, speed_text
+from pixtral_runtime.compare.result import BundleComparison, db_text, speed_text
 
 EPILOG = "Example: pixtral compare bundle bundle-int4 --images photos/ --html compare.html"
-SHOWN = 8  # rows of a table; all of them are in the JSON document and the page
+SHOWN_ROWS = 8  # rows of a table; all of them are in the JSON document and the page
 
 
 def compare(
@@ -45,7 +45,7 @@ def compare(
     """Compare two bundles of one model: logits, then each layer's noise, then answers and speed."""
     from pixtral_runtime.bundle.manifest import open_bundle
     from pixtral_runtime.compare.compare import DEFAULT_PROMPT, CompareSettings, compare_bundles, read_prompts
-    from pixtral_runtime.compare.page import page
+    from pixtral_runtime.compare.page import compare_page
     from pixtral_runtime.files import write_atomically
     from pixtral_runtime.inputs.image_files import collect_images
 
@@ -66,7 +66,7 @@ def compare(
     else:
         _print(report)
     if html is not None:
-        write_atomically(html, page(report).encode())
+        write_atomically(html, compare_page(report).encode())
         output.talk(f"the page is {html}")
     for skipped in report.skipped:
         output.error_line(skipped.reason, skipped.hint)
@@ -86,7 +86,7 @@ def _check_target(path: Path, force: bool) -> None:
         raise InputError(f"{path} cannot be written: {error.strerror}", "--html another/place.html") from error
 
 
-def _print(report: Comparison) -> None:
+def _print(report: BundleComparison) -> None:
     logits, answers = report.logits, report.answers
     output.print_pairs(
         {
@@ -104,12 +104,12 @@ def _print(report: Comparison) -> None:
             "answer_similarity": f"{answers.similarity_mean:.3f}",
         }
     )
-    layers = sorted(report.layers, key=lambda layer: layer.worst_db)[:SHOWN]
+    layers = sorted(report.layers, key=lambda layer: layer.worst_db)[:SHOWN_ROWS]
     output.print_table(
         ("layer, noisiest first", "key", "value"),
         [(str(n.layer), db_text(n.key_db), db_text(n.value_db)) for n in layers],
     )
-    cases = sorted(report.cases, key=lambda case: -case.kl_mean_nats)[:SHOWN]
+    cases = sorted(report.cases, key=lambda case: -case.kl_mean_nats)[:SHOWN_ROWS]
     output.print_table(
         ("image, largest KL first", "prompt", "KL mean", "top-1", "first diverging", "similarity"),
         [

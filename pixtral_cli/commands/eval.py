@@ -58,8 +58,8 @@ def eval(
 ) -> None:
     """Score a bundle's answers on a benchmark, with intervals, and test the difference to another bundle's."""
     from pixtral_runtime.batch.worker import WorkerOptions
-    from pixtral_runtime.evaluation.comparison import compare
-    from pixtral_runtime.evaluation.dataset import ImageStore, download, examples
+    from pixtral_runtime.evaluation.comparison import compare_evaluations
+    from pixtral_runtime.evaluation.dataset import ImageStore, download_dataset, read_examples
     from pixtral_runtime.evaluation.result import read_evaluation
     from pixtral_runtime.evaluation.tasks import task_named
 
@@ -70,14 +70,14 @@ def eval(
     files.check()
     judge = judge_options(chosen, judge_url, judge_model, save)
     old = read_evaluation(against) if against is not None and not against.is_dir() else None
-    folder = download(chosen) if data is None else data
-    found, broken = examples(chosen, folder, ImageStore(cache or image_cache(), folder), limit)
+    folder = download_dataset(chosen) if data is None else data
+    found, broken = read_examples(chosen, folder, ImageStore(cache or image_cache(), folder), limit)
     questions = Questions(chosen, found, broken, max_new_tokens or chosen.max_new_tokens)
     seen = (preprocess, max_image_side, image_tokens)
     evaluation, records = evaluate(bundle, questions, seen, options, judge, files)
     if old is None and against is not None:
         old, _ = evaluate(against, questions, seen, options, judge, files.of_reference())
-    comparison = None if old is None else compare(old, evaluation)
+    comparison = None if old is None else compare_evaluations(old, evaluation)
     print_evaluation(evaluation, comparison, as_json=as_json)
     if html is not None:
         write_page(html, evaluation, comparison, records)

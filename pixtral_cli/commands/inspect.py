@@ -18,8 +18,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show a bundle's model, limits, tensors and files."""
-    from pixtral_runtime.bundle.manifest import open_bundle
-    from pixtral_runtime.bundle.manifest import verify as verify_bundle
+    from pixtral_runtime.bundle.manifest import open_bundle, verify_bundle
     from pixtral_runtime.bundle.spec import GRAPHS
 
     opened = open_bundle(bundle)

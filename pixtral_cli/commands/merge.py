@@ -24,7 +24,7 @@ def merge(
     as_json: JsonOption = False,
 ) -> None:
     """Join results files in the order given; an answer takes the place of an error for the same id."""
-    from pixtral_runtime.batch.shards import merge as merge_results
+    from pixtral_runtime.batch.shards import merge_results
     from pixtral_runtime.batch.tables import table_format
 
     written = table_format(target, format)

@@ -12,7 +12,7 @@ from pixtral_cli import output
 from pixtral_cli.options import JsonOption
 
 if TYPE_CHECKING:
-    from pixtral_runtime.bundle.device_catalog import Device
+    from pixtral_runtime.bundle.device_catalog import KnownDevice
     from pixtral_runtime.bundle.footprint import Footprint
 
 EPILOG = "Example: pixtral plan mistralai/Pixtral-12B-2409 --precision int4 --device orin-nx-16"
@@ -119,21 +119,21 @@ def _of_checkpoint(
     }
 
 
-def _devices(names: list[str] | None) -> list[Device]:
-    from pixtral_runtime.bundle.device_catalog import CPU_RESERVE, DEVICES, Device
+def _devices(names: list[str] | None) -> list[KnownDevice]:
+    from pixtral_runtime.bundle.device_catalog import CPU_RESERVE_BYTES, KNOWN_DEVICES, KnownDevice
     from pixtral_runtime.device.memory import available_memory_bytes
     from pixtral_runtime.errors import InputError
 
-    known = dict(DEVICES)
+    known = dict(KNOWN_DEVICES)
     if memory := available_memory_bytes():
-        known[THIS_MACHINE] = Device(THIS_MACHINE, memory, CPU_RESERVE, 0)
+        known[THIS_MACHINE] = KnownDevice(THIS_MACHINE, memory, CPU_RESERVE_BYTES, 0)
     unknown = set(names or ()) - set(known)
     if unknown:
         raise InputError(f"no device '{min(unknown)}'", f"--device {'|'.join(known)}")
     return [known[name] for name in names or known]
 
 
-def _row(footprint: Footprint, device: Device, context: int, batch: int) -> dict[str, Any]:
+def _row(footprint: Footprint, device: KnownDevice, context: int, batch: int) -> dict[str, Any]:
     advice = footprint.advice(device, context, batch)
     return {
         "device": device.name,

@@ -139,7 +139,7 @@ def _asked(
     """What the arguments ask for. Raises InputError."""
     from pixtral_runtime.batch.request_file import read_requests, requests_of_images
     from pixtral_runtime.batch.shards import parse_shard
-    from pixtral_runtime.batch.shards import shard as share
+    from pixtral_runtime.batch.shards import share_of as share
     from pixtral_runtime.errors import InputError
     from pixtral_runtime.inputs.image_files import collect_images
 

@@ -17,7 +17,7 @@ EXACT_SAMPLES = 40  # of both sets together; above, U is normal enough
 
 Samples = Sequence[float] | npt.NDArray[np.float64]
 
-Z = 1.959964  # 97.5 % of a normal distribution lie below
+Z_97_5 = 1.959964  # 97.5 % of a normal distribution lie below
 
 
 def mann_whitney(first: Samples, second: Samples) -> float:
@@ -78,9 +78,9 @@ def mcnemar(better: int, worse: int) -> float:
 def wilson(right: int, total: int) -> tuple[float, float]:
     """Wilson's 95 % interval of a share (Journal of the American Statistical Association 22, 1927)."""
     share = right / total
-    centre = share + Z * Z / (2 * total)
-    spread = Z * math.sqrt(share * (1 - share) / total + Z * Z / (4 * total * total))
-    scale = 1 + Z * Z / total
+    centre = share + Z_97_5 * Z_97_5 / (2 * total)
+    spread = Z_97_5 * math.sqrt(share * (1 - share) / total + Z_97_5 * Z_97_5 / (4 * total * total))
+    scale = 1 + Z_97_5 * Z_97_5 / total
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 

@@ -17,7 +17,7 @@ from make_synthetic_checkpoint import pixtral_12b
 from pixtral_cli.main import app
 from pixtral_runtime import load
 from pixtral_runtime.backends.ort_caches import OrtCache
-from pixtral_runtime.bundle.device_catalog import DEVICES, Device
+from pixtral_runtime.bundle.device_catalog import KNOWN_DEVICES, KnownDevice
 from pixtral_runtime.bundle.footprint import Footprint
 from pixtral_runtime.bundle.manifest import Limits
 
@@ -60,7 +60,7 @@ def test_the_predicted_bundle_is_the_one_that_export_writes(options: Sequence[st
 
 
 def test_the_predicted_cache_is_the_one_the_runtime_makes(bundle: Path) -> None:
-    cache = load(bundle).generator.sessions.decoder.new_cache(3, 512)
+    cache = load(bundle).runner.sessions.decoder.new_cache(3, 512)
     assert isinstance(cache, OrtCache)
     seen = sum(keys.nbytes + values.nbytes for keys, values in cache.layers())
     assert plan(bundle, "--context", 512, "--batch", 3)["devices"][0]["kv_cache_bytes"] == seen
@@ -68,7 +68,7 @@ def test_the_predicted_cache_is_the_one_the_runtime_makes(bundle: Path) -> None:
 
 def test_the_largest_context_and_batch_are_where_it_stops_fitting() -> None:
     print_ = footprint("int4")
-    for device in DEVICES.values():
+    for device in KNOWN_DEVICES.values():
         batch, context = print_.largest_batch(device, 4096), print_.largest_context(device, 2)
         assert print_.fits(device, 4096, batch) and not print_.fits(device, 4096, batch + 1)
         assert print_.fits(device, context, 2)
@@ -89,7 +89,7 @@ def test_the_largest_context_and_batch_are_where_it_stops_fitting() -> None:
 def test_advice_names_the_knob_and_the_knob_helps(
     precision: str, device: str, context: int, batch: int, advice: str
 ) -> None:
-    print_, chosen = footprint(precision), DEVICES[device]
+    print_, chosen = footprint(precision), KNOWN_DEVICES[device]
     assert print_.advice(chosen, context, batch) == advice
     words = dict(zip(advice.split()[::2], advice.split()[1::2], strict=True))
     turned = replace(print_, precision=words.get("--precision", precision))
@@ -101,13 +101,13 @@ def test_advice_names_the_knob_and_the_knob_helps(
 
 def test_float32_is_for_cpus_only() -> None:
     wide = replace(footprint("int4"), dtype="float32")
-    assert not wide.supported(DEVICES["h100"])
-    assert wide.advice(DEVICES["h100"], 4096, 1) == "--dtype float16"
-    assert wide.supported(Device("cpu", 64_000_000_000, 0, 0))
+    assert not wide.supported(KNOWN_DEVICES["h100"])
+    assert wide.advice(KNOWN_DEVICES["h100"], 4096, 1) == "--dtype float16"
+    assert wide.supported(KnownDevice("cpu", 64_000_000_000, 0, 0))
 
 
 def test_a_smaller_cache_makes_room() -> None:
-    orin = DEVICES["orin-nx-16"]
+    orin = KNOWN_DEVICES["orin-nx-16"]
     assert footprint("int4", 81_920).largest_context(orin, 1) == pytest.approx(
         2 * footprint("int4").largest_context(orin, 1), rel=0.01
     )

@@ -23,14 +23,14 @@ from pixtral_engines.build import BuildSettings, build, plan_build
 from pixtral_engines.profiles import Shapes, profiles
 from pixtral_engines.targets import TARGETS, parse_targets
 from pixtral_export.plan import ExportSettings
-from pixtral_runtime.backends.trt_package import load, version_of
+from pixtral_runtime.backends.trt_package import import_tensorrt, version_of
 from pixtral_runtime.bundle.engine_list import open_engines
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.files import sha256_of_file
 
-VERSION = version_of(load("rtx"))
+VERSION = version_of(import_tensorrt("rtx"))
 SETTINGS = {
     "float16": ExportSettings(),
     "bfloat16": ExportSettings(dtype="bfloat16"),

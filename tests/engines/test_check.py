@@ -22,13 +22,13 @@ from pixtral_engines import layer_semantics as layers
 from pixtral_engines.check import Agreement, NetworkCheck
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends.session import Array
-from pixtral_runtime.backends.trt_package import load
+from pixtral_runtime.backends.trt_package import import_tensorrt
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.inputs.preprocess import default_preprocess
 from pixtral_runtime.inputs.prompt import PromptBuilder
 
-RTX = load("rtx")
+RTX = import_tensorrt("rtx")
 SETTINGS = {
     "float16": ExportSettings(),
     "int4": ExportSettings(precision="int4", group_size=32, method="rtn"),

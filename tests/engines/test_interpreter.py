@@ -13,7 +13,7 @@ from onnx import numpy_helper
 from helpers.bundles import exported
 from helpers.networks import RTX, run_in_onnx_runtime
 from helpers.places import DEMO, IMAGES
-from pixtral_engines.arrays import DTYPES
+from pixtral_engines.arrays import NUMPY_DTYPES
 from pixtral_engines.check import relative_error
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import parse_graph
@@ -92,13 +92,13 @@ class Draw:
     """The same random inputs in whatever order tests run."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._dtype, self._generator = bundle.dtype, np.random.default_rng(0)
+        self._dtype, self._runner = bundle.dtype, np.random.default_rng(0)
 
     def floats(self, *shape: int) -> Array:
-        return self._generator.standard_normal(shape).astype(self._dtype)
+        return self._runner.standard_normal(shape).astype(self._dtype)
 
     def integers(self, low: int, high: int, *shape: int) -> Array:
-        return self._generator.integers(low, high, shape)
+        return self._runner.integers(low, high, shape)
 
 
 def test_vision_and_embed_agree_on_odd_sizes(named_bundle: tuple[str, Bundle], plain: Bundle) -> None:
@@ -213,7 +213,7 @@ class InterpreterSession:
     def new_cache(self, slots: int, rows: int) -> HostCache:
         return HostCache(
             {
-                tensor.name: np.zeros((slots, *tensor.shape[1:]), DTYPES[tensor.dtype])
+                tensor.name: np.zeros((slots, *tensor.shape[1:]), NUMPY_DTYPES[tensor.dtype])
                 for tensor in self._interpreter.inputs
                 if tensor.name.startswith("past_")
             }

@@ -15,7 +15,7 @@ from helpers.networks import RTX, interpret, make_model, parse, run_in_onnx_runt
 from pixtral_engines.check import relative_error
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import _Layer, _widened_layers, refuse_dropped_inputs
-from pixtral_runtime.backends.trt_package import PACKAGES, Flavor, load
+from pixtral_runtime.backends.trt_package import TENSORRT_PACKAGES, Flavor, import_tensorrt
 from pixtral_runtime.errors import InputError, MachineError
 
 RANDOM = np.random.default_rng(0)
@@ -144,10 +144,10 @@ def test_a_cut_weight_file_is_refused(tmp_path: Path) -> None:
         parse(onnx.load(tmp_path / "model.onnx", load_external_data=False), tmp_path / "model.onnx")
 
 
-@pytest.mark.parametrize("flavor", PACKAGES)
+@pytest.mark.parametrize("flavor", TENSORRT_PACKAGES)
 def test_a_missing_tensorrt_says_what_to_install(flavor: Flavor, monkeypatch: pytest.MonkeyPatch) -> None:
-    package, extra = PACKAGES[flavor]
+    package, extra = TENSORRT_PACKAGES[flavor]
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MachineError, match=package) as caught:
-        load(flavor)
+        import_tensorrt(flavor)
     assert caught.value.hint == f"pip install 'pixtral[{extra}]'"

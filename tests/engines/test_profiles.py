@@ -16,7 +16,7 @@ from helpers.trt_standin import HostDevice, StandIn, write_engine
 from pixtral_cli.main import app
 from pixtral_engines.profiles import Shapes, profiles, read_profiles
 from pixtral_export.plan import ExportSettings
-from pixtral_runtime.backends.trt_package import load, version_of
+from pixtral_runtime.backends.trt_package import import_tensorrt, version_of
 from pixtral_runtime.backends.trt_session import TrtSession
 from pixtral_runtime.bundle.engine_list import open_engines
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
@@ -117,7 +117,7 @@ def test_the_command_shows_builds_and_records_them(bundle: Bundle) -> None:
     assert f"B=1..4,{sides}" in dry.stdout and "B=1..2..4,T=1" in dry.stdout
     done = invoke("build", bundle.path, *options, *own, "--json")
     assert done.exit_code == 0, done.stderr
-    built = open_engines(open_bundle(bundle.path), "rtx:sm89", version_of(load("rtx")))
+    built = open_engines(open_bundle(bundle.path), "rtx:sm89", version_of(import_tensorrt("rtx")))
     assert built.graphs["vision"].profiles == [{"B": [1, 4, 4], "H": [32, 64, 128], "W": [32, 64, 128]}]
     assert [one["B"] for one in built.graphs["decoder"].profiles] == [[1, 1, 1], [1, 2, 4]]
     listed = json.loads(done.stdout)["targets"][0]["profiles"]

@@ -86,14 +86,14 @@ def test_logits_are_those_of_torch_with_rounded_keys_and_values(
 
 def stepwise(bundle: Bundle, ids: np.ndarray) -> np.ndarray:
     """Logits of all tokens, given to the decoder chunk by chunk."""
-    generator = load(bundle.path).generator
-    cache = generator.sessions.decoder.new_cache(1, len(ids))
+    runner = load(bundle.path).runner
+    cache = runner.sessions.decoder.new_cache(1, len(ids))
     first = Prompt(ids[: CHUNKS[0]], np.full(CHUNKS[0], -1), (), 0)
-    rows = [generator.prefill(first, generator.encode_images(first), cache, all_logits=True)]
+    rows = [runner.prefill(first, runner.encode_images(first), cache, all_logits=True)]
     start = CHUNKS[0]
     for count in CHUNKS[1:]:
         positions = np.arange(start, start + count)[None]
-        embedded = generator.sessions.embed.run(
+        embedded = runner.sessions.embed.run(
             {
                 "token_ids": ids[None, start : start + count],
                 "image_features": np.zeros((1, bundle.model.decoder.dim), np.float32),
@@ -101,7 +101,7 @@ def stepwise(bundle: Bundle, ids: np.ndarray) -> np.ndarray:
             }
         )
         feeds = {"position_ids": positions, "write_index": positions[:, 0], "logits_index": np.arange(count)}
-        run = generator.sessions.decoder.run({"hidden": embedded["hidden"], **feeds}, cache)
+        run = runner.sessions.decoder.run({"hidden": embedded["hidden"], **feeds}, cache)
         rows.append(run["logits"].numpy())
         start += count
     assert all(keys.dtype == np.int8 and values.any() for keys, values in cache.layers())

@@ -13,9 +13,9 @@ from onnx import helper, numpy_helper
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import ParsedNetwork, parse_model
 from pixtral_runtime.backends.session import Array
-from pixtral_runtime.backends.trt_package import load
+from pixtral_runtime.backends.trt_package import import_tensorrt
 
-RTX = load("rtx")
+RTX = import_tensorrt("rtx")
 
 
 def make_model(

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from helpers.networks import RTX
-from pixtral_engines.arrays import DTYPES
+from pixtral_engines.arrays import NUMPY_DTYPES
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import parse_graph
 from pixtral_engines.profiles import Profile, ranges
@@ -268,7 +268,11 @@ class Context:
         if unset or stream != self._device.stream:
             return self._refuse(f"not set: {unset}, or another stream")
         views = {
-            name: (self._addresses[name], self.get_tensor_shape(name), DTYPES[self._engine.get_tensor_dtype(name).name])
+            name: (
+                self._addresses[name],
+                self.get_tensor_shape(name),
+                NUMPY_DTYPES[self._engine.get_tensor_dtype(name).name],
+            )
             for name in names
         }
         self._check_memory(views)

@@ -31,9 +31,9 @@ from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.errors import InputError
 
 MISTRAL_STEM, HF_STEM = "consolidated", "model"
-DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 HARMLESS_SUFFIX = "inv_freq"  # rotary frequencies: some conversions saved them, the configuration already says them
-LISTED = 3  # tensors an error names of each kind
+LISTED_TENSORS = 3  # tensors an error names of each kind
 LFS_POINTER = b"version "  # how the text file starts that stands in for a large file in a clone without git-lfs
 SPELLINGS: dict[str, Callable[[str], str]] = {"mistral": lambda name: name, "hf": hf_name, "hf-new": hf_new_name}
 
@@ -91,7 +91,7 @@ def open_checkpoint(path: Path) -> Checkpoint:
     tokenizer, substituted = find_tokenizer(path, config)
     sizes: Counter[str] = Counter()
     for tensor in tensors.values():
-        sizes[DTYPES[tensor.dtype]] += prod(tensor.shape)
+        sizes[SAFETENSORS_DTYPES[tensor.dtype]] += prod(tensor.shape)
     return Checkpoint(
         path=path,
         format=format_,
@@ -191,11 +191,11 @@ def _read_header(file: Path) -> list[StoredTensor]:
 
 def _refuse_quantized(stored: Iterable[StoredTensor]) -> None:
     """Quantized formats differ in names and scales; all of them store weights in a dtype that no float model has."""
-    other = [tensor for tensor in stored if tensor.dtype not in DTYPES]
+    other = [tensor for tensor in stored if tensor.dtype not in SAFETENSORS_DTYPES]
     if other:
         raise InputError(
             f"{other[0].file} is already quantized: '{other[0].name}' is stored as {other[0].dtype}, "
-            f"expected {' or '.join(DTYPES)} ({len(other)} such tensors)",
+            f"expected {' or '.join(SAFETENSORS_DTYPES)} ({len(other)} such tensors)",
             ORIGINAL_HINT,
         )
 
@@ -231,8 +231,8 @@ def _match(
 
 
 def _few(names: Sequence[str]) -> str:
-    more = len(names) - LISTED
-    return "; ".join(names[:LISTED]) + (f"; and {more} more" if more > 0 else "")
+    more = len(names) - LISTED_TENSORS
+    return "; ".join(names[:LISTED_TENSORS]) + (f"; and {more} more" if more > 0 else "")
 
 
 def _check_header(file: Path) -> None:
@@ -247,7 +247,7 @@ def _check_header(file: Path) -> None:
 def _mapped(stored: StoredTensor) -> Tensor:
     """A view of a tensor's bytes in its file."""
     start = stored.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    dtype = getattr(torch, DTYPES[stored.dtype])
+    dtype = getattr(torch, SAFETENSORS_DTYPES[stored.dtype])
     count = prod(stored.shape)
     end = stored.offset + count * dtype.itemsize
     try:

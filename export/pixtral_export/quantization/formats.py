@@ -55,7 +55,7 @@ FP8 = Format("float8e4m3fn", 8, 448)
 FP4 = Format("float4e2m1", 4, 6)
 FORMATS = {format.name: format for format in (INT4, INT8, FP8, FP4)}
 
-SHRINK = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
+SCALE_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 """Candidates for a scale, as shares of the one that reaches the largest value: clipping it rounds the others finer."""
 
 
@@ -81,15 +81,15 @@ def group_scales(
 ) -> Tensor:
     """Scales of a weight (K, N): (K/group, N), or (N,) where `group` is None.
 
-    `search` picks for each group the candidate of `SHRINK` with the least squared error; otherwise the largest value
-    of a group is representable.
+    `search` picks for each group the candidate of `SCALE_SHARES` with the least squared error; otherwise the largest
+    value of a group is representable.
     """
     blocks = weight[None] if group is None else weight.unflatten(0, (-1, group))  # (G, K/G, N)
     full = storable(blocks.abs().amax(1) / format.largest)  # (G, N)
     if search:
         least = torch.full_like(full, torch.inf)
         best = full
-        for share in SHRINK:
+        for share in SCALE_SHARES:
             scale = storable(full * share)
             error = (format.round(blocks / scale[:, None]) * scale[:, None] - blocks).square_().sum(1)
             best = torch.where(error < least, scale, best)

@@ -1,7 +1,7 @@
 """GPTQ: round a weight so that the layer's output, not the weight, changes least (arXiv 2210.17323).
 
 Rows of the weight are rounded one after the other; each rounding error is made up for by the rows still to come, as
-the inputs' second moments say. The moments of a wide layer are kept for spans of `SPAN` inputs only: the Hessian of the
+the inputs' second moments say. The moments of a wide layer are kept for spans of `SPAN_INPUTS` only: the Hessian of the
 12B's w2 would take 0.8 GB whole and its factorization two thirds of the time, for correlations that matter little.
 
 Shapes: K inputs, N outputs, M tokens.
@@ -14,9 +14,9 @@ from torch import Tensor
 
 from pixtral_export.quantization.formats import Format, Storable, group_scales
 
-SPAN = 4096  # inputs whose errors may compensate each other; a multiple of every group size
-BLOCK = 64  # rows rounded before their errors are applied to the rest of the span at once
-DAMPING = 0.01  # of the mean diagonal
+SPAN_INPUTS = 4096  # inputs whose errors may compensate each other; a multiple of every group size
+BLOCK_ROWS = 64  # rows rounded before their errors are applied to the rest of the span at once
+DAMPING_SHARE = 0.01  # of the mean diagonal
 
 
 class Moments:
@@ -33,7 +33,7 @@ class Moments:
 
 
 def spans(width: int) -> list[tuple[int, int]]:
-    return [(start, min(start + SPAN, width)) for start in range(0, width, SPAN)]
+    return [(start, min(start + SPAN_INPUTS, width)) for start in range(0, width, SPAN_INPUTS)]
 
 
 def factor(moments: Moments) -> list[Tensor]:
@@ -44,7 +44,7 @@ def factor(moments: Moments) -> list[Tensor]:
     factors = []
     while moments.blocks:
         block = moments.blocks.pop(0).flip(0, 1)
-        block.diagonal().add_(DAMPING * block.diagonal().mean().clamp(min=1e-8))
+        block.diagonal().add_(DAMPING_SHARE * block.diagonal().mean().clamp(min=1e-8))
         lower = torch.linalg.cholesky(block)
         factors.append(torch.linalg.solve_triangular(lower, torch.eye(len(lower)), upper=False).flip(0, 1))
     return factors
@@ -58,7 +58,7 @@ def gptq(
     scales = torch.empty(len(weight) // group, weight.shape[1])
     for upper, (start, end) in zip(factors, spans(len(weight)), strict=True):
         rest = weight[start:end].clone()
-        step = min(BLOCK, group)
+        step = min(BLOCK_ROWS, group)
         for first in range(0, end - start, step):
             last = first + step
             if first % group == 0:

@@ -1,7 +1,7 @@
 """What calibration reads: prompts with the user's images, or the packaged ones.
 
 A folder gives images, asked the packaged questions in turn. A JSON Lines file gives an object a line: `prompt`, and
-`image` (a path, relative to the file) or `images` (several) or neither. Images are scaled to `IMAGE_TOKENS` at most:
+`image` (a path, relative to the file) or `images` (several) or neither. Images are scaled to `MOST_IMAGE_TOKENS`:
 what activations look like hardly depends on resolution, and twice as many tokens take twice as long.
 """
 
@@ -19,7 +19,7 @@ from pixtral_runtime.inputs.image_files import collect_images, open_image
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 
 DEFAULT_SAMPLES = 16
-IMAGE_TOKENS = 256
+MOST_IMAGE_TOKENS = 256
 PACKAGED = Path(__file__).parent / "samples"
 QUESTIONS = (
     "Describe this image in one short sentence.",
@@ -37,27 +37,27 @@ TEXTS = (
 
 
 @dataclass(frozen=True)
-class Request:
+class CalibrationRequest:
     """One sample before it is tokenized."""
 
     prompt: str
     images: tuple[Path, ...] = ()
 
 
-def packaged_requests() -> list[Request]:
+def packaged_requests() -> list[CalibrationRequest]:
     """The packaged images, each with a question of its own, and prompts without image in between."""
     images = sorted(path for path in PACKAGED.iterdir() if path.suffix != ".md")
-    asked = [Request(QUESTIONS[n % len(QUESTIONS)], (image,)) for n, image in enumerate(images)]
-    spoken = [Request(text) for text in TEXTS]
-    again = [Request(QUESTIONS[(n + 2) % len(QUESTIONS)], (image,)) for n, image in enumerate(images[::2])]
+    asked = [CalibrationRequest(QUESTIONS[n % len(QUESTIONS)], (image,)) for n, image in enumerate(images)]
+    spoken = [CalibrationRequest(text) for text in TEXTS]
+    again = [CalibrationRequest(QUESTIONS[(n + 2) % len(QUESTIONS)], (image,)) for n, image in enumerate(images[::2])]
     return asked + spoken + again
 
 
-def read_requests(source: Path) -> list[Request]:
+def calibration_requests(source: Path) -> list[CalibrationRequest]:
     """The samples of a folder or a JSON Lines file. Raises InputError."""
     if source.is_dir():
         images = collect_images([str(source)], (), recursive=True)
-        return [Request(QUESTIONS[n % len(QUESTIONS)], (image,)) for n, image in enumerate(images)]
+        return [CalibrationRequest(QUESTIONS[n % len(QUESTIONS)], (image,)) for n, image in enumerate(images)]
     try:
         lines = source.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -65,7 +65,7 @@ def read_requests(source: Path) -> list[Request]:
     return [_request(source, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
-def _request(source: Path, number: int, line: str) -> Request:
+def _request(source: Path, number: int, line: str) -> CalibrationRequest:
     try:
         entry = json.loads(line)
         images = entry.get("images", [entry["image"]] if "image" in entry else [])
@@ -76,10 +76,12 @@ def _request(source: Path, number: int, line: str) -> Request:
             f"{source}, line {number}: {error}; expected an object with 'prompt' and 'image'",
             '{"image": "photo.jpg", "prompt": "What is shown?"}',
         ) from error
-    return Request(entry["prompt"], tuple(source.parent / image for image in images))
+    return CalibrationRequest(entry["prompt"], tuple(source.parent / image for image in images))
 
 
-def build_samples(requests: Sequence[Request], prompts: PromptBuilder, count: int) -> tuple[list[Prompt], list[str]]:
+def build_samples(
+    requests: Sequence[CalibrationRequest], prompts: PromptBuilder, count: int
+) -> tuple[list[Prompt], list[str]]:
     """Tokenize `count` requests spread evenly over all. Returns them, and why others in their place were left out.
 
     Raises InputError where no sample with an image is left.
@@ -104,7 +106,7 @@ def build_samples(requests: Sequence[Request], prompts: PromptBuilder, count: in
     return built, refused
 
 
-def _spread(requests: Sequence[Request], count: int) -> Iterator[Request]:
+def _spread(requests: Sequence[CalibrationRequest], count: int) -> Iterator[CalibrationRequest]:
     """First `count` requests at even distances, then the others, to stand in for broken ones."""
     chosen = [n * len(requests) // count for n in range(count)] if len(requests) > count else range(len(requests))
     yield from (requests[n] for n in chosen)
@@ -112,7 +114,7 @@ def _spread(requests: Sequence[Request], count: int) -> Iterator[Request]:
     yield from (request for n, request in enumerate(requests) if n not in taken)
 
 
-def fingerprint(samples: Iterable[Prompt]) -> str:
+def samples_fingerprint(samples: Iterable[Prompt]) -> str:
     """One hash for tokens and pixels, 16 hex digits."""
     digest = hashlib.sha256()
     for sample in samples:

@@ -106,7 +106,7 @@ def units(config: ModelConfig) -> list[tuple[str, list[Parameter]]]:
 
 
 @dataclass(frozen=True)
-class Walk:
+class LayerwisePass:
     """A pass over a checkpoint. `folder` takes the weight file, and, while calibrating, journal and activations."""
 
     checkpoint: Checkpoint

@@ -11,7 +11,7 @@ from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.manifest import Limits
 from pixtral_runtime.bundle.spec import cache_names
 
-ALIGNMENT = 4096
+ALIGNMENT_BYTES = 4096
 
 
 def plan_weights(config: ModelConfig, dtype: str, limits: Limits, recipe: Recipe) -> list[Stored]:
@@ -42,4 +42,4 @@ def weight_file_bytes(plan: Iterable[Stored]) -> int:
 
 
 def aligned(offset: int) -> int:
-    return -(-offset // ALIGNMENT) * ALIGNMENT
+    return -(-offset // ALIGNMENT_BYTES) * ALIGNMENT_BYTES

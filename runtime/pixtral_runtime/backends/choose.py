@@ -11,10 +11,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pixtral_runtime.backends.cuda import CudaDevice
-from pixtral_runtime.backends.ort_cuda import PROVIDERS, lists_cuda, require_cuda
+from pixtral_runtime.backends.ort_cuda import CUDA_PROVIDERS, lists_cuda, require_cuda
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
 from pixtral_runtime.backends.session import Sessions
-from pixtral_runtime.backends.trt_package import Flavor, load, version_of
+from pixtral_runtime.backends.trt_package import Flavor, import_tensorrt, version_of
 from pixtral_runtime.backends.trt_session import TrtSettings, open_sessions
 from pixtral_runtime.bundle.engine_list import open_engines
 from pixtral_runtime.bundle.manifest import Bundle
@@ -69,7 +69,7 @@ def open_backend(
 
 def _open_cuda(bundle: Bundle, threads: int, reason: str) -> Opened:
     require_cuda()
-    return Opened(_open_ort(bundle, OrtSettings(threads, PROVIDERS, "cuda")), "ort-cuda", reason)
+    return Opened(_open_ort(bundle, OrtSettings(threads, CUDA_PROVIDERS, "cuda")), "ort-cuda", reason)
 
 
 def _open_ort(bundle: Bundle, settings: OrtSettings) -> Sessions:
@@ -77,7 +77,7 @@ def _open_ort(bundle: Bundle, settings: OrtSettings) -> Sessions:
 
 
 def _open_engines(bundle: Bundle, flavor: Flavor, gpu: Callable[[], CudaDevice]) -> Opened:
-    trt = load(flavor)
+    trt = import_tensorrt(flavor)
     device = gpu()
     target = "trt" if flavor == "trt" else f"rtx:sm{device.capability}"
     engines = open_engines(bundle, target, version_of(trt))

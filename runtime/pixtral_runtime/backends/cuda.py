@@ -15,7 +15,7 @@ from pixtral_runtime.backends.session import Array
 from pixtral_runtime.errors import MachineError, extra_missing
 
 
-class Device(Protocol):
+class DeviceStream(Protocol):
     """Memory, copies and one stream. Addresses are integers, sizes bytes."""
 
     @property
@@ -54,7 +54,7 @@ class Device(Protocol):
 class Memory:
     """Device memory that is freed with this object."""
 
-    def __init__(self, device: Device, nbytes: int) -> None:
+    def __init__(self, device: DeviceStream, nbytes: int) -> None:
         self.address = device.alloc(nbytes)
         weakref.finalize(self, device.free, self.address).atexit = False  # the process's end frees it
 

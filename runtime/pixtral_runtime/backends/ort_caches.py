@@ -18,7 +18,9 @@ from pixtral_runtime.backends.session import Array
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-CACHE_STEP = 64  # rows; attention reads every bound row, growing copies them all: a step is paid back within itself
+CACHE_STEP_ROWS = (
+    64  # rows; attention reads every bound row, growing copies them all: a step is paid back within itself
+)
 
 
 class OrtCache:
@@ -62,7 +64,7 @@ class OrtCache:
 
     def _resize(self, rows: int) -> None:
         slots, heads, before, head_dim = self._arrays[0].shape
-        shape = (slots, heads, rounded(rows), head_dim)
+        shape = (slots, heads, whole_steps(rows), head_dim)
         kept = min(before, shape[2])
         for index, old in enumerate(self._arrays):  # one by one: only one is there twice
             self._arrays[index] = np.zeros(shape, old.dtype)
@@ -77,9 +79,9 @@ class OrtCache:
         self._views: dict[tuple[int, int], OrtCache] = {}
 
 
-def rounded(rows: int) -> int:
+def whole_steps(rows: int) -> int:
     """Up to a whole step: caches grow rarely."""
-    return -(-rows // CACHE_STEP) * CACHE_STEP
+    return -(-rows // CACHE_STEP_ROWS) * CACHE_STEP_ROWS
 
 
 class DeviceCache:
@@ -133,12 +135,12 @@ class DeviceCache:
             binding.bind_output(past.replace("past", "present", 1), *tensor)
 
     def _resize(self, rows: int) -> None:
-        from pixtral_runtime.backends.ort_caches import rounded
+        from pixtral_runtime.backends.ort_caches import whole_steps
 
         kept = min(rows, self.rows)
         slots, heads, _, head_dim = self._values[0].shape()
         for index, old in enumerate(self._values):  # one by one: only one is there twice
-            resized = np.zeros((slots, heads, rounded(rows), head_dim), self._dtype)
+            resized = np.zeros((slots, heads, whole_steps(rows), head_dim), self._dtype)
             resized[:, :, :kept] = old.numpy()[:, :, :kept]
             self._values[index] = self._placed(resized)
 

@@ -19,7 +19,7 @@ from pixtral_runtime.errors import MachineError, extra_missing
 if TYPE_CHECKING:
     pass
 
-PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
+CUDA_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
 """What CUDA has no kernel for, ONNX Runtime gives to the CPU, and copies what it reads."""
 
 
@@ -29,7 +29,7 @@ def lists_cuda() -> bool:
         import onnxruntime as ort
     except ImportError:
         return False
-    return PROVIDERS[0] in ort.get_available_providers()
+    return CUDA_PROVIDERS[0] in ort.get_available_providers()
 
 
 def require_cuda() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pixtral_runtime.backends.ort_caches import DeviceCache, OrtCache, rounded
+from pixtral_runtime.backends.ort_caches import DeviceCache, OrtCache, whole_steps
 from pixtral_runtime.backends.session import Array, Buffer, KVCache
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GraphSpec, cache_names
@@ -88,7 +88,7 @@ class OrtSession:
 
     def new_cache(self, slots: int, rows: int) -> OrtCache | DeviceCache:
         decoder = self._bundle.model.decoder
-        shape = (slots, decoder.n_kv_heads, rounded(rows), decoder.head_dim)
+        shape = (slots, decoder.n_kv_heads, whole_steps(rows), decoder.head_dim)
         names = cache_names("past", decoder.n_layers)
         arrays = [np.zeros(shape, self._bundle.cache_dtype) for _ in names]
         return OrtCache(names, arrays) if self._device is None else DeviceCache(names, arrays, self._device)

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy.typing as npt
 
-from pixtral_runtime.bundle.spec import PREFILL_CHUNK
+from pixtral_runtime.bundle.spec import PREFILL_CHUNK_TOKENS
 
 Array = npt.NDArray[Any]
 
@@ -71,7 +71,7 @@ class Sessions:
     vision: Session
     embed: Session
     decoder: Session
-    chunk: int = field(default=PREFILL_CHUNK, kw_only=True)
+    chunk: int = field(default=PREFILL_CHUNK_TOKENS, kw_only=True)
     slots: int | None = field(default=None, kw_only=True)
     context: int | None = field(default=None, kw_only=True)
     drafts: bool = field(default=True, kw_only=True)

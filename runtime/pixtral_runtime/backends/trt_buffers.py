@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pixtral_runtime.backends.cuda import Device, Memory
+from pixtral_runtime.backends.cuda import DeviceStream, Memory
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.errors import InputError
 
@@ -18,7 +18,9 @@ Shape = tuple[int, ...]
 class TrtBuffer:
     """An output on the device. Its memory serves another run once nobody holds this object."""
 
-    def __init__(self, device: Device, pool: list[Memory], memory: Memory, shape: Shape, dtype: np.dtype[Any]) -> None:
+    def __init__(
+        self, device: DeviceStream, pool: list[Memory], memory: Memory, shape: Shape, dtype: np.dtype[Any]
+    ) -> None:
         self._device, self._memory, self.shape, self.dtype = device, memory, shape, dtype
         weakref.finalize(self, pool.append, memory).atexit = False
 
@@ -42,7 +44,7 @@ class TrtCache:
 
     def __init__(
         self,
-        device: Device,
+        device: DeviceStream,
         names: tuple[str, ...],
         shape: Shape,
         dtype: np.dtype[Any],

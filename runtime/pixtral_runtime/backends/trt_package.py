@@ -15,12 +15,12 @@ from typing import Any, Literal
 from pixtral_runtime.errors import extra_missing
 
 Flavor = Literal["trt", "rtx"]
-PACKAGES: dict[Flavor, tuple[str, str]] = {"trt": ("tensorrt", "tensorrt"), "rtx": ("tensorrt_rtx", "rtx")}
+TENSORRT_PACKAGES: dict[Flavor, tuple[str, str]] = {"trt": ("tensorrt", "tensorrt"), "rtx": ("tensorrt_rtx", "rtx")}
 """Package and the extra that installs it. An engine of one does not run in the other."""
 
 
 @dataclass
-class Log:
+class TensorRTLog:
     """What TensorRT warned of and complained of, oldest first. `logger` is the object TensorRT writes to."""
 
     warnings: list[str] = field(default_factory=list)
@@ -28,9 +28,9 @@ class Log:
     logger: Any = None
 
 
-def load(flavor: Flavor) -> ModuleType:
+def import_tensorrt(flavor: Flavor) -> ModuleType:
     """Import a TensorRT. Raises MachineError where it is not installed."""
-    package, extra = PACKAGES[flavor]
+    package, extra = TENSORRT_PACKAGES[flavor]
     try:
         return importlib.import_module(package)
     except ImportError as error:
@@ -43,9 +43,9 @@ def version_of(trt: ModuleType) -> str:
 
 
 @lru_cache
-def log_of(trt: ModuleType) -> Log:
+def log_of(trt: ModuleType) -> TensorRTLog:
     """The process's log of a TensorRT package."""
-    log = Log()
+    log = TensorRTLog()
     lists = {
         trt.ILogger.INTERNAL_ERROR: log.errors,
         trt.ILogger.ERROR: log.errors,

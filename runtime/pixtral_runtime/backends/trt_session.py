@@ -1,7 +1,7 @@
 """The Session protocol over a TensorRT engine, of `tensorrt` or of `tensorrt_rtx`: the caller hands in the module.
 
-All sessions of a bundle share one `Device` and its stream, so a graph's output is the next one's input where it lies
-and nothing waits but `TrtBuffer.numpy`. Device memory is taken once, as much as the engine's largest shapes need:
+All sessions of a bundle share one `DeviceStream`, so a graph's output is the next one's input where it lies and nothing
+waits but `TrtBuffer.numpy`. Device memory is taken once, as much as the engine's largest shapes need:
 per input that is fed from the host, per output, and for the cache.
 
 The cache has as many rows as the engine was built for. Where the engine says that a present tensor is its past tensor
@@ -23,7 +23,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from pixtral_runtime.backends.cuda import Device, Memory
+from pixtral_runtime.backends.cuda import DeviceStream, Memory
 from pixtral_runtime.backends.session import Array, Buffer, KVCache, Sessions
 from pixtral_runtime.backends.trt_buffers import Shape, TrtBuffer, TrtCache
 from pixtral_runtime.backends.trt_package import log_of
@@ -32,7 +32,7 @@ from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS, TensorSpec
 from pixtral_runtime.errors import InputError, MachineError
 
-DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT64": "int64"}
+TENSORRT_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT64": "int64"}
 """The names that a bundle gives TensorRT's types."""
 
 
@@ -85,7 +85,7 @@ class TrtSession:
         path: Path,
         bundle: Bundle,
         graph: str,
-        device: Device,
+        device: DeviceStream,
         settings: TrtSettings = TrtSettings(),
     ) -> None:
         self._graph, self._device = graph, device
@@ -164,7 +164,7 @@ class TrtSession:
 
     def _refuse_other_graph(self, trt: ModuleType, path: Path) -> None:
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
-        seen = {name: DTYPES.get(kind := self._engine.get_tensor_dtype(name).name, kind) for name in names}
+        seen = {name: TENSORRT_DTYPES.get(kind := self._engine.get_tensor_dtype(name).name, kind) for name in names}
         expected = {name: tensor.dtype for name, tensor in (self._inputs | self._outputs).items()}
         fed = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
         if seen != expected or fed != set(self._inputs):
@@ -307,7 +307,7 @@ def open_sessions(
     trt: ModuleType,
     bundle: Bundle,
     engines: EngineSet,
-    device: Device,
+    device: DeviceStream,
     settings: TrtSettings = TrtSettings(),
 ) -> Sessions:
     """A target's three engines on one device. Raises InputError and MachineError as `TrtSession` does."""

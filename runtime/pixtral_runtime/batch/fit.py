@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pixtral_runtime.batch.records import Request
-from pixtral_runtime.bundle.device_catalog import CPU_RESERVE, Device
+from pixtral_runtime.bundle.device_catalog import CPU_RESERVE_BYTES, KnownDevice
 from pixtral_runtime.bundle.footprint import Footprint
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.generation.model import Model
@@ -49,7 +49,7 @@ def choose_slots(model: Model, requests: Sequence[Request], wanted: int | None, 
     `memory_bytes` bounds what pixtral takes. Raises InputError for more than engines have, MachineError where the
     memory does not hold the answers' caches.
     """
-    sessions, bundle = model.generator.sessions, model.bundle
+    sessions, bundle = model.runner.sessions, model.bundle
     if sessions.slots is not None:
         if wanted is not None and wanted > sessions.slots:
             hint = f"--batch {sessions.slots}, or pixtral build {bundle.path} --batch {wanted}"
@@ -60,7 +60,7 @@ def choose_slots(model: Model, requests: Sequence[Request], wanted: int | None, 
     blocks = max((len(request.images) for request in requests), default=0) * model.prompts.preprocess.largest_block
     longest = max((request.max_new_tokens for request in requests), default=0)
     context = min(blocks + longest + 512, bundle.limits.max_context)  # 512 of text
-    device = Device("this machine", memory_bytes, CPU_RESERVE, 0)
+    device = KnownDevice("this machine", memory_bytes, CPU_RESERVE_BYTES, 0)
     fitting = Footprint.of(bundle).largest_batch(device, context)
     if fitting < (wanted or 1):
         raise MachineError(

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from pixtral_runtime.batch.records import Record, Request, Settings, record_key, record_of
 from pixtral_runtime.errors import InputError, PixtralError
 from pixtral_runtime.generation.model import Model
-from pixtral_runtime.generation.scheduler import Scheduler, StageTimes, Task
+from pixtral_runtime.generation.scheduler import Generation, Scheduler, StageTimes
 from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.inputs.image import decode_image
 from pixtral_runtime.inputs.image_files import read_image_file
@@ -27,9 +27,9 @@ from pixtral_runtime.inputs.prompt import Prompt
 
 if TYPE_CHECKING:
     from pixtral_runtime.generation.feature_cache import FeatureCache
-    from pixtral_runtime.generation.json_schema import Schema
+    from pixtral_runtime.generation.json_schema import JsonSchema
 
-READERS = 2  # threads; decoding and scaling one image takes a few per cent of encoding it
+READER_THREADS = 2  # threads; decoding and scaling one image takes a few per cent of encoding it
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class JobOptions:
 
     slots: int = 1
     drafts: int = 0
-    schema: Schema | None = None
+    schema: JsonSchema | None = None
     features: FeatureCache | None = None
     done: Mapping[str, Record] = field(default_factory=dict)  # by id: records that need not be made again
 
@@ -78,11 +78,11 @@ class Job:
         options = self._options
         slots = min(options.slots, max(1, len(self._requests)))
         scheduler = Scheduler(
-            self._model.bundle, self._model.generator, slots, drafts=options.drafts, features=options.features
+            self._model.bundle, self._model.runner, slots, drafts=options.drafts, features=options.features
         )
         self.times = scheduler.times
-        records: dict[Task, Record] = {}
-        with ThreadPoolExecutor(READERS, "images") as pool:
+        records: dict[Generation, Record] = {}
+        with ThreadPoolExecutor(READER_THREADS, "images") as pool:
             try:
                 requests = iter(self._requests)
                 loading: deque[Future[_Loaded]] = deque()
@@ -91,7 +91,7 @@ class Job:
                         _cancel(loading)
                         scheduler.cancel()
                     else:
-                        ahead = 2 * scheduler.slots + READERS - len(loading)
+                        ahead = 2 * scheduler.slots + READER_THREADS - len(loading)
                         loading += [pool.submit(self._load, request) for request in islice(requests, ahead)]
                     if not loading and not scheduler.busy:
                         return
@@ -101,13 +101,13 @@ class Job:
                         loaded = self._wait_for(loading.popleft())
                         if loaded.known:
                             self.kept += 1
-                        elif (task := self._task(loaded, scheduler)) is None:
+                        elif (generation := self._generation(loaded, scheduler)) is None:
                             yield loaded.record
                         else:
-                            records[task] = loaded.record
+                            records[generation] = loaded.record
                     if scheduler.busy:
-                        for task in scheduler.step():
-                            yield self._finish(records.pop(task), task)
+                        for generation in scheduler.step():
+                            yield self._finish(records.pop(generation), generation)
             finally:
                 _cancel(loading)
 
@@ -151,27 +151,27 @@ class Job:
             return _Loaded(request, record, known=before is not None and before.key == record.key)
         return _Loaded(request, record, prompt)
 
-    def _task(self, loaded: _Loaded, scheduler: Scheduler) -> Task | None:
+    def _generation(self, loaded: _Loaded, scheduler: Scheduler) -> Generation | None:
         """Hand a prompt to the scheduler; None where there is none or it does not fit, as the record then says."""
         if loaded.prompt is None:
             return None
         constraint = self._options.schema.constraint() if self._options.schema else None
-        task = Task(loaded.prompt, loaded.request.max_new_tokens, self._settings.sampling, constraint)
+        generation = Generation(loaded.prompt, loaded.request.max_new_tokens, self._settings.sampling, constraint)
         try:
-            scheduler.submit(task)
+            scheduler.submit(generation)
         except InputError as error:
             _fail(loaded.record, error)
             return None
-        return task
+        return generation
 
-    def _finish(self, record: Record, task: Task) -> Record:
-        if task.error is not None:
-            _fail(record, task.error)
+    def _finish(self, record: Record, generation: Generation) -> Record:
+        if generation.error is not None:
+            _fail(record, generation.error)
             return record
-        record.answer = self._model.prompts.decode(task.token_ids)
-        record.finish_reason, record.new_tokens = task.finish_reason, len(task.token_ids)
-        record.reused_tokens = task.reused_tokens
-        times = task.times
+        record.answer = self._model.prompts.detokenize(generation.token_ids)
+        record.finish_reason, record.new_tokens = generation.finish_reason, len(generation.token_ids)
+        record.reused_tokens = generation.reused_tokens
+        times = generation.times
         stages = {"vision": times.vision_ms, "prefill": times.prefill_ms, "decode": times.decode_ms}
         record.times_ms |= {name: round(value, 3) for name, value in stages.items()}
         return record

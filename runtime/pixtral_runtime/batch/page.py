@@ -26,11 +26,11 @@ from pixtral_runtime.inputs.image import decode_image
 from pixtral_runtime.inputs.image_files import read_image_file
 
 THUMBNAIL_PX = 160
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+CONTENT_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 @dataclass(frozen=True)
-class Notes:
+class RecordNotes:
     """What a page says of a record that the record does not hold: words to filter by, and lines with their labels."""
 
     marks: tuple[str, ...] = ()
@@ -43,21 +43,23 @@ def write_report(
     *,
     title: str,
     summary: Mapping[str, object],
-    notes: Mapping[str, Notes] | None = None,
+    notes: Mapping[str, RecordNotes] | None = None,
 ) -> None:
     """Write the page, replacing the file whole. `summary` is shown at the top, its scalars only; `notes` are by id."""
     template = files("pixtral_runtime.batch").joinpath("page.html").read_text(encoding="utf-8")
     facts = [(_words(name), _value(value)) for name, value in summary.items() if not isinstance(value, list | dict)]
     head, _, tail = template.partition("/*RECORDS*/")
     shown = "".join(f"<div><dt>{name}<dd>{value}</div>" for name, value in facts)
-    parts = {"policy": POLICY, "title": escape(title), "summary": shown}
+    parts = {"policy": CONTENT_POLICY, "title": escape(title), "summary": shown}
     head = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], head)
     unfinished = path.with_name(f".{path.name}.tmp")
     try:
         with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as page:
             page.write(head)
             for index, record in enumerate(records):
-                page.write(("," if index else "") + "\n" + _json(_entry(record, (notes or {}).get(record.id, Notes()))))
+                page.write(
+                    ("," if index else "") + "\n" + _json(_entry(record, (notes or {}).get(record.id, RecordNotes())))
+                )
             page.write(tail)
         os.replace(unfinished, path)
     except BaseException:
@@ -65,7 +67,7 @@ def write_report(
         raise
 
 
-def _entry(record: Record, notes: Notes) -> dict[str, Any]:
+def _entry(record: Record, notes: RecordNotes) -> dict[str, Any]:
     """What the page shows of a record."""
     settings = record.settings
     return {

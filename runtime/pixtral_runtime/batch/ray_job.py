@@ -23,8 +23,10 @@ from pixtral_runtime.batch.worker import Worker, WorkerOptions
 from pixtral_runtime.errors import MachineError, extra_missing
 
 LOCAL = "local"
-CONNECT_S = 10.0
-BLOCK = 4  # requests for each slot of a worker: large enough to keep slots busy, small enough to share out evenly
+CONNECT_TIMEOUT_S = 10.0
+REQUESTS_PER_SLOT = (
+    4  # requests for each slot of a worker: large enough to keep slots busy, small enough to share out evenly
+)
 
 
 class RayJob:
@@ -58,7 +60,7 @@ class RayJob:
         try:
             import ray.data as data
 
-            block = BLOCK * (self._options.batch or 1)
+            block = REQUESTS_PER_SLOT * (self._options.batch or 1)
             rows = [
                 {"request": pickle.dumps(request), "before": pickle.dumps(self._done.get(request.id))}
                 for request in self._requests
@@ -129,4 +131,4 @@ def _refuse_deaf(address: str) -> None:
     """Raise OSError where nobody listens at HOST:PORT: Ray itself would try for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if port.isdecimal():
-        socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
+        socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()

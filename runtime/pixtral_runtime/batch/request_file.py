@@ -15,7 +15,7 @@ from pixtral_runtime.batch.records import Request
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.inputs.conversation import Message, user_message
 from pixtral_runtime.inputs.openai_messages import (
-    EXAMPLE,
+    REQUEST_EXAMPLE,
     check_keys,
     image_path,
     parse_message,
@@ -24,7 +24,7 @@ from pixtral_runtime.inputs.openai_messages import (
     with_images,
 )
 
-KEYS = ("id", "prompt", "messages", "images", "system", "max_new_tokens")
+REQUEST_KEYS = ("id", "prompt", "messages", "images", "system", "max_new_tokens")
 
 
 def requests_of_images(
@@ -69,12 +69,12 @@ def read_requests(
     except InputError as error:
         raise InputError(f"{name}, line {number}: {error}", error.hint) from error
     if not requests:
-        raise InputError(f"no requests in {name}", f"one JSON object a line, such as {EXAMPLE}")
+        raise InputError(f"no requests in {name}", f"one JSON object a line, such as {REQUEST_EXAMPLE}")
     return list(requests.values())
 
 
 def _object(line: str) -> dict[str, Any]:
-    hint = f"one JSON object a line, such as {EXAMPLE}"
+    hint = f"one JSON object a line, such as {REQUEST_EXAMPLE}"
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -85,11 +85,11 @@ def _object(line: str) -> dict[str, Any]:
 
 
 def _request(entry: dict[str, Any], default_id: str, max_new_tokens: int, system: str | None, folder: Path) -> Request:
-    check_keys(entry, KEYS)
+    check_keys(entry, REQUEST_KEYS)
     entry = {key: value for key, value in entry.items() if value is not None}  # as tables write what is missing
     if ("prompt" in entry) == ("messages" in entry):
         found = "both" if "prompt" in entry else "neither"
-        raise InputError(f"expected 'prompt' or 'messages', found {found}", f"such as {EXAMPLE}")
+        raise InputError(f"expected 'prompt' or 'messages', found {found}", f"such as {REQUEST_EXAMPLE}")
     images = tuple(image_path(image, folder) for image in typed_value(entry, "images", list, []))
     if "prompt" in entry:
         messages = user_message(typed_value(entry, "prompt", str), images)
@@ -98,7 +98,7 @@ def _request(entry: dict[str, Any], default_id: str, max_new_tokens: int, system
     if not messages or messages[-1].role != "user":
         raise InputError("the last message is not the user's", "end the conversation with what is asked")
     if not all(message.content for message in messages):
-        raise InputError("a message is empty", f"ask something, as in {EXAMPLE}")
+        raise InputError("a message is empty", f"ask something, as in {REQUEST_EXAMPLE}")
     is_own = any(message.role == "system" for message in messages)
     if is_own and "system" in entry:
         raise InputError("'system' beside a system message", "keep one of the two")
@@ -113,5 +113,5 @@ def _request(entry: dict[str, Any], default_id: str, max_new_tokens: int, system
 
 def _id(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise InputError(f"id: expected a string or a whole number, found {shown(value)}", f"such as {EXAMPLE}")
+        raise InputError(f"id: expected a string or a whole number, found {shown(value)}", f"such as {REQUEST_EXAMPLE}")
     return str(value)

@@ -26,12 +26,12 @@ from pixtral_runtime.errors import InputError, unwritable
 from pixtral_runtime.files import replacing
 
 SYNC_EVERY_S = 1.0  # a power loss costs what was answered since; a sync takes milliseconds
-FIRST_BYTES = b'{"id": "'  # of every line, and so of one that was cut short
-OTHER_FILE = "-o another/place.jsonl"
+LINE_START = b'{"id": "'  # of every line, and so of one that was cut short
+ANOTHER_OUTPUT = "-o another/place.jsonl"
 
 
 @dataclass(frozen=True)
-class Contents:
+class ResultsContents:
     """What a results file holds: records by id, of several for one id the last; and lines that do not count."""
 
     records: dict[str, Record]
@@ -119,7 +119,7 @@ class ResultsFile:
         self._synced_s = time.monotonic()
 
 
-def read_results(path: Path) -> Contents:
+def read_results(path: Path) -> ResultsContents:
     """The records of a results file, which may still be written.
 
     Raises InputError for a file that cannot be read, that holds something else, or is damaged before its end.
@@ -145,7 +145,7 @@ def read_results(path: Path) -> Contents:
                 records[record.id] = record
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", "name a file that 'pixtral run' wrote") from error
-    return Contents(records, len(damaged), superseded, line.endswith(b"\n"))
+    return ResultsContents(records, len(damaged), superseded, line.endswith(b"\n"))
 
 
 def _line(record: Record) -> bytes:
@@ -158,7 +158,7 @@ def _parsed(line: bytes, path: Path, number: int, *, is_first: bool) -> Record |
     try:
         value = json.loads(line.decode())
     except (ValueError, RecursionError) as error:
-        if not is_first or FIRST_BYTES.startswith(line[: len(FIRST_BYTES)]) or not line.strip(b"\0\n"):
+        if not is_first or LINE_START.startswith(line[: len(LINE_START)]) or not line.strip(b"\0\n"):
             return None
         raise _no_results(path, number) from error
     try:
@@ -175,11 +175,13 @@ def _no_results(path: Path, number: int) -> InputError:
 
 
 def _check_same_job(path: Path, records: Mapping[str, Record], requests: Iterable[Request], settings: Settings) -> None:
-    hint = f"{OTHER_FILE}, or --force instead of --resume to begin again"
+    hint = f"{ANOTHER_OUTPUT}, or --force instead of --resume to begin again"
     now = asdict(settings)
     for record in records.values():
         if record.settings != now:
-            raise InputError(f"{path} was written under other settings: {changes(record.settings, now)}", hint)
+            raise InputError(
+                f"{path} was written under other settings: {setting_differences(record.settings, now)}", hint
+            )
     for request in requests:
         before = records.get(request.id)
         if before is None or before.asked == request.asked(settings):
@@ -192,7 +194,7 @@ def _check_same_job(path: Path, records: Mapping[str, Record], requests: Iterabl
         raise InputError(f"{path} holds the answer to something else for {request.id}: {what}", hint)
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """What differs between two settings, for people."""
     return ", ".join(
         f"{name} was {json.dumps(before.get(name))} and is {json.dumps(now.get(name))}"
@@ -210,7 +212,7 @@ def _open_locked(path: Path, flags: int = 0) -> io.FileIO:
         except OSError as error:
             if isinstance(error, FileExistsError) and path.exists():
                 raise InputError(f"{path} exists", "--resume to go on with it, or --force to replace it") from error
-            raise unwritable(path, error, OTHER_FILE) from error
+            raise unwritable(path, error, ANOTHER_OUTPUT) from error
         try:
             _lock(file, path)
             if os.path.samestat(os.fstat(file.fileno()), path.stat()):
@@ -226,11 +228,11 @@ def _open_locked(path: Path, flags: int = 0) -> io.FileIO:
 def _lock(file: io.FileIO, path: Path) -> None:
     """Lock an open file; where the file system has no locks it stays unlocked."""
     if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        raise InputError(f"{path} cannot be written: it is not a regular file", OTHER_FILE)
+        raise InputError(f"{path} cannot be written: it is not a regular file", ANOTHER_OUTPUT)
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise InputError(f"{path} is being written by another run", f"wait for it, or {OTHER_FILE}") from error
+        raise InputError(f"{path} is being written by another run", f"wait for it, or {ANOTHER_OUTPUT}") from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise
@@ -242,4 +244,4 @@ def write_records(path: Path, records: Iterable[Record]) -> None:
         with replacing(path) as file:
             file.writelines(map(_line, records))
     except OSError as error:
-        raise unwritable(path, error, OTHER_FILE) from error
+        raise unwritable(path, error, ANOTHER_OUTPUT) from error

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pixtral_runtime.batch.records import Record, Request
-from pixtral_runtime.batch.results_file import changes, read_results
+from pixtral_runtime.batch.results_file import read_results, setting_differences
 from pixtral_runtime.batch.tables import table_format, write_table
 from pixtral_runtime.errors import InputError
 
 
 @dataclass(frozen=True)
 class MergeSummary:
-    """What `merge` made of `files`. `torn` is the number of unfinished lines left out, by file."""
+    """What `merge_results` made of `files`. `torn` is the number of unfinished lines left out, by file."""
 
     files: int
     records: int
@@ -25,7 +25,7 @@ class MergeSummary:
     torn: dict[str, int]
 
 
-def merge(paths: Sequence[Path], target: Path, force: bool = False, format: str = "jsonl") -> MergeSummary:
+def merge_results(paths: Sequence[Path], target: Path, force: bool = False, format: str = "jsonl") -> MergeSummary:
     """Join results files, such as those of shards, in the order given.
 
     An answer takes the place of an error for the same id. Raises InputError where the files were made under different
@@ -61,7 +61,7 @@ def merge(paths: Sequence[Path], target: Path, force: bool = False, format: str 
 
 
 def _check_same_settings(first: Record, first_path: Path, record: Record, path: Path) -> None:
-    if changed := changes(first.settings, record.settings):
+    if changed := setting_differences(first.settings, record.settings):
         raise InputError(
             f"{path} was written under other settings than {first_path}: {changed}",
             "merge only files of one job; run the others again with the same settings",
@@ -79,7 +79,7 @@ def _check_same_answer(first: Record, first_path: Path, record: Record, path: Pa
         raise InputError(f"the id {record.id!r} has different answers in {places}", "merge only one of the two files")
 
 
-def shard(requests: Sequence[Request], index: int, count: int) -> list[Request]:
+def share_of(requests: Sequence[Request], index: int, count: int) -> list[Request]:
     """Part `index` of `count`, from 1: every `count`-th request, so that the parts of one list never overlap."""
     return list(requests[index - 1 :: count])
 

@@ -11,14 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.batch.records import Record
-from pixtral_runtime.batch.results_file import OTHER_FILE, write_records
+from pixtral_runtime.batch.results_file import ANOTHER_OUTPUT, write_records
 from pixtral_runtime.errors import InputError, extra_missing, unwritable
 from pixtral_runtime.files import replacing
 
-FORMATS = ("jsonl", "csv", "parquet")
-STAGES = ("image", "preprocess", "vision", "prefill", "decode")  # columns of a table even where no record has them
-COUNTS = ("images", "prompt_tokens", "image_tokens", "reused_tokens", "new_tokens")
-EXACT = 2**53  # 64-bit floats hold whole numbers below
+RESULTS_FORMATS = ("jsonl", "csv", "parquet")
+STAGE_COLUMNS = (
+    "image",
+    "preprocess",
+    "vision",
+    "prefill",
+    "decode",
+)  # columns of a table even where no record has them
+COUNT_COLUMNS = ("images", "prompt_tokens", "image_tokens", "reused_tokens", "new_tokens")
+LARGEST_EXACT_INTEGER = 2**53  # 64-bit floats hold whole numbers below
 
 
 def table_format(path: Path, wanted: str | None = None) -> str:
@@ -27,9 +33,9 @@ def table_format(path: Path, wanted: str | None = None) -> str:
     Raises InputError for an unknown format, MachineError where Parquet's package is missing.
     """
     suffix = path.suffix.removeprefix(".").lower()
-    format = wanted or (suffix if suffix in FORMATS else "jsonl")
-    if format not in FORMATS:
-        raise InputError(f"there is no format {format!r}", f"--format {', '.join(FORMATS)}")
+    format = wanted or (suffix if suffix in RESULTS_FORMATS else "jsonl")
+    if format not in RESULTS_FORMATS:
+        raise InputError(f"there is no format {format!r}", f"--format {', '.join(RESULTS_FORMATS)}")
     if format == "parquet" and find_spec("pyarrow") is None:
         raise extra_missing("pyarrow", "tables", "Writing Parquet")
     return format
@@ -49,7 +55,7 @@ def write_table(records: Iterable[Record], path: Path, format: str) -> None:
         with replacing(path) as file:
             (_write_csv if format == "csv" else _write_parquet)(columns, file)
     except OSError as error:
-        raise unwritable(path, error, OTHER_FILE) from error
+        raise unwritable(path, error, ANOTHER_OUTPUT) from error
 
 
 def _write_csv(columns: Mapping[str, Sequence[Any]], file: io.BufferedWriter) -> None:
@@ -66,7 +72,9 @@ def _write_parquet(columns: Mapping[str, Sequence[Any]], file: io.BufferedWriter
     import pyarrow.parquet as pq
 
     types = {bool: pa.bool_(), int: pa.int64(), float: pa.float64(), str: pa.string()}
-    fixed = dict.fromkeys(COUNTS, int) | {f"{stage}_ms": float for stage in STAGES}  # even where all are missing
+    fixed = dict.fromkeys(COUNT_COLUMNS, int) | {
+        f"{stage}_ms": float for stage in STAGE_COLUMNS
+    }  # even where all are missing
     arrays = {}
     for name, values in columns.items():
         kind = fixed.get(name) or next((type(value) for value in values if value is not None), str)
@@ -76,7 +84,7 @@ def _write_parquet(columns: Mapping[str, Sequence[Any]], file: io.BufferedWriter
 
 def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
     """The table by column: text, numbers or None."""
-    stages = dict.fromkeys((*STAGES, *(stage for record in records for stage in record.times_ms)))
+    stages = dict.fromkeys((*STAGE_COLUMNS, *(stage for record in records for stage in record.times_ms)))
     answers = [_structured(record) for record in records]
     columns: dict[str, list[Any]] = {
         "id": [r.id for r in records],
@@ -86,7 +94,7 @@ def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
         "answer": [r.answer for r in records],
         "finish_reason": [r.finish_reason for r in records],
     }
-    columns |= {name: [getattr(r, name) for r in records] for name in COUNTS if name not in columns}
+    columns |= {name: [getattr(r, name) for r in records] for name in COUNT_COLUMNS if name not in columns}
     columns |= {f"{stage}_ms": _uniform([r.times_ms.get(stage) for r in records]) for stage in stages}
     columns |= {"error": [r.error for r in records], "hint": [r.hint for r in records]}
     properties = dict.fromkeys(name for answer in answers for name in answer)
@@ -108,7 +116,7 @@ def _structured(record: Record) -> dict[str, Any]:
 def _uniform(values: Sequence[Any]) -> list[Any]:
     """Values of one type, missing ones aside: booleans, whole numbers, numbers or text; or else each as JSON text."""
     kinds = {type(value) for value in values if value is not None}
-    is_exact = all(abs(value) < EXACT for value in values if type(value) is int)
+    is_exact = all(abs(value) < LARGEST_EXACT_INTEGER for value in values if type(value) is int)
     if kinds == {int, float} and is_exact:
         return [None if value is None else float(value) for value in values]
     if kinds in ({bool}, {float}, {str}) or (kinds == {int} and is_exact):

@@ -8,8 +8,8 @@ from typing import Any
 
 from pixtral_runtime.bench.spread import Spread, is_noisy, is_warm
 
-STAGES = ("image", "preprocess", "vision", "prefill", "ttft", "tpot", "e2e")
-KEPT_UP = 0.9  # of the rate offered
+LATENCY_STAGES = ("image", "preprocess", "vision", "prefill", "ttft", "tpot", "e2e")
+KEPT_UP_SHARE = 0.9  # of the rate offered
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Effort:
 
 
 @dataclass
-class Result:
+class CaseResult:
     """Samples of a case by stage, in milliseconds, or by rate, per second. `shares` are of the ceiling, 0 to 1."""
 
     case: Case
@@ -78,7 +78,7 @@ class Result:
         return asdict(self) | {"name": self.case.name, "spreads": spreads, "shares": self.shares}
 
     @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> Result:
+    def from_dict(cls, data: dict[str, Any]) -> CaseResult:
         """Inverse of `to_dict`. Raises KeyError or TypeError."""
         fields = ("samples", "tokens", "ceilings_ms", "bound_by", "energy")
         later = {name: data.get(name, {}) for name in ("memory", "costs")}  # not in the first reports
@@ -86,7 +86,7 @@ class Result:
 
 
 @dataclass(frozen=True)
-class Rates:
+class DeviceRates:
     """What the device reaches: bytes read a second, and operations a second of each stage's kind of matrices."""
 
     bandwidth_bytes_per_s: float
@@ -94,11 +94,12 @@ class Rates:
     attention_flops_per_s: float
 
 
-def knee(results: Sequence[Result]) -> Result | None:
+def knee(results: Sequence[CaseResult]) -> CaseResult | None:
     """Of rates served, the highest at which requests left as fast as they came, but for the last one's answer."""
     kept = [
         result
         for result in results
-        if result.case.rate and result.samples["requests_per_s"][0] >= KEPT_UP * result.samples["offered_per_s"][0]
+        if result.case.rate
+        and result.samples["requests_per_s"][0] >= KEPT_UP_SHARE * result.samples["offered_per_s"][0]
     ]
     return max(kept, key=lambda result: result.case.rate or 0, default=None)

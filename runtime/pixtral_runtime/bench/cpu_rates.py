@@ -17,11 +17,11 @@ from pixtral_runtime.errors import InputError, extra_missing
 
 BANDWIDTH_BYTES = 1 << 29  # far beyond any cache
 BANDWIDTH_PASSES = 5
-MATRIX = (256, 4096, 2048)  # rows, inputs, outputs: a chunk of a prompt through a layer
+MATRIX_SHAPE = (256, 4096, 2048)  # rows, inputs, outputs: a chunk of a prompt through a layer
 
 MATRIX_PASSES, MATRIX_SECONDS = 5, 0.4
 
-BLOCKS = {4: 128, 8: 32}  # weights to a scale, by bits, as ONNX Runtime runs recipes in int4 and int8
+WEIGHTS_PER_SCALE = {4: 128, 8: 32}  # weights to a scale, by bits, as ONNX Runtime runs recipes in int4 and int8
 
 Product = tuple[bytes, dict[str, Array]]
 """A model of one node and its inputs."""
@@ -66,7 +66,7 @@ def measure_matrix_rate(threads: int, kind: str = "float32") -> Spread:
     model, feeds = MATRIX_KINDS[kind](np.random.default_rng(0))
     session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     session.run(None, feeds)
-    flops, begun = 2 * math.prod(MATRIX), time.perf_counter()
+    flops, begun = 2 * math.prod(MATRIX_SHAPE), time.perf_counter()
     rates: list[float] = []
     while len(rates) < MATRIX_PASSES or time.perf_counter() - begun < MATRIX_SECONDS:
         started = time.perf_counter()
@@ -76,7 +76,7 @@ def measure_matrix_rate(threads: int, kind: str = "float32") -> Spread:
 
 
 def _float_product(rng: np.random.Generator) -> Product:
-    rows, inputs, outputs = MATRIX
+    rows, inputs, outputs = MATRIX_SHAPE
     feeds = {"a": rng.standard_normal((rows, inputs), np.float32)}
     weights = {"b": rng.standard_normal((inputs, outputs), np.float32)}
     return single_node("MatMul", feeds, weights, ("float32", (rows, outputs))), feeds
@@ -84,7 +84,7 @@ def _float_product(rng: np.random.Generator) -> Product:
 
 def _int8_product(rng: np.random.Generator) -> Product:
     """uint8 by int8, summed in int32: W8A8 without its scales. ONNX Runtime moves int8 activations to uint8 on x86."""
-    rows, inputs, outputs = MATRIX
+    rows, inputs, outputs = MATRIX_SHAPE
     feeds = {"a": rng.integers(0, 256, (rows, inputs), np.uint8)}
     weights = {"b": rng.integers(-127, 128, (inputs, outputs), np.int8)}
     return single_node("MatMulInteger", feeds, weights, ("int32", (rows, outputs))), feeds
@@ -92,8 +92,8 @@ def _int8_product(rng: np.random.Generator) -> Product:
 
 def _block_product(rng: np.random.Generator, bits: int) -> Product:
     """float32 by codes in blocks along the inputs, computed in int8 as sessions of bundles do."""
-    rows, inputs, outputs = MATRIX
-    block = BLOCKS[bits]
+    rows, inputs, outputs = MATRIX_SHAPE
+    block = WEIGHTS_PER_SCALE[bits]
     feeds = {"a": rng.standard_normal((rows, inputs), np.float32)}
     weights = {
         "b": rng.integers(0, 256, (outputs, inputs // block, block * bits // 8), np.uint8),

@@ -25,14 +25,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pixtral_runtime.bench.cases import STAGES, Case, Effort, Rates, Result
+from pixtral_runtime.bench.cases import LATENCY_STAGES, Case, CaseResult, DeviceRates, Effort
 from pixtral_runtime.bench.roofline import Ceiling, Cost, Sizes, ceiling, stage_costs
 from pixtral_runtime.device import memory as bench_memory
-from pixtral_runtime.device.energy import Energy, measure
+from pixtral_runtime.device.energy import Energy, measure_energy
 from pixtral_runtime.device.energy_meters import open_meters
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.generation.model import Model
-from pixtral_runtime.generation.scheduler import Scheduler, Task
+from pixtral_runtime.generation.scheduler import Generation, Scheduler
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image import decode_image
 from pixtral_runtime.inputs.image_files import read_image_file
@@ -77,30 +77,32 @@ def pictures(case: Case, folder: Sequence[Path], count: int) -> list[bytes]:
     return made
 
 
-def latency(model: Model, case: Case, effort: Effort, rates: Rates | None, folder: Sequence[Path] = ()) -> Result:
+def measure_latency(
+    model: Model, case: Case, effort: Effort, rates: DeviceRates | None, folder: Sequence[Path] = ()
+) -> CaseResult:
     """Measure a case stage by stage. Raises InputError where its request does not fit."""
     count = case.batch if case.image_side else max(case.batch, len(folder))
     files = pictures(case, folder, count)
     runs: list[dict[str, list[float]]] = []
     prompt = _prompt(model, case, files[0])
     _check_room(model, case, prompt)
-    cache = model.generator.sessions.decoder.new_cache(case.batch, len(prompt.token_ids) + case.decode_tokens + 1)
+    cache = model.runner.sessions.decoder.new_cache(case.batch, len(prompt.token_ids) + case.decode_tokens + 1)
 
     def run() -> dict[str, list[float]]:
         first = len(runs) * case.batch
         return _run(model, case, [files[(first + slot) % count] for slot in range(case.batch)], cache)
 
-    bench_memory.begin()
+    bench_memory.begin_peak()
     for _ in range(effort.warmup):
         run()
     begun = time.perf_counter()
-    with measure(open_meters()) as energies:
+    with measure_energy(open_meters()) as energies:
         while len(runs) < effort.runs or time.perf_counter() - begun < effort.min_seconds:
             runs.append(run())
-    samples = {name: [value for run in runs for value in run[name]] for name in (*STAGES, "step")}
+    samples = {name: [value for run in runs for value in run[name]] for name in (*LATENCY_STAGES, "step")}
     tokens = {"prompt": len(prompt.token_ids), "image": prompt.image_tokens, "new": case.decode_tokens}
-    result = Result(case, samples, tokens, energy=[_energy(energy, case, len(runs)) for energy in energies])
-    result.memory = bench_memory.measured()
+    result = CaseResult(case, samples, tokens, energy=[_energy(energy, case, len(runs)) for energy in energies])
+    result.memory = bench_memory.memory_use()
     if case.image_side:
         costs = _costs(model, case, prompt)
         result.costs = {stage: {"flops": cost.flops, "bytes": cost.bytes} for stage, cost in costs.items()}
@@ -109,25 +111,27 @@ def latency(model: Model, case: Case, effort: Effort, rates: Rates | None, folde
     return result
 
 
-def throughput(model: Model, case: Case, effort: Effort, folder: Sequence[Path] = (), *, requests: int = 16) -> Result:
+def measure_throughput(
+    model: Model, case: Case, effort: Effort, folder: Sequence[Path] = (), *, requests: int = 16
+) -> CaseResult:
     """Requests and tokens a second of `requests` at once in the case's slots. Reading images is part of it."""
     files = pictures(case, folder, requests)
     samples: dict[str, list[float]] = {"requests_per_s": [], "tokens_per_s": []}
     for number in range(effort.warmup + effort.runs):
         started = time.perf_counter()
-        scheduler = Scheduler(model.bundle, model.generator, case.batch)
+        scheduler = Scheduler(model.bundle, model.runner, case.batch)
         for data in files:
-            scheduler.submit(_task(model, case, _prompt(model, case, data)))
+            scheduler.submit(_generation(model, case, _prompt(model, case, data)))
         while scheduler.busy:
             scheduler.step()
         seconds = time.perf_counter() - started
         if number >= effort.warmup:
             samples["requests_per_s"].append(requests / seconds)
             samples["tokens_per_s"].append(requests * case.decode_tokens / seconds)
-    return Result(case, samples)
+    return CaseResult(case, samples)
 
 
-def serve(model: Model, case: Case, folder: Sequence[Path] = (), *, requests: int = 32) -> Result:
+def measure_serving(model: Model, case: Case, folder: Sequence[Path] = (), *, requests: int = 32) -> CaseResult:
     """Requests that arrive as a Poisson process of the case's rate: what each waits for, its own time in line included.
 
     Images are decoded when they arrive.
@@ -136,42 +140,44 @@ def serve(model: Model, case: Case, folder: Sequence[Path] = (), *, requests: in
     files = pictures(case, folder, requests)
     gaps = np.random.default_rng(0).exponential(1 / case.rate, requests)
     arrivals = (np.cumsum(gaps) - gaps[0]).tolist()
-    scheduler = Scheduler(model.bundle, model.generator, case.batch)
-    scheduler.submit(_task(model, case, _prompt(model, case, files[-1])))  # the first request pays for all that is cold
+    scheduler = Scheduler(model.bundle, model.runner, case.batch)
+    scheduler.submit(
+        _generation(model, case, _prompt(model, case, files[-1]))
+    )  # the first request pays for all that is cold
     while scheduler.busy:
         scheduler.step()
-    arrived: dict[Task, float] = {}
+    arrived: dict[Generation, float] = {}
     samples: dict[str, list[float]] = {"ttft": [], "tpot": [], "e2e": []}
-    first: dict[Task, float] = {}
+    first: dict[Generation, float] = {}
     begun = time.perf_counter()
     while len(samples["e2e"]) < requests:
         now = time.perf_counter() - begun
         while arrivals and arrivals[0] <= now:
-            task = _task(model, case, _prompt(model, case, files[len(arrived)]))
-            arrived[task] = arrivals.pop(0)
-            scheduler.submit(task)
+            generation = _generation(model, case, _prompt(model, case, files[len(arrived)]))
+            arrived[generation] = arrivals.pop(0)
+            scheduler.submit(generation)
         if not scheduler.busy:
             time.sleep(max(0.0, arrivals[0] - (time.perf_counter() - begun)))
             continue
         finished = scheduler.step()
         now = time.perf_counter() - begun
-        for task in arrived:
-            if task.token_ids and task not in first:
-                first[task] = now
-        for task in finished:
-            samples["ttft"].append(1e3 * (first[task] - arrived[task]))
-            samples["e2e"].append(1e3 * (now - arrived[task]))
-            samples["tpot"].append(1e3 * (now - first[task]) / max(1, len(task.token_ids) - 1))
+        for generation in arrived:
+            if generation.token_ids and generation not in first:
+                first[generation] = now
+        for generation in finished:
+            samples["ttft"].append(1e3 * (first[generation] - arrived[generation]))
+            samples["e2e"].append(1e3 * (now - arrived[generation]))
+            samples["tpot"].append(1e3 * (now - first[generation]) / max(1, len(generation.token_ids) - 1))
     seconds = time.perf_counter() - begun
     samples["offered_per_s"] = [requests / float(gaps.sum())]  # as chance had it
     samples["requests_per_s"] = [requests / seconds]
     samples["tokens_per_s"] = [requests * case.decode_tokens / seconds]
-    return Result(case, samples)
+    return CaseResult(case, samples)
 
 
 def _run(model: Model, case: Case, files: Sequence[bytes], cache: Any) -> dict[str, list[float]]:
     """One batch from files to tokens, each stage's time in milliseconds, and every step's."""
-    generator, times = model.generator, dict[str, list[float]]()
+    runner, times = model.runner, dict[str, list[float]]()
     started = clock = time.perf_counter()
 
     def lap(name: str) -> None:
@@ -188,7 +194,7 @@ def _run(model: Model, case: Case, files: Sequence[bytes], cache: Any) -> dict[s
     cache.reserve(max(len(prompt.token_ids) for prompt in prompts) + case.decode_tokens + 1)
     eos, next_tokens = model.bundle.model.eos, []
     for slot, (prompt, encoded) in enumerate(zip(prompts, features, strict=True)):
-        logits = generator.prefill(prompt, encoded, cache.view(slot, slot + 1))[-1]
+        logits = runner.prefill(prompt, encoded, cache.view(slot, slot + 1))[-1]
         next_tokens.append(_best(logits, eos))
     lap("prefill")
     times["ttft"] = [(clock - started) * 1e3]
@@ -197,7 +203,7 @@ def _run(model: Model, case: Case, files: Sequence[bytes], cache: Any) -> dict[s
     for step in range(case.decode_tokens - 1):
         tokens = np.array(next_tokens)[:, None]
         begun = time.perf_counter()
-        logits = generator.decode_slots(tokens, lengths + step, wanted, cache)
+        logits = runner.decode_slots(tokens, lengths + step, wanted, cache)
         next_tokens = [_best(row, eos) for row in logits]
         steps.append((time.perf_counter() - begun) * 1e3)
     times["step"] = steps
@@ -219,10 +225,10 @@ def _encode(model: Model, prompts: Sequence[Prompt]) -> Iterator[npt.NDArray[Any
     images = [prompt.images[0] for prompt in prompts]
     side = model.bundle.limits.max_image_side // 2
     if len({image.shape for image in images}) == 1 and max(images[0].shape[1:]) <= side:
-        yield from model.generator.encode(images)
+        yield from model.runner.encode(images)
     else:
         for image in images:
-            yield model.generator.encode([image])[0]
+            yield model.runner.encode([image])[0]
 
 
 def _prompt(model: Model, case: Case, picture: bytes | Image.Image) -> Prompt:
@@ -240,19 +246,19 @@ def _prompt(model: Model, case: Case, picture: bytes | Image.Image) -> Prompt:
 
 
 def _check_room(model: Model, case: Case, prompt: Prompt) -> None:
-    context = min(model.bundle.limits.max_context, model.generator.sessions.context or math.inf)
+    context = min(model.bundle.limits.max_context, model.runner.sessions.context or math.inf)
     if len(prompt.token_ids) + case.decode_tokens > context:
         raise InputError(
             f"{case.name}: {len(prompt.token_ids)} tokens of prompt, and the context holds {context}",
             "a smaller --image-side, --prompt-tokens or --decode-tokens",
         )
-    slots = model.generator.sessions.slots
+    slots = model.runner.sessions.slots
     if slots is not None and case.batch > slots:
         raise InputError(f"{case.name}: the engines have {slots} slots", f"--batch {slots}")
 
 
-def _task(model: Model, case: Case, prompt: Prompt) -> Task:
-    return Task(prompt, case.decode_tokens, constraint=Endless(model.bundle.model.eos))
+def _generation(model: Model, case: Case, prompt: Prompt) -> Generation:
+    return Generation(prompt, case.decode_tokens, constraint=Endless(model.bundle.model.eos))
 
 
 def _costs(model: Model, case: Case, prompt: Prompt) -> dict[str, Cost]:
@@ -269,7 +275,7 @@ def _costs(model: Model, case: Case, prompt: Prompt) -> dict[str, Cost]:
     return {"vision": costs["vision"], "prefill": costs["prefill"].times(case.batch), "decode": costs["decode"]}
 
 
-def _ceilings(costs: Mapping[str, Cost], rates: Rates) -> dict[str, Ceiling]:
+def _ceilings(costs: Mapping[str, Cost], rates: DeviceRates) -> dict[str, Ceiling]:
     """The least time of the stages that have one, by the names of their samples."""
     bests = {
         stage: ceiling(cost, rates.bandwidth_bytes_per_s, rates.flops_per_s[stage], rates.attention_flops_per_s)

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.onnx_weights import BYTES, VARINT
 
-DTYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6}
+ONNX_DTYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6}
 
 IR_VERSION, OPSET = 10, 21
 
@@ -33,7 +33,9 @@ def single_node(
     graph = _field(1, node) + _field(2, op)
     for name, array in weights.items():
         dims = b"".join(_field(1, size) for size in array.shape)
-        graph += _field(5, dims + _field(2, DTYPES[array.dtype.name]) + _field(8, name) + _field(9, array.tobytes()))
+        graph += _field(
+            5, dims + _field(2, ONNX_DTYPES[array.dtype.name]) + _field(8, name) + _field(9, array.tobytes())
+        )
     graph += b"".join(_field(11, _value(name, array.dtype.name, array.shape)) for name, array in inputs.items())
     graph += _field(12, _value("y", *output))
     opsets = {domain: 1} | {"": OPSET}
@@ -43,7 +45,7 @@ def single_node(
 
 def _value(name: str, dtype: str, shape: Sequence[int]) -> bytes:
     dims = b"".join(_field(1, _field(1, size)) for size in shape)
-    return _field(1, name) + _field(2, _field(1, _field(1, DTYPES[dtype]) + _field(2, dims)))
+    return _field(1, name) + _field(2, _field(1, _field(1, ONNX_DTYPES[dtype]) + _field(2, dims)))
 
 
 def _field(number: int, value: int | str | bytes) -> bytes:

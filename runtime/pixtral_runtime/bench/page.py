@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from importlib.resources import files
 
-from pixtral_runtime.bench.plots import draw, svg_of
-from pixtral_runtime.bench.report import HEADER, Change, Report, energy_lines, memory_lines, rows
+from pixtral_runtime.bench.plots import draw_plots, svg_of
+from pixtral_runtime.bench.report import TABLE_HEADER, Report, StageChange, energy_lines, memory_lines, table_rows
 
 
-def page_of(report: Report, changes: Sequence[Change] = ()) -> str:
+def bench_page(report: Report, changes: Sequence[StageChange] = ()) -> str:
     """The whole HTML document."""
     template = files("pixtral_runtime.bench").joinpath("page.html").read_text(encoding="utf-8")
     setting = {name: value for name, value in report.setting.items() if isinstance(value, str | int | float)}
@@ -23,10 +23,10 @@ def page_of(report: Report, changes: Sequence[Change] = ()) -> str:
         "title": escape(f"pixtral bench, {setting.get('device') or 'this machine'}"),
         "setting": _facts(setting),
         "remarks": _list(report.remarks) or "<p>None.</p>",
-        "results": _table(HEADER, rows(report.results)),
+        "results": _table(TABLE_HEADER, table_rows(report.results)),
         "memory": _list([*memory_lines(report.results), *energy_lines(report.results)]),
         "comparison": _table(("case", "stage", "change of the median", "p", ""), compared) if compared else "",
-        "plots": "".join(f"<figure>{svg_of(figure)}</figure>" for figure in draw(report).values()),
+        "plots": "".join(f"<figure>{svg_of(figure)}</figure>" for figure in draw_plots(report).values()),
     }
     for name, content in parts.items():
         head, mark, tail = template.partition(f"{{{{{name}}}}}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixtral_runtime.bench.cases import Result, knee
+from pixtral_runtime.bench.cases import CaseResult, knee
 from pixtral_runtime.bench.report import Report
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.files import write_atomically
@@ -20,19 +20,19 @@ from pixtral_runtime.files import write_atomically
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-PARTS = ("image", "preprocess", "vision", "prefill", "decode")
-COLORS = dict(zip(PARTS, ("#bbbbbb", "#66ccee", "#228833", "#4477aa", "#ee6677"), strict=True))
+PLOTTED_STAGES = ("image", "preprocess", "vision", "prefill", "decode")
+STAGE_COLORS = dict(zip(PLOTTED_STAGES, ("#bbbbbb", "#66ccee", "#228833", "#4477aa", "#ee6677"), strict=True))
 """Paul Tol's bright scheme, which people see who see fewer colours."""
-MARKERS = {"vision": "s", "prefill": "^", "decode": "o"}
-RC: Any = {"svg.fonttype": "none", "svg.hashsalt": "pixtral", "font.family": "sans-serif", "axes.spines.top": False,
+STAGE_MARKERS = {"vision": "s", "prefill": "^", "decode": "o"}
+STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "pixtral", "font.family": "sans-serif", "axes.spines.top": False,
       "axes.spines.right": False, "figure.constrained_layout.use": True}  # fmt: skip
 
 
-def draw(report: Report) -> dict[str, Figure]:
+def draw_plots(report: Report) -> dict[str, Figure]:
     """Figures by name: latency, load, roofline, those that the report has data for."""
     import matplotlib as mpl
 
-    with mpl.rc_context(RC):
+    with mpl.rc_context(STYLE):
         drawn = {"latency": _latency(report), "load": _load(report), "roofline": _roofline(report)}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -42,7 +42,7 @@ def svg_of(figure: Figure) -> str:
     import matplotlib as mpl
 
     text = io.StringIO()
-    with mpl.rc_context(RC):
+    with mpl.rc_context(STYLE):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]
@@ -50,7 +50,7 @@ def svg_of(figure: Figure) -> str:
 
 def save_plots(report: Report, folder: Path) -> list[Path]:
     """Write each plot as .svg and .png. Raises InputError where the report has data for none."""
-    figures = draw(report)
+    figures = draw_plots(report)
     if not figures:
         raise InputError("the report has nothing to plot", "--mode latency, or --mode serve with several rates")
     paths = []
@@ -81,9 +81,9 @@ def _latency(report: Report) -> Figure | None:
     figure, axes = _figure(report, "Where the time of a request goes", 1.4 + 0.5 * len(results))
     left = np.zeros(len(results))
     places = np.arange(len(results))
-    for part in PARTS:
+    for part in PLOTTED_STAGES:
         widths = np.array([_part_ms(result, part) for result in results])
-        axes.barh(places, widths, left=left, height=0.6, color=COLORS[part], label=part)
+        axes.barh(places, widths, left=left, height=0.6, color=STAGE_COLORS[part], label=part)
         left += widths
     p95 = np.array([result.spreads["e2e"].p95 for result in results])
     axes.errorbar(left, places, xerr=[np.zeros(len(left)), np.maximum(p95 - left, 0)], fmt="none", ecolor="#333333",
@@ -95,7 +95,7 @@ def _latency(report: Report) -> Figure | None:
     return figure
 
 
-def _part_ms(result: Result, part: str) -> float:
+def _part_ms(result: CaseResult, part: str) -> float:
     if part == "decode":
         return result.spreads["tpot"].p50 * (result.case.decode_tokens - 1) if "tpot" in result.spreads else 0.0
     return result.spreads[part].p50
@@ -110,7 +110,7 @@ def _load(report: Report) -> Figure | None:
     return _batched(report, batched) if len(batched) > 1 else None
 
 
-def _served(report: Report, results: Sequence[Result]) -> Figure:
+def _served(report: Report, results: Sequence[CaseResult]) -> Figure:
     figure, axes = _figure(report, "Time to the last token under load", 4)
     rates = [result.spreads["requests_per_s"].p50 for result in results]
     for name, style in (("p50", "-"), ("p95", "--"), ("p99", ":")):
@@ -128,7 +128,7 @@ def _served(report: Report, results: Sequence[Result]) -> Figure:
     return figure
 
 
-def _batched(report: Report, results: Sequence[Result]) -> Figure:
+def _batched(report: Report, results: Sequence[CaseResult]) -> Figure:
     figure, axes = _figure(report, "Throughput by requests at a time", 4)
     spreads = [result.spreads["tokens_per_s"] for result in results]
     axes.errorbar([r.case.batch for r in results], [s.p50 for s in spreads], yerr=[s.sd for s in spreads], marker="o",
@@ -155,18 +155,18 @@ def _roofline(report: Report) -> Figure | None:
         axes.annotate(", ".join(stages), (intensities[-1], rate / 1e9), ha="right", va="bottom", fontsize=8)
     for (result, stage), intensity in zip(points, seen, strict=True):
         reached = result.costs[stage]["flops"] / _stage_s(result, stage) / 1e9
-        axes.plot(intensity, reached, MARKERS[stage], color=COLORS[stage], markersize=6)
+        axes.plot(intensity, reached, STAGE_MARKERS[stage], color=STAGE_COLORS[stage], markersize=6)
         axes.annotate(f" {stage}, {_short(result)}", (intensity, reached), fontsize=7, va="center")
     axes.set(xscale="log", yscale="log", xlabel="operations a byte", ylabel="billion operations a second")
     return figure
 
 
-def _stage_s(result: Result, stage: str) -> float:
+def _stage_s(result: CaseResult, stage: str) -> float:
     """Median seconds of a pass; 0 where it was not measured."""
     spread = result.spreads.get("tpot" if stage == "decode" else stage)
     return spread.p50 / 1e3 if spread else 0.0
 
 
-def _short(result: Result) -> str:
+def _short(result: CaseResult) -> str:
     side = f"{result.case.image_side} px, " if result.case.image_side else ""
     return f"{side}batch {result.case.batch}"

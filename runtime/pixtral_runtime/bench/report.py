@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from pixtral_runtime.bench.cases import Result
+from pixtral_runtime.bench.cases import CaseResult
 from pixtral_runtime.bench.spread import Difference, significance
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.files import write_atomically
 
-SCHEMA = 1
-HEADER = ("case", "stage", "p50", "p95", "p99", "mean", "σ", "runs", "of ceiling")
-COMPARED = ("image", "preprocess", "vision", "prefill", "ttft", "tpot", "e2e", "requests_per_s", "tokens_per_s")
+REPORT_SCHEMA = 1
+TABLE_HEADER = ("case", "stage", "p50", "p95", "p99", "mean", "σ", "runs", "of ceiling")
+COMPARED_STAGES = ("image", "preprocess", "vision", "prefill", "ttft", "tpot", "e2e", "requests_per_s", "tokens_per_s")
 
 
 @dataclass
@@ -27,19 +27,19 @@ class Report:
     """A benchmark: its results, the machine and bundle it was made with, and what to know before believing it."""
 
     setting: dict[str, Any]
-    results: list[Result]
+    results: list[CaseResult]
     remarks: list[str] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         results = [result.to_dict() for result in self.results]
-        return {"schema": SCHEMA, "setting": self.setting, "remarks": self.remarks, "results": results}
+        return {"schema": REPORT_SCHEMA, "setting": self.setting, "remarks": self.remarks, "results": results}
 
     def save(self, path: Path) -> None:
         write_atomically(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
 
 @dataclass(frozen=True)
-class Change:
+class StageChange:
     """A stage of a case in two reports. `regressed`: worse by more than the threshold, and not by luck."""
 
     case: str
@@ -53,30 +53,30 @@ def read_report(path: Path) -> Report:
     hint = "name a file that 'pixtral bench --save' wrote"
     try:
         data = json.loads(path.read_bytes())
-        if data["schema"] != SCHEMA:
-            raise InputError(f"{path}: schema {data['schema']}, this pixtral reads {SCHEMA}", "measure it anew")
-        return Report(data["setting"], [Result.from_dict(entry) for entry in data["results"]], data["remarks"])
+        if data["schema"] != REPORT_SCHEMA:
+            raise InputError(f"{path}: schema {data['schema']}, this pixtral reads {REPORT_SCHEMA}", "measure it anew")
+        return Report(data["setting"], [CaseResult.from_dict(entry) for entry in data["results"]], data["remarks"])
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", hint) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is no report of a benchmark: {error}", hint) from error
 
 
-def compare(old: Report, new: Report, threshold: float) -> list[Change]:
+def compare_reports(old: Report, new: Report, threshold: float) -> list[StageChange]:
     """Every stage of every case that both have. Raises InputError where there is none."""
     before = {result.case: result for result in old.results}
     changes = []
     for result in new.results:
         if result.case not in before:
             continue
-        for stage in COMPARED:
+        for stage in COMPARED_STAGES:
             samples, earlier = result.samples.get(stage, []), before[result.case].samples.get(stage, [])
             if not samples or not earlier:
                 continue
             difference = significance(earlier, samples)
             is_rate = stage.endswith("_per_s")
             regressed = difference.shrank(threshold) if is_rate else difference.grew(threshold)
-            changes.append(Change(result.case.name, stage, difference, regressed))
+            changes.append(StageChange(result.case.name, stage, difference, regressed))
     if not changes:
         cases = "; ".join(result.case.name for result in old.results)
         raise InputError(f"no case is in both reports; the old one has: {cases}", "measure the same cases again")
@@ -89,8 +89,8 @@ def setting_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]
     return [f"{name} was {old[name]} and is {new[name]}" for name in names]
 
 
-def rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
-    """A row for each stage of each case, in `HEADER`'s columns; times in milliseconds, rates per second."""
+def table_rows(results: Sequence[CaseResult]) -> list[tuple[str, ...]]:
+    """A row for each stage of each case, in `TABLE_HEADER`'s columns; times in milliseconds, rates per second."""
     table = []
     for result in results:
         shares = result.shares
@@ -101,7 +101,7 @@ def rows(results: Sequence[Result]) -> list[tuple[str, ...]]:
     return table
 
 
-def energy_lines(results: Sequence[Result]) -> list[str]:
+def energy_lines(results: Sequence[CaseResult]) -> list[str]:
     """What each meter says of each case; where it could not be read, once, why."""
     lines: dict[str, None] = {}
     for result in results:
@@ -115,7 +115,7 @@ def energy_lines(results: Sequence[Result]) -> list[str]:
     return list(lines)
 
 
-def memory_lines(results: Sequence[Result]) -> list[str]:
+def memory_lines(results: Sequence[CaseResult]) -> list[str]:
     """What each case took of memory; where a GPU's cannot be read, once, why."""
     lines: dict[str, None] = {}
     for result in results:
@@ -128,18 +128,18 @@ def memory_lines(results: Sequence[Result]) -> list[str]:
     return list(lines)
 
 
-def markdown(results: Sequence[Result]) -> str:
-    lines = [HEADER, ["---"] * len(HEADER), *rows(results)]
+def markdown(results: Sequence[CaseResult]) -> str:
+    lines = [TABLE_HEADER, ["---"] * len(TABLE_HEADER), *table_rows(results)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def csv_text(results: Sequence[Result]) -> str:
+def csv_text(results: Sequence[CaseResult]) -> str:
     import csv
     import io
 
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([HEADER, *rows(results)])
+    writer.writerows([TABLE_HEADER, *table_rows(results)])
     return text.getvalue().rstrip("\n")
 
 

@@ -14,10 +14,10 @@ import numpy as np
 
 from pixtral_runtime.stats import ALPHA, SEED, Samples, finite_values, mann_whitney
 
-RESAMPLES = 2000
+BOOTSTRAP_SAMPLES = 2000
 LEAST_SAMPLES = 9  # a third of fewer can never be significantly slow
-DRIFT = 0.02  # of the median; less is not worth a longer warm-up
-NOISE = 0.05  # coefficient of variation
+DRIFT_SHARE = 0.02  # of the median; less is not worth a longer warm-up
+NOISE_CV = 0.05  # coefficient of variation
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def significance(old: Samples, new: Samples) -> Difference:
     if min(medians) <= 0:
         raise ValueError(f"medians {medians[0]} and {medians[1]} have no ratio: samples must be positive")
     rng = np.random.default_rng(SEED)
-    resampled = [np.median(rng.choice(side, (RESAMPLES, len(side))), axis=1) for side in (before, after)]
+    resampled = [np.median(rng.choice(side, (BOOTSTRAP_SAMPLES, len(side))), axis=1) for side in (before, after)]
     low, high = np.percentile(resampled[1] / resampled[0], (2.5, 97.5))
     return Difference(float(medians[1] / medians[0]), float(low), float(high), mann_whitney(before, after))
 
@@ -100,7 +100,7 @@ def is_warm(samples: Samples) -> Verdict:
     third = len(values) // 3
     drift = significance(values[third:], values[:third])
     percent = 100 * abs(drift.ratio - 1)
-    if drift.significant and percent > 100 * DRIFT:
+    if drift.significant and percent > 100 * DRIFT_SHARE:
         word = "longer" if drift.ratio > 1 else "shorter"
         remedy = "--warmup more" if drift.ratio > 1 else "let the device cool, or lock its clocks"
         seen = f"the first third took {percent:.0f} % {word} than the rest (p = {drift.p_value:.2g})"
@@ -108,7 +108,7 @@ def is_warm(samples: Samples) -> Verdict:
     return Verdict(True, f"the first third and the rest differ by {percent:.1f} %")
 
 
-def is_noisy(samples: Samples, bound: float = NOISE) -> Verdict:
+def is_noisy(samples: Samples, bound: float = NOISE_CV) -> Verdict:
     """Whether the coefficient of variation is above `bound`."""
     spread = Spread.of(samples)
     seen = f"the deviation is {100 * spread.cv:.1f} % of the mean over {spread.n} runs"

@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from pixtral_runtime.bundle.config import ModelConfig
-from pixtral_runtime.bundle.device_catalog import LEAST_CAPABILITY, NOT_ON_CPU, NOT_ON_GPU, Device
+from pixtral_runtime.bundle.device_catalog import LEAST_CAPABILITY, NOT_ON_CPU, NOT_ON_GPU, KnownDevice
 from pixtral_runtime.bundle.manifest import WEIGHTS, Bundle, Limits
-from pixtral_runtime.bundle.spec import PREFILL_CHUNK
+from pixtral_runtime.bundle.spec import PREFILL_CHUNK_TOKENS
 
 CPU_WEIGHT_FACTOR = 1.4  # ONNX Runtime packs matrices while the file is mapped; 1.36 seen for the 12B in int4
-USABLE_CONTEXT = 1024  # tokens; a shorter one is no advice
+LEAST_CONTEXT_TOKENS = 1024  # tokens; a shorter one is no advice
 
 
 @dataclass(frozen=True)
@@ -35,21 +35,21 @@ class Footprint:
         per_token = bundle.kv_cache_bytes_per_token
         return cls(bundle.model, bundle.dtype, bundle.precision, bundle.limits, weights, per_token)
 
-    def weight_bytes(self, device: Device, precision: str | None = None) -> int:
+    def weight_bytes(self, device: KnownDevice, precision: str | None = None) -> int:
         size = self.weights[precision or self.precision]
         return size if device.capability else round(size * CPU_WEIGHT_FACTOR)
 
     def cache_bytes(self, context: int, batch: int) -> int:
         return batch * context * self.cache_bytes_per_token
 
-    def activation_bytes(self, device: Device, context: int) -> int:
+    def activation_bytes(self, device: KnownDevice, context: int) -> int:
         """The larger of encoding one image of the largest size and prefilling one chunk of a prompt.
 
         A GPU's attention is fused; ONNX Runtime's on a CPU has the scores of all heads in memory, in float32.
         """
         vision, decoder = self.model.vision, self.model.decoder
         patches = (self.limits.max_image_side // vision.patch_size) ** 2
-        chunk = min(PREFILL_CHUNK, context)
+        chunk = min(PREFILL_CHUNK_TOKENS, context)
         wide = 4 if self.dtype == "float32" or self.precision in ("int8", "fp8") else 2  # Q/DQ works in float32
         encode = patches * (6 * vision.hidden_size + 3 * vision.intermediate_size + 2 * decoder.dim) * wide
         heads = (decoder.n_heads + 2 * decoder.n_kv_heads) * decoder.head_dim
@@ -61,19 +61,19 @@ class Footprint:
             prefill += 4 * decoder.n_heads * chunk * context
         return max(encode, prefill)
 
-    def needed_bytes(self, device: Device, context: int, batch: int) -> int:
+    def needed_bytes(self, device: KnownDevice, context: int, batch: int) -> int:
         """All of it, without what the device keeps for itself."""
         return self.weight_bytes(device) + self.cache_bytes(context, batch) + self.activation_bytes(device, context)
 
-    def fits(self, device: Device, context: int, batch: int) -> bool:
+    def fits(self, device: KnownDevice, context: int, batch: int) -> bool:
         return device.reserved_bytes + self.needed_bytes(device, context, batch) <= device.memory_bytes
 
-    def largest_batch(self, device: Device, context: int) -> int:
+    def largest_batch(self, device: KnownDevice, context: int) -> int:
         """Slots of `context` tokens that fit; 0 where the model does not."""
         free = device.memory_bytes - device.reserved_bytes - self.needed_bytes(device, context, 0)
         return max(0, free // self.cache_bytes(context, 1))
 
-    def largest_context(self, device: Device, batch: int) -> int:
+    def largest_context(self, device: KnownDevice, batch: int) -> int:
         """Tokens a slot may have with `batch` slots, at most the model's positions; 0 where none fits."""
         low, high = 0, self.model.decoder.max_position
         while low < high:
@@ -81,14 +81,14 @@ class Footprint:
             low, high = (middle, high) if self.fits(device, middle, batch) else (low, middle - 1)
         return low
 
-    def supported(self, device: Device, precision: str | None = None) -> bool:
+    def supported(self, device: KnownDevice, precision: str | None = None) -> bool:
         """Whether the device computes in the precision's types."""
         names = {precision or self.precision, self.dtype}
         if device.capability == 0:
             return names.isdisjoint(NOT_ON_CPU)
         return self.dtype != NOT_ON_GPU and all(device.capability >= LEAST_CAPABILITY.get(name, 0) for name in names)
 
-    def advice(self, device: Device, context: int, batch: int) -> str:
+    def advice(self, device: KnownDevice, context: int, batch: int) -> str:
         """What to change where it does not fit; empty where it does."""
         if device.capability and self.dtype == NOT_ON_GPU:
             return "--dtype float16"
@@ -97,11 +97,11 @@ class Footprint:
                 return ""
             if batch > 1 and (fewer := self.largest_batch(device, context)):
                 return f"--batch {fewer}"
-            if (shorter := self.largest_context(device, 1)) >= USABLE_CONTEXT:
+            if (shorter := self.largest_context(device, 1)) >= LEAST_CONTEXT_TOKENS:
                 return f"--context {shorter // 256 * 256} --batch 1"
         for precision in sorted(self.weights, key=lambda name: -self.weights[name]):
             smaller = self.weight_bytes(device, precision) - self.weight_bytes(device)
-            spare = device.memory_bytes - device.reserved_bytes - self.needed_bytes(device, USABLE_CONTEXT, 1)
+            spare = device.memory_bytes - device.reserved_bytes - self.needed_bytes(device, LEAST_CONTEXT_TOKENS, 1)
             if precision != self.precision and self.supported(device, precision) and smaller <= spare:
                 return f"--precision {precision}"
         return "a device with more memory" if self.supported(device) else f"a device with {self.precision}"

@@ -5,7 +5,7 @@
     weights.bin     all tensors, each at a page boundary, shared by the graphs
     tekken.json     the tokenizer, with the image patch and side it was made for
 
-`open_bundle` checks presence and sizes (cheap, always); `verify` reads every byte.
+`open_bundle` checks presence and sizes (cheap, always); `verify_bundle` reads every byte.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pixtral_runtime.bundle.spec import GRAPHS, GraphSpec, graph_spec, kv_cache_
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.files import sha256_of_file, write_atomically
 
-SCHEMA = 1
+BUNDLE_SCHEMA = 1
 MANIFEST = "bundle.json"
 WEIGHTS = "weights.bin"
 TOKENIZER = "tekken.json"
@@ -56,7 +56,7 @@ class Bundle:
     tools: dict[str, str]
     preprocess: str = "mistral"
     kv_cache: str | None = None  # dtype of the KV cache where it is not that of the activations
-    schema: int = SCHEMA
+    schema: int = BUNDLE_SCHEMA
     quantization: dict[str, Any] = field(default_factory=dict)  # how the recipe was applied
     engines: dict[str, Any] = field(default_factory=dict)
 
@@ -102,10 +102,10 @@ def open_bundle(path: Path) -> Bundle:
     try:
         data = json.loads(manifest.read_bytes())
         schema = data["schema"]
-        if schema != SCHEMA:
-            newer = isinstance(schema, int) and schema > SCHEMA
+        if schema != BUNDLE_SCHEMA:
+            newer = isinstance(schema, int) and schema > BUNDLE_SCHEMA
             hint = "pip install --upgrade pixtral" if newer else f"{remake} --force"
-            raise InputError(f"{manifest}: schema {schema}, this pixtral reads schema {SCHEMA}", hint)
+            raise InputError(f"{manifest}: schema {schema}, this pixtral reads schema {BUNDLE_SCHEMA}", hint)
         bundle = Bundle(
             **data
             | {
@@ -129,7 +129,7 @@ def open_bundle(path: Path) -> Bundle:
     return bundle
 
 
-def verify(bundle: Bundle) -> Iterator[str]:
+def verify_bundle(bundle: Bundle) -> Iterator[str]:
     """Read every file and compare its hash. Yields each name once it is found right; raises InputError."""
     for name, entry in bundle.files.items():
         seen = sha256_of_file(bundle.path / name)

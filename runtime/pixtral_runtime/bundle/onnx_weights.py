@@ -13,7 +13,7 @@ from pixtral_runtime.errors import InputError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
-ROPE = "rope"  # in the names of rotary tables, of which a pass reads a few rows
+ROPE_MARK = "rope"  # in the names of rotary tables, of which a pass reads a few rows
 
 
 def weight_bytes(path: Path) -> dict[str, int]:
@@ -63,4 +63,4 @@ def _read_varint(data: memoryview, at: int) -> tuple[int, int]:
 
 def graph_weight_bytes(bundle: Bundle, graph: str) -> int:
     """Bytes of the weights a graph reads, without rotary tables. Raises InputError."""
-    return sum(size for name, size in weight_bytes(bundle.graph_path(graph)).items() if ROPE not in name)
+    return sum(size for name, size in weight_bytes(bundle.graph_path(graph)).items() if ROPE_MARK not in name)

@@ -17,7 +17,7 @@ from pixtral_runtime.bundle.config import ModelConfig
 ACTIVATION_DTYPES = ("float32", "float16", "bfloat16")
 GRAPHS = ("vision", "embed", "decoder")
 
-PREFILL_CHUNK = 256  # tokens; bounds the attention scores to chunk × context per head
+PREFILL_CHUNK_TOKENS = 256  # tokens; bounds the attention scores to chunk × context per head
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """How much a second bundle of a model, usually a quantized one, differs from the first on given images and prompts.
 
 In: two bundles of one model, the first being the reference, and cases: a prompt with one image or none. Out: a
-`Comparison`.
+`BundleComparison`.
 
 The measure is the logits. The reference answers greedily; then each bundle reads that same answer token by token
 (teacher forcing), and the two predictions of every token are compared. Free-running answers are compared as well, but
@@ -31,8 +31,8 @@ from pixtral_runtime.compare.divergence import Noise, first_difference, kl_nats,
 from pixtral_runtime.compare.result import (
     NEAR_TIE_NATS,
     AnswersDifference,
+    BundleComparison,
     CaseDifference,
-    Comparison,
     LayerDifference,
     LogitsDifference,
     Side,
@@ -47,7 +47,9 @@ from pixtral_runtime.inputs.preprocess import Preprocess, default_preprocess
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 
 DEFAULT_PROMPT = "Describe this image in one short sentence."
-CACHE_ROWS = 512  # rows of keys and values compared a case, evenly spaced: all rows of 3,000 tokens at 12B are 490 MB
+COMPARED_ROWS = (
+    512  # rows of keys and values compared a case, evenly spaced: all rows of 3,000 tokens at 12B are 490 MB
+)
 
 Progress = Callable[[str, int, int], None]
 
@@ -111,7 +113,7 @@ def compare_bundles(
     texts: Sequence[str],
     settings: CompareSettings,
     progress: Progress,
-) -> Comparison:
+) -> BundleComparison:
     """Compare on each image with each text, or on the texts alone where there is no image.
 
     Raises InputError where the bundles are not of one model or no case can be used, MachineError where one of them
@@ -140,7 +142,7 @@ def compare_bundles(
             answers.append(answer)
         progress("candidate", len(cases), len(cases))
     layers = tuple(LayerDifference(n, key.snr_db, value.snr_db) for n, (key, value) in enumerate(totals.layers))
-    return Comparison(
+    return BundleComparison(
         logits=_summarize(totals),
         image_features_db=totals.features.snr_db,
         images=sum(case.image is not None for case in cases),
@@ -160,7 +162,7 @@ def compare_bundles(
             "exif_applied": settings.apply_exif,
             "threads": settings.threads,
             "near_tie_nats": NEAR_TIE_NATS,
-            "cache_rows_per_case": CACHE_ROWS,
+            "cache_rows_per_case": COMPARED_ROWS,
         },
         cases=tuple(differences),
         skipped=tuple(skipped),
@@ -236,19 +238,19 @@ def _requests(
 
 def _forced_pass(model: Model, prompt: Prompt, tokens: Sequence[int]) -> _Pass:
     """Read the prompt and then `tokens`, whatever the model would have said itself. Raises InputError on NaN."""
-    generator, length = model.generator, len(prompt.token_ids)
+    runner, length = model.runner, len(prompt.token_ids)
     filled = length + len(tokens) - 1  # the last token is predicted, never read
-    cache = generator.sessions.decoder.new_cache(slots=1, rows=filled)
-    features = generator.encode_images(prompt)
-    rows = [generator.prefill(prompt, features, cache)[-1]]
-    rows += [generator.decode(token, length + n, cache) for n, token in enumerate(tokens[:-1])]
+    cache = runner.sessions.decoder.new_cache(slots=1, rows=filled)
+    features = runner.encode_images(prompt)
+    rows = [runner.prefill(prompt, features, cache)[-1]]
+    rows += [runner.decode_token(token, length + n, cache) for n, token in enumerate(tokens[:-1])]
     logits = np.stack(rows).astype(np.float32)
     if not np.isfinite(logits).all():
         raise InputError(
             f"{model.bundle.path} computes logits that are not numbers, so they cannot be compared",
             f"pixtral export CHECKPOINT -o {model.bundle.path} --force --dtype float32",
         )
-    kept = np.unique(np.linspace(0, filled - 1, min(filled, CACHE_ROWS)).round().astype(np.int64))
+    kept = np.unique(np.linspace(0, filled - 1, min(filled, COMPARED_ROWS)).round().astype(np.int64))
     return _Pass(features, logits, _rows(model.bundle, cache, kept))
 
 

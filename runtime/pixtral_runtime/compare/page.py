@@ -1,4 +1,4 @@
-"""One page from a `Comparison`: figures, bars and both answers of each case, in a single file that loads nothing else.
+"""One page from a `BundleComparison`: figures, bars and both answers of each case, in a file that loads nothing else.
 
 The bars are inline SVG, the style is inline CSS; there are no scripts. All text that comes from outside (paths,
 prompts, answers) is escaped.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from html import escape
 
-from pixtral_runtime.compare.result import NEAR_TIE_NATS, CaseDifference, Comparison, Side, db_text, speed_text
+from pixtral_runtime.compare.result import NEAR_TIE_NATS, BundleComparison, CaseDifference, Side, db_text, speed_text
 
 BAR_PX, ROW_PX = 420, 22  # the longest bar, and a row of a chart
 
@@ -36,7 +36,7 @@ svg .value { fill: var(--bar2); } .swatch { display: inline-block; width: .8em; 
 """.strip()
 
 
-def page(report: Comparison) -> str:
+def compare_page(report: BundleComparison) -> str:
     """The whole HTML document."""
     reference, candidate = report.reference, report.candidate
     settings = ", ".join(f"{name} {'-' if value is None else value}" for name, value in report.settings.items())
@@ -93,7 +93,7 @@ def page(report: Comparison) -> str:
     )
 
 
-def _logits_table(report: Comparison) -> str:
+def _logits_table(report: BundleComparison) -> str:
     logits = report.logits
     rows = [
         ("tokens compared", f"{logits.positions:,}"),
@@ -108,7 +108,7 @@ def _logits_table(report: Comparison) -> str:
     return _table((), [[_cell(name), _cell(value, "number")] for name, value in rows])
 
 
-def _layers_note(report: Comparison) -> str:
+def _layers_note(report: BundleComparison) -> str:
     worst = report.worst_layer
     text = "Every layer is exact." if worst is None else f"Layer {worst.layer} has the noisiest {worst.tensor}s: "
     text += "" if worst is None else f"{worst.snr_db:.1f} dB."

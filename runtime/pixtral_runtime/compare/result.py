@@ -1,4 +1,4 @@
-"""What `pixtral compare` found, as data: `compare` fills it, `compare_html` and the command line show it.
+"""What `pixtral compare` found, as data: `compare` fills it, `page` and the command line show it.
 
 Logits come first because they decide; texts come second (specification section 6.1: greedy near-ties flip, so the exact
 text is no criterion).
@@ -98,7 +98,7 @@ class Skipped:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class BundleComparison:
     """The whole report; `to_dict` is what `--json` prints."""
 
     logits: LogitsDifference

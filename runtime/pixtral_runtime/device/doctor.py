@@ -24,14 +24,14 @@ from pixtral_runtime.version import __version__
 Status = Literal["ok", "warn", "missing"]
 
 # Module, then the distributions that bring it: OpenCV has several, and a system's own may have none
-BASE = (
+BASE_PACKAGES = (
     ("numpy", "numpy"),
     ("PIL", "pillow"),
     ("cv2", "opencv-python-headless", "opencv-python", "opencv-contrib-python", "opencv-contrib-python-headless"),
     ("mistral_common", "mistral-common"),
     ("safetensors", "safetensors"),
 )
-OPTIONAL = {
+EXTRA_PACKAGES = {
     "export": (
         ("torch", "torch"),
         ("onnx", "onnx"),
@@ -62,7 +62,7 @@ CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
-class Row:
+class Finding:
     """One fact. `fix` is the command to type, empty where all is well; without a `needed` row nothing runs."""
 
     name: str
@@ -72,26 +72,32 @@ class Row:
     needed: bool = False
 
 
-def examine() -> list[Row]:
+def examine() -> list[Finding]:
     """All facts, the needed ones first. Takes under a second, or ten where the GPU driver hangs."""
     gpu = _gpu()
     rows = [
-        Row("python", platform.python_version()),
-        Row("pixtral", __version__),
+        Finding("python", platform.python_version()),
+        Finding("pixtral", __version__),
         _onnxruntime(prefer="gpu" if gpu.status == "ok" else "cpu"),
     ]
-    rows += [_package(module, names, "pip install --upgrade pixtral", needed=True) for module, *names in BASE]
+    rows += [_package(module, names, "pip install --upgrade pixtral", needed=True) for module, *names in BASE_PACKAGES]
     jetson = jetson_model()
-    for extra, packages in OPTIONAL.items():
+    for extra, packages in EXTRA_PACKAGES.items():
         fix = f"pip install 'pixtral[{extra}]'"
         if extra == "tensorrt" and jetson:
             fix = "sudo apt install python3-libnvinfer"  # a Jetson's TensorRT comes with JetPack
         shown = {row.name for row in rows}  # extras share packages
         rows += [_package(module, names, fix) for module, *names in packages if names[0] not in shown]
     if jetson:
-        rows.append(Row("jetson", jetson))
-    rows += [gpu, Row("system", f"{platform.system()} {platform.machine()}"), Row("cpu", _cpu()), _memory(), _disk()]
-    rows.append(Row("extras", ", ".join(_extras(rows)) or "none"))
+        rows.append(Finding("jetson", jetson))
+    rows += [
+        gpu,
+        Finding("system", f"{platform.system()} {platform.machine()}"),
+        Finding("cpu", _cpu()),
+        _memory(),
+        _disk(),
+    ]
+    rows.append(Finding("extras", ", ".join(_extras(rows)) or "none"))
     return rows
 
 
@@ -104,32 +110,32 @@ def jetson_model() -> str:
     return model if "jetson" in model.lower() else ""
 
 
-def _onnxruntime(prefer: str) -> Row:
+def _onnxruntime(prefer: str) -> Finding:
     installed = [f"{name} {found}" for name in ORT_PACKAGES if (found := _version(name))]
     fix = f"pip install 'pixtral[{prefer}]'"
     uninstall = f"pip uninstall -y {' '.join(ORT_PACKAGES)} && {fix}"
     if len(installed) > 1:
-        return Row("onnxruntime", f"{' and '.join(installed)} overwrite each other", "warn", uninstall, needed=True)
+        return Finding("onnxruntime", f"{' and '.join(installed)} overwrite each other", "warn", uninstall, needed=True)
     try:
         import onnxruntime
 
         providers: list[str] = onnxruntime.get_available_providers()
     except ModuleNotFoundError:
-        return Row("onnxruntime", "not installed", "missing", fix, needed=True)
+        return Finding("onnxruntime", "not installed", "missing", fix, needed=True)
     except (ImportError, AttributeError) as error:  # a library it needs is missing, or half of its files are
-        return Row("onnxruntime", f"broken: {error}", "missing", uninstall, needed=True)
+        return Finding("onnxruntime", f"broken: {error}", "missing", uninstall, needed=True)
     short = ", ".join(name.removesuffix("ExecutionProvider") for name in providers)
-    return Row("onnxruntime", f"{onnxruntime.__version__} ({short})", needed=True)
+    return Finding("onnxruntime", f"{onnxruntime.__version__} ({short})", needed=True)
 
 
-def _package(module: str, distributions: list[str], fix: str, *, needed: bool = False) -> Row:
+def _package(module: str, distributions: list[str], fix: str, *, needed: bool = False) -> Finding:
     name = distributions[0]
     found = [version for candidate in distributions if (version := _version(candidate))]
     if found:
-        return Row(name, found[0], needed=needed)
+        return Finding(name, found[0], needed=needed)
     if _is_importable(module):
-        return Row(name, "installed, version unknown", needed=needed)
-    return Row(name, "not installed", "missing", fix, needed)
+        return Finding(name, "installed, version unknown", needed=needed)
+    return Finding(name, "not installed", "missing", fix, needed)
 
 
 def _is_importable(module: str) -> bool:
@@ -139,13 +145,13 @@ def _is_importable(module: str) -> bool:
         return False
 
 
-def _extras(rows: list[Row]) -> Iterator[str]:
+def _extras(rows: list[Finding]) -> Iterator[str]:
     """The extras whose packages are all there."""
     for extra, name in zip(("cpu", "gpu"), ORT_PACKAGES, strict=True):
         if _version(name):
             yield extra
     absent = {row.name for row in rows if row.status == "missing"}
-    for extra, packages in OPTIONAL.items():
+    for extra, packages in EXTRA_PACKAGES.items():
         if not absent.intersection(names[0] for _, *names in packages):
             yield extra
 
@@ -157,17 +163,17 @@ def _version(distribution: str) -> str | None:
         return None
 
 
-def _gpu() -> Row:
+def _gpu() -> Finding:
     query = ["nvidia-smi", "--query-gpu=name,memory.total,driver_version,compute_cap", "--format=csv,noheader"]
     try:
         answer = subprocess.run(query, capture_output=True, text=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=True)
     except FileNotFoundError:
-        return Row("cuda device", "none found", "missing")
+        return Finding("cuda device", "none found", "missing")
     except subprocess.TimeoutExpired:
-        return Row("cuda device", f"nvidia-smi gave no answer in {NVIDIA_SMI_TIMEOUT_S} s", "warn", "nvidia-smi")
+        return Finding("cuda device", f"nvidia-smi gave no answer in {NVIDIA_SMI_TIMEOUT_S} s", "warn", "nvidia-smi")
     except (OSError, subprocess.CalledProcessError) as error:
-        return Row("cuda device", f"nvidia-smi failed: {error}", "warn", "nvidia-smi")
-    return Row("cuda device", "; ".join(answer.stdout.split("\n")).strip("; "))
+        return Finding("cuda device", f"nvidia-smi failed: {error}", "warn", "nvidia-smi")
+    return Finding("cuda device", "; ".join(answer.stdout.split("\n")).strip("; "))
 
 
 def _cpu() -> str:
@@ -176,17 +182,17 @@ def _cpu() -> str:
     return f"{model}, {cores} cores"
 
 
-def _memory() -> Row:
+def _memory() -> Finding:
     sizes = meminfo()
     if "MemAvailable" not in sizes:
-        return Row("memory", "unknown")
+        return Finding("memory", "unknown")
     text = f"{sizes['MemAvailable'] / 1e9:.1f} GB available of {sizes['MemTotal'] / 1e9:.1f} GB"
     if sizes["MemAvailable"] < LOW_MEMORY_BYTES:
-        return Row("memory", text, "warn", "ps aux --sort=-rss | head")
-    return Row("memory", text)
+        return Finding("memory", text, "warn", "ps aux --sort=-rss | head")
+    return Finding("memory", text)
 
 
-def _disk() -> Row:
+def _disk() -> Finding:
     free = shutil.disk_usage(Path.cwd()).free
     text = f"{free / 1e9:.1f} GB free in {Path.cwd()}"
-    return Row("disk", text, "warn", "df -h .") if free < LOW_DISK_BYTES else Row("disk", text)
+    return Finding("disk", text, "warn", "df -h .") if free < LOW_DISK_BYTES else Finding("disk", text)

@@ -21,9 +21,7 @@ from typing import Protocol
 
 from pixtral_runtime.device.jetson import parse_tegrastats, total_rails
 
-COUNTER_PERIOD_S = 10.0  # AMD's RAPL counters wrap after 65 kJ
-POWER_PERIOD_S = 0.05
-TEGRASTATS = ("tegrastats", "--interval", "100")  # milliseconds
+TEGRASTATS_COMMAND = ("tegrastats", "--interval", "100")  # milliseconds
 
 
 @dataclass(frozen=True)
@@ -179,7 +177,7 @@ class TegrastatsMeter:
     scope = "module"
     source = "tegrastats"
 
-    def __init__(self, command: Sequence[str] = TEGRASTATS) -> None:
+    def __init__(self, command: Sequence[str] = TEGRASTATS_COMMAND) -> None:
         self._command = command
         self._process: subprocess.Popen[str] | None = None
         self._thread: threading.Thread | None = None
@@ -224,7 +222,7 @@ class TegrastatsMeter:
 
 
 @contextmanager
-def measure(meters: Sequence[EnergyMeter]) -> Iterator[list[Energy]]:
+def measure_energy(meters: Sequence[EnergyMeter]) -> Iterator[list[Energy]]:
     """Measure a block: the list that it gives is filled when the block ends, one entry for each meter."""
     readings: list[Energy] = []
     started: list[EnergyMeter] = []

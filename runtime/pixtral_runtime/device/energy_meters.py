@@ -7,9 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from pixtral_runtime.device.energy import (
-    COUNTER_PERIOD_S,
-    POWER_PERIOD_S,
-    TEGRASTATS,
+    TEGRASTATS_COMMAND,
     CounterGauge,
     EnergyMeter,
     PowerGauge,
@@ -22,8 +20,12 @@ from pixtral_runtime.device.nvml import Gpu, open_gpu
 from pixtral_runtime.device.sysfs import in_order, read_int, read_text
 from pixtral_runtime.errors import MachineError
 
+COUNTER_PERIOD_S = 10.0  # AMD's RAPL counters wrap after 65 kJ
 
-def open_meters(root: Path = Path("/"), tegrastats: Sequence[str] = TEGRASTATS) -> list[EnergyMeter]:
+POWER_PERIOD_S = 0.05
+
+
+def open_meters(root: Path = Path("/"), tegrastats: Sequence[str] = TEGRASTATS_COMMAND) -> list[EnergyMeter]:
     """Every meter of this machine, those that may not be read with the reason; at least one that says there is none."""
     found = [meter for meter in (_rapl(root), _nvml(root), _jetson(root, tegrastats)) if meter is not None]
     return found or [Unreadable("machine", "none", "no RAPL, no NVIDIA GPU and no INA3221 monitor is there")]

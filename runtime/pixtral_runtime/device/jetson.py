@@ -10,7 +10,7 @@ OFF_CELSIUS = -256.0  # what tegrastats prints for a sensor whose part is switch
 POWER_MODEL = re.compile(r"<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+?)\s*>")
 # The parts of a module's supply, which do not overlap, by family; the first that a board has whole counts. AGX Orin's
 # VDDQ_VDD2_1V8AO is a part of VIN_SYS_5V0. Thor's VIN is the carrier board as well.
-TOTALS = (
+TOTAL_RAILS = (
     ("module", ("VDD_IN",)),  # Orin Nano and NX, Xavier NX
     ("module", ("POM_5V_IN",)),  # Nano
     ("module", ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0")),  # AGX Orin
@@ -101,7 +101,7 @@ def parse_tegrastats(line: str) -> Tegrastats | None:
 
 def total_rails(names: set[str]) -> tuple[str, tuple[str, ...]] | None:
     """What the rails of a board cover, "module" or "board", and which to add; None where they make no total."""
-    return next(((scope, rails) for scope, rails in TOTALS if names.issuperset(rails)), None)
+    return next(((scope, rails) for scope, rails in TOTAL_RAILS if names.issuperset(rails)), None)
 
 
 def _load_and_clock(text: str) -> tuple[float | None, int | None]:

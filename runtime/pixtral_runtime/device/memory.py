@@ -15,7 +15,7 @@ RESET_PEAK = "5"  # Linux: the peak of the resident set begins anew
 MEMINFO = Path("/proc/meminfo")
 
 
-def begin() -> None:
+def begin_peak() -> None:
     """Begin a new peak, where the system lets us; else peaks are those since the process began."""
     try:
         REFERENCES.write_text(RESET_PEAK, encoding="ascii")
@@ -23,8 +23,8 @@ def begin() -> None:
         return
 
 
-def measured(status: str | None = None) -> dict[str, Any]:
-    """`peak_rss_bytes` since `begin`, mapped files included, and `vram_bytes` now; None with a reason, never 0."""
+def memory_use(status: str | None = None) -> dict[str, Any]:
+    """`peak_rss_bytes` since `begin_peak`, mapped files included, and `vram_bytes` now; None with a reason, never 0."""
     text = (STATUS.read_text(encoding="utf-8") if STATUS.exists() else "") if status is None else status
     lines = dict(line.split(":", 1) for line in text.splitlines() if ":" in line)
     peak = lines.get("VmHWM", "").split()

@@ -22,10 +22,10 @@ from pixtral_runtime.device.throttling import Temperature, read_temperatures, re
 from pixtral_runtime.errors import MachineError
 from pixtral_runtime.version import __version__
 
-PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
+LISTED_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
 COMMAND_TIMEOUT_S = 5
 
-Run = Callable[[Sequence[str]], str | None]
+RunCommand = Callable[[Sequence[str]], str | None]
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def run_command(command: Sequence[str]) -> str | None:
     return done.stdout
 
 
-def read_state(root: Path = Path("/"), run: Run = run_command) -> DeviceState:
+def read_state(root: Path = Path("/"), run: RunCommand = run_command) -> DeviceState:
     """The state now, in a few milliseconds. `root` is where /proc and /sys are, another place in tests."""
     try:
         gpu = open_gpu()
@@ -117,7 +117,7 @@ def read_state(root: Path = Path("/"), run: Run = run_command) -> DeviceState:
         temperatures=read_temperatures(root, gpu),
         load_average=_load_average(root),
         cpu_time=read_cpu_time(root),
-        versions={"pixtral": __version__, **{name: _version(name) for name in PACKAGES}},
+        versions={"pixtral": __version__, **{name: _version(name) for name in LISTED_PACKAGES}},
     )
 
 
@@ -137,7 +137,7 @@ def _cpu(root: Path) -> tuple[str | None, int | None, int | None]:
     return model, len(set(siblings)) or None, len(siblings) or None
 
 
-def _power_mode(root: Path, run: Run) -> PowerMode | None:
+def _power_mode(root: Path, run: RunCommand) -> PowerMode | None:
     conf, status = read_text(root / "etc/nvpmodel.conf"), read_text(root / "var/lib/nvpmodel/status")
     return parse_nvpmodel(run(["nvpmodel", "-q"]), conf, status)
 

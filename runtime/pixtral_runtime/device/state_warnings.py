@@ -7,22 +7,22 @@ from dataclasses import dataclass
 from pixtral_runtime.device.cpu_time import OtherLoad, other_load
 from pixtral_runtime.device.state import DeviceState
 
-MOVED = 0.02  # of a clock: one that is locked does not
-FELL = 0.1
+CLOCK_MOVED_SHARE = 0.02  # of a clock: one that is locked does not
+CLOCK_FELL_SHARE = 0.1
 NEAR_LIMIT_C = 5
-OTHER_LOAD = 0.05  # of all CPUs
-STOLEN = 0.01
+OTHER_LOAD_SHARE = 0.05  # of all CPUs
+STOLEN_SHARE = 0.01
 
 
 @dataclass(frozen=True)
-class Warning:
+class StateWarning:
     """What makes figures doubtful, and the command or the deed that helps."""
 
     text: str
     remedy: str
 
 
-def warnings(before: DeviceState, after: DeviceState) -> list[Warning]:
+def state_warnings(before: DeviceState, after: DeviceState) -> list[StateWarning]:
     """Why figures measured between two states may not be reproducible; nothing is said of what is not readable."""
     return [
         *_mode_warnings(after),
@@ -33,11 +33,11 @@ def warnings(before: DeviceState, after: DeviceState) -> list[Warning]:
     ]
 
 
-def _mode_warnings(state: DeviceState) -> list[Warning]:
+def _mode_warnings(state: DeviceState) -> list[StateWarning]:
     mode = state.power_mode
     if mode is None or mode.is_fastest:
         return []
-    return [Warning(f"power mode {mode.name} caps the clocks", _lock(state, "cpu"))]
+    return [StateWarning(f"power mode {mode.name} caps the clocks", _lock(state, "cpu"))]
 
 
 def _lock(state: DeviceState, part: str) -> str:
@@ -53,7 +53,7 @@ def _lock(state: DeviceState, part: str) -> str:
     return f"sudo nvidia-smi {option} {clock.max_hz // 1_000_000 if clock.max_hz else '<MHz>'}"
 
 
-def _clock_warnings(before: DeviceState, after: DeviceState) -> list[Warning]:
+def _clock_warnings(before: DeviceState, after: DeviceState) -> list[StateWarning]:
     found = []
     for part, first, last in (
         ("cpu", before.cpu_clock, after.cpu_clock),
@@ -64,26 +64,26 @@ def _clock_warnings(before: DeviceState, after: DeviceState) -> list[Warning]:
         remedy = _lock(after, part)
         if last.locked is False:
             governor = f" (governor {last.governor})" if last.governor else ""
-            found.append(Warning(f"the {name}'s clock is not locked{governor}", remedy))
+            found.append(StateWarning(f"the {name}'s clock is not locked{governor}", remedy))
         if not first.current_hz or not last.current_hz:
             continue
         change = last.current_hz / first.current_hz - 1
         from_to = f"from {first.current_hz / 1e6:.0f} to {last.current_hz / 1e6:.0f} MHz during the run"
-        if change < -FELL:
+        if change < -CLOCK_FELL_SHARE:
             slowed = "let the device cool, then measure again" if last.locked else remedy
-            found.append(Warning(f"the {name}'s clock fell {from_to}", slowed))
-        elif last.locked is None and abs(change) > MOVED:  # NVML does not tell whether a clock is locked
-            found.append(Warning(f"the {name}'s clock went {from_to}: it is not locked", remedy))
+            found.append(StateWarning(f"the {name}'s clock fell {from_to}", slowed))
+        elif last.locked is None and abs(change) > CLOCK_MOVED_SHARE:  # NVML does not tell whether a clock is locked
+            found.append(StateWarning(f"the {name}'s clock went {from_to}: it is not locked", remedy))
     return found
 
 
-def _throttle_warnings(before: DeviceState, after: DeviceState) -> list[Warning]:
+def _throttle_warnings(before: DeviceState, after: DeviceState) -> list[StateWarning]:
     counted = {name: count - before.throttle_counts.get(name, count) for name, count in after.throttle_counts.items()}
     reasons = {name for name, more in counted.items() if more > 0} | {
         *(before.throttling or ()),
         *(after.throttling or ()),
     }
-    return [Warning(f"slowed down: {reason}", _throttle_remedy(reason, after)) for reason in sorted(reasons)]
+    return [StateWarning(f"slowed down: {reason}", _throttle_remedy(reason, after)) for reason in sorted(reasons)]
 
 
 def _throttle_remedy(reason: str, state: DeviceState) -> str:
@@ -94,28 +94,30 @@ def _throttle_remedy(reason: str, state: DeviceState) -> str:
     return "full fan, sudo jetson_clocks --fan" if state.is_jetson else "more cooling, then measure again"
 
 
-def _heat_warnings(state: DeviceState) -> list[Warning]:
+def _heat_warnings(state: DeviceState) -> list[StateWarning]:
     remedy = "let the device cool, or give it more air, then measure again"
     return [
-        Warning(f"{hot.name} is at {hot.celsius:.0f} °C, its limit is {hot.limit_celsius:.0f} °C", remedy)
+        StateWarning(f"{hot.name} is at {hot.celsius:.0f} °C, its limit is {hot.limit_celsius:.0f} °C", remedy)
         for hot in state.temperatures
         if hot.limit_celsius is not None and hot.celsius > hot.limit_celsius - NEAR_LIMIT_C
     ]
 
 
-def _load_warnings(before: DeviceState, after: DeviceState) -> list[Warning]:
+def _load_warnings(before: DeviceState, after: DeviceState) -> list[StateWarning]:
     load = load_between(before, after)
     if load is None:
         return []
     found = []
-    if load.share > OTHER_LOAD:
+    if load.share > OTHER_LOAD_SHARE:
         named = f": {', '.join(load.busiest)}" if load.busiest else ""
         found.append(
-            Warning(f"other programs took {load.share:.0%} of the CPUs{named}", "stop them: ps aux --sort=-pcpu | head")
+            StateWarning(
+                f"other programs took {load.share:.0%} of the CPUs{named}", "stop them: ps aux --sort=-pcpu | head"
+            )
         )
-    if load.stolen > STOLEN:
+    if load.stolen > STOLEN_SHARE:
         text = f"other guests of this virtual machine's host took {load.stolen:.0%} of its CPU time"
-        found.append(Warning(text, "measure on a machine of your own"))
+        found.append(StateWarning(text, "measure on a machine of your own"))
     return found
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.evaluation.result import RATING, Evaluation, Scored
+from pixtral_runtime.evaluation.result import RATING_METRIC, Evaluation, Scored
 from pixtral_runtime.evaluation.score import Paired, paired, verdict, wording_points
 
 
@@ -25,7 +25,7 @@ class Flip:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class ScoreComparison:
     """New against old. `unpaired` counts examples that only one of them scored.
 
     `regressed`: worse, not by luck, and by more than the wording of a prompt may do.
@@ -41,7 +41,7 @@ class Comparison:
         return asdict(self)
 
 
-def compare(old: Evaluation, new: Evaluation) -> Comparison:
+def compare_evaluations(old: Evaluation, new: Evaluation) -> ScoreComparison:
     """Pair the examples of two evaluations by id. Raises InputError where they are not of the same questions."""
     hint = "evaluate both bundles with the same --task, --data and --limit"
     if old.task != new.task:
@@ -59,11 +59,11 @@ def compare(old: Evaluation, new: Evaluation) -> Comparison:
             changes[name] = paired([a.scores[name] for a, _ in pairs], [b.scores[name] for _, b in pairs])
     headline = changes[new.headline]
     words, allowed = _rated(headline), 0.0
-    if new.headline != RATING:
+    if new.headline != RATING_METRIC:
         words, allowed = verdict(new.task, headline), wording_points(new.task) / 100
     regressed = headline.significant and headline.difference < -allowed
     unpaired = len(before) + len(new.scored) - 2 * len(pairs)
-    return Comparison(changes, [_flip(a, b) for a, b in pairs if a.score != b.score], unpaired, words, regressed)
+    return ScoreComparison(changes, [_flip(a, b) for a, b in pairs if a.score != b.score], unpaired, words, regressed)
 
 
 def _flip(old: Scored, new: Scored) -> Flip:

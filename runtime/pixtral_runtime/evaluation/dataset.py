@@ -18,7 +18,14 @@ from pixtral_runtime.evaluation.task import BrokenRow, Example, Row, RowError, T
 from pixtral_runtime.files import write_atomically
 
 BATCH_ROWS = 16  # read at a time: images are inside
-SUFFIXES = {b"\xff\xd8": ".jpg", b"\x89P": ".png", b"GI": ".gif", b"RI": ".webp", b"BM": ".bmp", b"II": ".tif"}
+IMAGE_SUFFIX_BY_START = {
+    b"\xff\xd8": ".jpg",
+    b"\x89P": ".png",
+    b"GI": ".gif",
+    b"RI": ".webp",
+    b"BM": ".bmp",
+    b"II": ".tif",
+}
 
 
 class ImageStore:
@@ -43,14 +50,16 @@ class ImageStore:
         return found
 
     def _written(self, content: bytes) -> Path:
-        path = self._folder / (hashlib.sha256(content).hexdigest() + SUFFIXES.get(content[:2], ".image"))
+        path = self._folder / (hashlib.sha256(content).hexdigest() + IMAGE_SUFFIX_BY_START.get(content[:2], ".image"))
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_atomically(path, content)
         return path
 
 
-def examples(task: Task, folder: Path, images: ImageStore, limit: int | None) -> tuple[list[Example], list[BrokenRow]]:
+def read_examples(
+    task: Task, folder: Path, images: ImageStore, limit: int | None
+) -> tuple[list[Example], list[BrokenRow]]:
     """Examples of the first `limit` rows, and the rows that gave none.
 
     Raises InputError where the folder does not hold the dataset, MachineError where pyarrow is missing.
@@ -75,7 +84,7 @@ def examples(task: Task, folder: Path, images: ImageStore, limit: int | None) ->
 
 
 def read_rows(folder: Path, task: Task) -> Iterator[Row | BrokenRow]:
-    """Rows in the dataset's order. Raises InputError and MachineError as `examples` does."""
+    """Rows in the dataset's order. Raises InputError and MachineError as `read_examples` does."""
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder", f"--data FOLDER with {_wanted(task)}")
     if tables := _tables(folder, task):
@@ -87,7 +96,7 @@ def read_rows(folder: Path, task: Task) -> Iterator[Row | BrokenRow]:
     raise InputError(f"{folder} has no {_wanted(task)}", f"--data FOLDER, or hf download {task.dataset}")
 
 
-def download(task: Task) -> Path:
+def download_dataset(task: Task) -> Path:
     """The dataset from the hub, in the hub library's own cache. Raises InputError, MachineError."""
     if not task.dataset:
         raise InputError(f"{task.name} is not on the hub", f"--data FOLDER with {_wanted(task)}")

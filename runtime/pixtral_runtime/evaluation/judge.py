@@ -24,14 +24,14 @@ from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example
 from pixtral_runtime.inputs.openai_messages import data_uri
 
-KEYS = ("PIXTRAL_JUDGE_KEY", "OPENAI_API_KEY")
+KEY_VARIABLES = ("PIXTRAL_JUDGE_KEY", "OPENAI_API_KEY")
 """Environment variables, the first that is set."""
-MOST_TOKENS = 2048
-LOWEST, HIGHEST = 1, 10
+JUDGE_ANSWER_TOKENS = 2048
+LOWEST_RATING, HIGHEST_RATING = 1, 10
 SHOWN_CHARACTERS = 200  # of a server's complaint
-SERVER = "https://api.openai.com/v1"
-RATING = re.compile(r"\[\[(\d+\.?\d*)\]\]")
-REFUSED = (401, 403, 404, 405)  # whatever the turn: all others would be refused too
+DEFAULT_SERVER = "https://api.openai.com/v1"
+RATING_PATTERN = re.compile(r"\[\[(\d+\.?\d*)\]\]")
+REFUSED_STATUSES = (401, 403, 404, 405)  # whatever the turn: all others would be refused too
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ def judge_messages(example: Example, answer: str) -> list[dict[str, Any]]:
     return [{"role": "system", "content": PROMPTS["judge_system"]}, {"role": "user", "content": content}]
 
 
-def rate(pairs: Sequence[tuple[Example, str]], path: Path, options: JudgeOptions) -> Iterator[Rating]:
+def rate_answers(pairs: Sequence[tuple[Example, str]], path: Path, options: JudgeOptions) -> Iterator[Rating]:
     """Yield a rating for each example and its answer, as they come, and write new ones to `path`.
 
     Those that `path` has are not asked for again. A turn that stays without a rating says so and stops nothing. Raises
@@ -116,7 +116,7 @@ def rate(pairs: Sequence[tuple[Example, str]], path: Path, options: JudgeOptions
                     keep(rating)
 
 
-def averages(rated: Sequence[tuple[float, str, int]]) -> dict[str, float]:
+def rating_averages(rated: Sequence[tuple[float, str, int]]) -> dict[str, float]:
     """Means of ratings that come with their category and turn.
 
     micro: over turns. macro_category and macro_turn: over the means of each. mistral_evals_macro: over both kinds of
@@ -176,11 +176,11 @@ def _rate(client: Any, example: Example, answer: str, options: JudgeOptions, kep
         try:
             text = _text_of(
                 client.chat.completions.create(
-                    model=options.model, messages=messages, temperature=0.0, max_tokens=MOST_TOKENS
+                    model=options.model, messages=messages, temperature=0.0, max_tokens=JUDGE_ANSWER_TOKENS
                 )
             )
         except openai.APIStatusError as error:
-            if error.status_code in REFUSED:
+            if error.status_code in REFUSED_STATUSES:
                 raise _refused(options, error.status_code, str(error)) from None
             said = f"the judge answers {error.status_code}: {_short(error)}"
             return Rating(example.id, key, None, text, attempt, said)
@@ -194,9 +194,9 @@ def _rate(client: Any, example: Example, answer: str, options: JudgeOptions, kep
 
 def _rating_in(text: str) -> float | None:
     """The first rating in a judge's answer; None where there is none, or where it is not from 1 to 10."""
-    found = RATING.search(text)
+    found = RATING_PATTERN.search(text)
     rating = float(found[1]) if found else 0.0
-    return rating if LOWEST <= rating <= HIGHEST else None
+    return rating if LOWEST_RATING <= rating <= HIGHEST_RATING else None
 
 
 def _text_of(made: Any) -> str:
@@ -214,7 +214,7 @@ def _client(options: JudgeOptions) -> Any:
     except ImportError as error:
         raise extra_missing("openai", "eval", "Asking a judge") from error
     if not options.url.startswith(("http://", "https://")):
-        raise InputError(f"{options.url} is no address of a judge", f"--judge-url {SERVER}")
+        raise InputError(f"{options.url} is no address of a judge", f"--judge-url {DEFAULT_SERVER}")
     name, key = _key()
     if not re.fullmatch("[!-~]*", key):  # it would stand in the error about a header that cannot be
         raise InputError(f"{name} holds characters that no key has", f"export {name}=…")
@@ -225,14 +225,14 @@ def _client(options: JudgeOptions) -> Any:
 
 def _key() -> tuple[str, str]:
     """The variable that counts, and what it holds; empty where none is set, as for a server of one's own."""
-    for name in KEYS:
+    for name in KEY_VARIABLES:
         if key := os.environ.get(name, "").strip():
             return name, key
-    return KEYS[-1], ""
+    return KEY_VARIABLES[-1], ""
 
 
 def _refused(options: JudgeOptions, status: int, said: str) -> InputError:
-    hint = f"export {_key()[0]}=…" if status in (401, 403) else f"--judge-url {SERVER} --judge-model NAME"
+    hint = f"export {_key()[0]}=…" if status in (401, 403) else f"--judge-url {DEFAULT_SERVER} --judge-model NAME"
     return InputError(f"{options.url} refuses to rate by {options.model}: {_short(said)}", hint)
 
 

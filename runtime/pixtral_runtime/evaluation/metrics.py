@@ -34,7 +34,7 @@ from pixtral_runtime.evaluation.answer_text import (
 )
 from pixtral_runtime.evaluation.task import Example
 
-TOLERANCE = 0.05  # of a number, relative to the reference
+NUMBER_TOLERANCE = 0.05  # of a number, relative to the reference
 
 
 def mistral_vqa_match(answer: str, references: Sequence[str]) -> float:
@@ -124,7 +124,7 @@ def _is_percentage(text: str) -> bool:
 
 
 def _close(found: float, wanted: float) -> bool:
-    return abs(found - wanted) / max(abs(wanted), 1e-10) <= TOLERANCE
+    return abs(found - wanted) / max(abs(wanted), 1e-10) <= NUMBER_TOLERANCE
 
 
 def _patterns(reference: str) -> list[str]:

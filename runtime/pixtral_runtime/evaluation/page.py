@@ -4,22 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from pixtral_runtime.batch.page import Notes
+from pixtral_runtime.batch.page import RecordNotes
 from pixtral_runtime.batch.records import Record
-from pixtral_runtime.evaluation.comparison import Comparison, Flip
+from pixtral_runtime.evaluation.comparison import Flip, ScoreComparison
 from pixtral_runtime.evaluation.result import Evaluation, Scored
 
-MOST = 5_000  # examples; a page of more is heavy
+MOST_EXAMPLES = 5_000  # examples; a page of more is heavy
 RIGHT, WRONG, BETTER, WORSE, UNSCORED = "right", "wrong", "better than the other", "worse than the other", "not scored"
 
 
-def page_of(
-    evaluation: Evaluation, comparison: Comparison | None, records: Mapping[str, Record]
-) -> tuple[list[Record], dict[str, Notes], dict[str, object]]:
+def evaluation_page(
+    evaluation: Evaluation, comparison: ScoreComparison | None, records: Mapping[str, Record]
+) -> tuple[list[Record], dict[str, RecordNotes], dict[str, object]]:
     """Records in the order to show them, what to say of each, and the facts at the top."""
     flips = {} if comparison is None else {flip.id: flip for flip in comparison.flips}
     examples = sorted(evaluation.examples, key=lambda example: _rank(example, flips))
-    chosen = [example for example in examples if example.id in records][:MOST]
+    chosen = [example for example in examples if example.id in records][:MOST_EXAMPLES]
     notes = {example.id: _notes(example, flips.get(example.id)) for example in chosen}
     summary: dict[str, object] = {"scored": f"{len(evaluation.scored)} of {evaluation.rows}"}
     for name, score in evaluation.scores.items():
@@ -40,7 +40,7 @@ def _rank(example: Scored, flips: Mapping[str, Flip]) -> int:
     return 2 if example.score == 0 else 3
 
 
-def _notes(example: Scored, flip: Flip | None) -> Notes:
+def _notes(example: Scored, flip: Flip | None) -> RecordNotes:
     marks: list[str] = []
     lines = [("reference", " | ".join(dict.fromkeys(example.references)))]
     if example.score is None:
@@ -52,4 +52,4 @@ def _notes(example: Scored, flip: Flip | None) -> Notes:
     if flip is not None:
         marks.append(BETTER if flip.new_score > flip.old_score else WORSE)
         lines.append(("the other's answer", f"{flip.old_answer} (score {flip.old_score:.4g})"))
-    return Notes(tuple(marks), tuple(lines))
+    return RecordNotes(tuple(marks), tuple(lines))

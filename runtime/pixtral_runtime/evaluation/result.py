@@ -14,14 +14,14 @@ from typing import Any
 
 from pixtral_runtime.batch.records import Record, Request
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.evaluation.judge import averages
+from pixtral_runtime.evaluation.judge import rating_averages
 from pixtral_runtime.evaluation.metrics import METRICS
 from pixtral_runtime.evaluation.score import Score
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Task
 from pixtral_runtime.files import write_atomically
 
-SCHEMA = 1
-RATING = "rating"
+RESULT_SCHEMA = 1
+RATING_METRIC = "rating"
 
 
 @dataclass(frozen=True)
@@ -86,9 +86,13 @@ class Evaluation:
 
     @property
     def averages(self) -> dict[str, float]:
-        """Of a judge's ratings, the means that `judge.averages` names."""
-        rated = [(each.scores[RATING], each.group, each.turn or 1) for each in self.scored if RATING in each.scores]
-        return averages(rated) if rated else {}
+        """Of a judge's ratings, the means that `judge.rating_averages` names."""
+        rated = [
+            (each.scores[RATING_METRIC], each.group, each.turn or 1)
+            for each in self.scored
+            if RATING_METRIC in each.scores
+        ]
+        return rating_averages(rated) if rated else {}
 
     @property
     def missing(self) -> list[tuple[str, str]]:
@@ -114,7 +118,7 @@ class Evaluation:
     def to_dict(self) -> dict[str, Any]:
         examples = [asdict(example) for example in self.examples]
         broken = [asdict(row) for row in self.broken_rows]
-        return {"schema": SCHEMA} | self.summary() | {"examples": examples, "broken_rows": broken}
+        return {"schema": RESULT_SCHEMA} | self.summary() | {"examples": examples, "broken_rows": broken}
 
     def save(self, path: Path) -> None:
         write_atomically(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
@@ -125,8 +129,8 @@ def read_evaluation(path: Path) -> Evaluation:
     hint = "name a file that 'pixtral eval --save' wrote, or a bundle"
     try:
         data = json.loads(path.read_bytes())
-        if data["schema"] != SCHEMA:
-            raise InputError(f"{path}: schema {data['schema']}, this pixtral reads {SCHEMA}", "evaluate it anew")
+        if data["schema"] != RESULT_SCHEMA:
+            raise InputError(f"{path}: schema {data['schema']}, this pixtral reads {RESULT_SCHEMA}", "evaluate it anew")
         examples = [Scored(**entry | {"references": tuple(entry["references"])}) for entry in data["examples"]]
         return Evaluation(data["task"], data["setting"], examples, [BrokenRow(**row) for row in data["broken_rows"]])
     except OSError as error:
@@ -162,7 +166,7 @@ def score_ratings(
         if scored.error is None:
             rating, reason = ratings.get(example.id, (None, None))
             scored = (
-                _with_scores(scored, {RATING: rating})
+                _with_scores(scored, {RATING_METRIC: rating})
                 if rating is not None
                 else Scored(**vars(scored) | {"error": f"not rated: {reason or 'the judge was not asked'}"})
             )

@@ -16,8 +16,8 @@ import numpy.typing as npt
 from pixtral_runtime.stats import mcnemar, wilson
 
 ALPHA = 0.05
-RESAMPLES = 10_000
-BLOCK = 1 << 22  # numbers drawn at a time, 32 MB
+BOOTSTRAP_SAMPLES = 10_000
+NUMBERS_DRAWN_AT_A_TIME = 1 << 22  # numbers drawn at a time, 32 MB
 SEED = 0
 
 WORDING_POINTS = {"mathvista": 1.0, "mmmu": 1.5, "chartqa": 0.4}
@@ -112,16 +112,17 @@ def verdict(task: str, change: Paired) -> str:
 
 
 def _means(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Means of `RESAMPLES` samples of as many values, drawn with replacement."""
+    """Means of `BOOTSTRAP_SAMPLES` samples of as many values, drawn with replacement."""
     unique, counts = np.unique(values, return_counts=True)
     rng = np.random.default_rng(SEED)
     if len(unique) <= 16:  # scores are mostly 0 and 1: drawing how often each comes is drawing them
-        drawn = rng.multinomial(len(values), counts / len(values), RESAMPLES)
+        drawn = rng.multinomial(len(values), counts / len(values), BOOTSTRAP_SAMPLES)
         few: npt.NDArray[np.float64] = drawn @ unique / len(values)
         return few
-    rows = max(1, BLOCK // len(values))
+    rows = max(1, NUMBERS_DRAWN_AT_A_TIME // len(values))
     blocks = [
-        rng.choice(values, (min(rows, RESAMPLES - done), len(values))).mean(1) for done in range(0, RESAMPLES, rows)
+        rng.choice(values, (min(rows, BOOTSTRAP_SAMPLES - done), len(values))).mean(1)
+        for done in range(0, BOOTSTRAP_SAMPLES, rows)
     ]
     return np.concatenate(blocks)
 

@@ -65,7 +65,7 @@ class Task:
     `dataset`, `config` and `split` are those on the Hugging Face hub, empty where it is not there. `metrics` are names
     of `metrics.METRICS`, the headline first; empty where a judge rates. `examples` makes a row's examples, one each but
     for conversations; `number` is the row's place in the dataset, from 0. It raises RowError. `read` takes the place of
-    `rows.read_rows` for a dataset in files of its own kind.
+    `dataset.read_rows` for a dataset in files of its own kind.
     """
 
     name: str

@@ -19,10 +19,10 @@ import numpy as np
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.errors import InputError
 
-FORMAT = b"1"
+FILE_FORMAT = b"1"
 SUFFIX, UNFINISHED = ".features", ".tmp"
 ABANDONED_S = 3600.0  # an unfinished file this old is nobody's
-KEPT = 0.9  # of the limit, once it is passed: files are counted now and then, not at every image
+KEPT_SHARE = 0.9  # of the limit, once it is passed: files are counted now and then, not at every image
 
 
 class FeatureCache:
@@ -81,7 +81,7 @@ class FeatureCache:
             self._size = self._trim()
 
     def _path(self, image_key: bytes) -> Path:
-        digest = hashlib.sha256(b"\0".join((FORMAT, self._bundle, image_key)))
+        digest = hashlib.sha256(b"\0".join((FILE_FORMAT, self._bundle, image_key)))
         return self._folder / f"{digest.hexdigest()[:40]}{SUFFIX}"
 
     def _trim(self) -> int:
@@ -97,7 +97,7 @@ class FeatureCache:
         size = sum(bytes_ for *_, bytes_ in files)
         if size > self._limit:
             for _, path, bytes_ in sorted(files):
-                if size <= KEPT * self._limit:
+                if size <= KEPT_SHARE * self._limit:
                     break
                 path.unlink(missing_ok=True)
                 size -= bytes_

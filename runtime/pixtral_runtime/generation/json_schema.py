@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher
 
 # No \u among the escapes: "\u0061" would be a second property "a" that the grammar takes for another.
-COMPACT: Any = {
+COMPACT_JSON: Any = {
     "whitespace_flexible": False,
     "item_separator": ",",
     "key_separator": ":",
@@ -30,9 +30,9 @@ COMPACT: Any = {
     "coerce_one_of": False,
     "json_allowed_escapes": 'bfnrt\\"',
 }
-LARGEST = 2**53  # llguidance reads numbers as float64, which holds every integer up to here
+LARGEST_EXACT_INTEGER = 2**53  # llguidance reads numbers as float64, which holds every integer up to here
 # llguidance does nothing for the first three, and fulfils minProperties with the same property twice.
-IGNORED = ("contentEncoding", "contentMediaType", "contentSchema", "minProperties")
+IGNORED_KEYWORDS = ("contentEncoding", "contentMediaType", "contentSchema", "minProperties")
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 # What a schema may say: the other keywords of its dialect, and notes that begin with x-. No misspelt keywords.
 ENFORCEABLE: Any = {
@@ -40,13 +40,13 @@ ENFORCEABLE: Any = {
     "$id": "urn:pixtral:enforceable",
     "$dynamicAnchor": "meta",
     "$ref": DIALECT,
-    "properties": {keyword: {"not": {}} for keyword in IGNORED},
+    "properties": {keyword: {"not": {}} for keyword in IGNORED_KEYWORDS},
     "patternProperties": {"^x-(?!guidance$)": True},
     "unevaluatedProperties": False,
 }
 
 
-class Schema:
+class JsonSchema:
     """A JSON schema, compiled for a bundle's tokens. Each answer gets a constraint of its own."""
 
     def __init__(self, matcher: LLMatcher, eos: int) -> None:
@@ -89,7 +89,7 @@ class SchemaConstraint:
         )
 
 
-def compile_schema(text: str, prompts: PromptBuilder, name: str) -> Schema:
+def compile_schema(text: str, prompts: PromptBuilder, name: str) -> JsonSchema:
     """Compile the text of a JSON schema of draft 2020-12.
 
     `name` is what errors call it. Raises InputError where the text is no schema or cannot be enforced in full, and
@@ -102,7 +102,7 @@ def compile_schema(text: str, prompts: PromptBuilder, name: str) -> Schema:
     from mistral_common.guidance.tokenizer import MistralLLGTokenizer
 
     _check(text, name)
-    grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=COMPACT)
+    grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=COMPACT_JSON)
     eos = prompts.bundle.model.eos
     tokens = MistralLLGTokenizer(prompts.tokenizer.instruct_tokenizer.tokenizer)
     tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(tokens), eos_token=eos)
@@ -110,7 +110,7 @@ def compile_schema(text: str, prompts: PromptBuilder, name: str) -> Schema:
     failed, messages = llguidance.LLMatcher.validate_grammar_with_warnings(grammar, tokenizer, limits=limits)
     if failed or messages:
         raise InputError(f"{name} cannot be enforced: {'; '.join(messages)}", "leave that out of the schema")
-    schema = Schema(llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits), eos)
+    schema = JsonSchema(llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits), eos)
     schema.constraint().mask(np.zeros(prompts.bundle.model.decoder.vocab_size, np.float32))  # no answer can even begin?
     return schema
 
@@ -121,7 +121,7 @@ def _check(text: str, name: str) -> None:
 
     def number(digits: str) -> float:
         value = float(digits)
-        if abs(value) >= LARGEST:
+        if abs(value) >= LARGEST_EXACT_INTEGER:
             raise InputError(f"{name} cannot be enforced: {digits} is beyond ±2^53", "a smaller number")
         return int(digits) if value.is_integer() and digits.lstrip("-").isdecimal() else value
 

@@ -14,9 +14,9 @@ from pathlib import Path
 from pixtral_runtime.backends.choose import open_backend
 from pixtral_runtime.backends.session import Sessions
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
-from pixtral_runtime.generation.model_runner import Generator
+from pixtral_runtime.generation.model_runner import ModelRunner
 from pixtral_runtime.generation.sampling import Sampling
-from pixtral_runtime.generation.scheduler import Scheduler, StageTimes, Task
+from pixtral_runtime.generation.scheduler import Generation, Scheduler, StageTimes
 from pixtral_runtime.inputs.conversation import Message, user_message
 from pixtral_runtime.inputs.image_files import ImageSource, open_image, with_pictures
 from pixtral_runtime.inputs.preprocess import Preprocess, default_preprocess
@@ -41,8 +41,8 @@ class Model:
     def __init__(self, bundle: Bundle, sessions: Sessions, prompts: PromptBuilder, backend: str = "") -> None:
         self.bundle = bundle
         self.prompts = prompts
-        self.generator = Generator(bundle, sessions)
-        self._scheduler = Scheduler(bundle, self.generator)
+        self.runner = ModelRunner(bundle, sessions)
+        self._scheduler = Scheduler(bundle, self.runner)
         self.backend = backend  # what runs it and why
 
     def generate(
@@ -71,20 +71,20 @@ class Model:
 
     def answer(self, prompt: Prompt, max_new_tokens: int = 128, sampling: Sampling = Sampling()) -> Answer:  # noqa: B008
         """Answer a prompt that was built before."""
-        task = Task(prompt, max_new_tokens, sampling)
-        tokens = tuple(self._scheduler.run(task))
+        generation = Generation(prompt, max_new_tokens, sampling)
+        tokens = tuple(self._scheduler.run(generation))
         return Answer(
-            text=self.prompts.decode(tokens),
+            text=self.prompts.detokenize(tokens),
             token_ids=tokens,
-            finish_reason=task.finish_reason or "",
+            finish_reason=generation.finish_reason or "",
             prompt_tokens=len(prompt.token_ids),
             image_tokens=prompt.image_tokens,
-            times=task.times,
+            times=generation.times,
         )
 
     def answer_stream(self, prompt: Prompt, max_new_tokens: int, sampling: Sampling) -> Iterator[str]:
         text = TextStream(self.prompts)
-        for token in self._scheduler.run(Task(prompt, max_new_tokens, sampling)):
+        for token in self._scheduler.run(Generation(prompt, max_new_tokens, sampling)):
             if piece := text.push(token):
                 yield piece
         if rest := text.flush():

@@ -15,7 +15,7 @@ from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.inputs.prompt import Prompt
 
 
-class Generator:
+class ModelRunner:
     """Runs a bundle's graphs on NumPy arrays. Keeps nothing between calls."""
 
     def __init__(self, bundle: Bundle, sessions: Sessions) -> None:
@@ -60,7 +60,7 @@ class Generator:
         token_ids = prompt.token_ids[positions][None]
         return self._step(token_ids, local[None], chunk, positions[None], wanted, cache).numpy()
 
-    def decode(self, token: int, position: int, cache: KVCache) -> npt.NDArray[np.float32]:
+    def decode_token(self, token: int, position: int, cache: KVCache) -> npt.NDArray[np.float32]:
         """Append one token at `position` to a cache of one slot. Returns the logits (V,) after it."""
         cache.reserve(position + 1)
         logits = self.decode_slots(np.array([[token]]), np.array([position]), np.zeros(1, np.int64), cache)

@@ -10,7 +10,7 @@ Rules, and why:
   16 bits) that holds the brightest pixel.
 - EXIF orientation is applied by default, because users judge what they see; mistral_common itself ignores it. Pillow
   turns TIFFs upright on its own, so these are always upright and report orientation 1.
-- Only `FORMATS` are tried. Pillow's other readers are rare, and some start programs (EPS runs Ghostscript).
+- Only `IMAGE_FORMATS` are tried. Pillow's other readers are rare, and some start programs (EPS runs Ghostscript).
 - A picture larger than `max_pixels` is refused by its header, before any pixel is decoded. Pillow has a limit of its
   own, twice `Image.MAX_IMAGE_PIXELS`; raising `max_pixels` beyond it changes nothing.
 
@@ -36,9 +36,9 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from pixtral_runtime.errors import ImageError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB bytes, Pillow's own mark for doubt; resizing such a picture peaks near 2.1 GB
-GREY_DEPTHS = (8, 10, 12, 14, 16)  # bits of usual sensors and scanners
+GREY_DEPTHS_BITS = (8, 10, 12, 14, 16)  # bits of usual sensors and scanners
 
 _TIFF_PHOTOMETRIC = 262
 _TIFF_WHITE_IS_ZERO = 0
@@ -89,7 +89,7 @@ def decode_image(data: bytes, name: str, *, apply_exif: bool = True, max_pixels:
     if not data:
         raise ImageError(f"{name}: the file is empty", "copy or download it again")
     try:
-        image = Image.open(io.BytesIO(data), formats=FORMATS)
+        image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
         _check_size(image.size, name, max_pixels)
         image.load()  # never a second time: after a failure Pillow would return the partial pixels without an error
         rgb = _to_rgb(image, name)
@@ -110,7 +110,7 @@ def decode_image(data: bytes, name: str, *, apply_exif: bool = True, max_pixels:
 def stored_size(path: Path) -> tuple[int, int] | None:
     """(width, height) in pixels from a file's header, before any EXIF rotation; None where it cannot be read."""
     try:
-        with Image.open(path, formats=FORMATS) as image:
+        with Image.open(path, formats=IMAGE_FORMATS) as image:
             return image.size
     except (*_DECODER_ERRORS, Image.DecompressionBombError):
         return None
@@ -136,13 +136,13 @@ def _to_rgb(image: Image.Image, name: str) -> Image.Image:
 
 
 def _from_deep_grey(image: Image.Image, name: str) -> Image.Image:
-    """Integer grey beyond 8 bits to mode L. White is the top of the smallest depth in `GREY_DEPTHS` that fits."""
+    """Integer grey beyond 8 bits to mode L. White is the top of the smallest depth in `GREY_DEPTHS_BITS` that fits."""
     grey = np.asarray(image).astype(np.int64)  # (H, W)
     low, high = int(grey.min()), int(grey.max())
-    white = next((2**bits - 1 for bits in GREY_DEPTHS if high < 2**bits), None)
+    white = next((2**bits - 1 for bits in GREY_DEPTHS_BITS if high < 2**bits), None)
     if low < 0 or white is None:
         raise ImageError(
-            f"{name}: grey values from {low} to {high}, expected 0 to {2 ** GREY_DEPTHS[-1] - 1}",
+            f"{name}: grey values from {low} to {high}, expected 0 to {2 ** GREY_DEPTHS_BITS[-1] - 1}",
             f"choose a range and convert it: magick {shlex.quote(name)} -auto-level -depth 8 converted.png",
         )
     if getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC) == _TIFF_WHITE_IS_ZERO:
@@ -195,7 +195,7 @@ def _unidentified(data: bytes, name: str) -> ImageError:
     if not kind and (claimed := _claimed_format(data)) != "file":
         return _damaged(name, claimed, "its header cannot be read")
     return ImageError(
-        f"{name}: unsupported format{f' ({kind})' if kind else ''}; supported are {', '.join(FORMATS)}",
+        f"{name}: unsupported format{f' ({kind})' if kind else ''}; supported are {', '.join(IMAGE_FORMATS)}",
         f"convert it first: magick {shlex.quote(name)} converted.png",
     )
 
@@ -203,7 +203,7 @@ def _unidentified(data: bytes, name: str) -> ImageError:
 def _claimed_format(data: bytes) -> str:
     """The format that the first bytes announce, or "file"."""
     prefix = data[:16]  # as much as Pillow shows its readers
-    readers = ((name, Image.OPEN[name][1]) for name in FORMATS if name in Image.OPEN)
+    readers = ((name, Image.OPEN[name][1]) for name in IMAGE_FORMATS if name in Image.OPEN)
     return next((name for name, accepts in readers if accepts and accepts(prefix) is True), "file")
 
 

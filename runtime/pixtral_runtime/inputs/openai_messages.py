@@ -23,8 +23,8 @@ from pixtral_runtime.inputs.conversation import Message, Role
 T = TypeVar("T")
 ROLES: tuple[Role, ...] = get_args(Role)
 PART_KEYS = {"text": ("type", "text"), "image": ("type", "path"), "image_url": ("type", "image_url")}
-EXAMPLE = '{"id": "1", "prompt": "What is shown?", "images": ["photo.jpg"]}'
-KINDS = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
+REQUEST_EXAMPLE = '{"id": "1", "prompt": "What is shown?", "images": ["photo.jpg"]}'
+TYPE_NAMES = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
 
 
 def with_images(messages: tuple[Message, ...], images: tuple[Path, ...]) -> tuple[Message, ...]:
@@ -93,7 +93,7 @@ def typed_value(entry: dict[str, Any], key: str, kind: type[T], default: T | Non
     """A value of the expected type. Without a default it must be there."""
     value = entry.get(key, default)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise InputError(f"{key}: expected {KINDS[kind]}, found {shown(value)}", f"such as {EXAMPLE}")
+        raise InputError(f"{key}: expected {TYPE_NAMES[kind]}, found {shown(value)}", f"such as {REQUEST_EXAMPLE}")
     return value
 
 

@@ -32,8 +32,8 @@ from pixtral_runtime.errors import InputError
 
 PREPROCESS_MODES = ("mistral", "hf")
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # RGB; specification section 2.1, step 7
-STD = (0.26862954, 0.26130258, 0.27577711)
+CHANNEL_MEANS = (0.48145466, 0.4578275, 0.40821073)  # RGB; specification section 2.1, step 7
+CHANNEL_DEVIATIONS = (0.26862954, 0.26130258, 0.27577711)
 
 MIN_IMAGE_TOKENS = 2  # a single patch and the end of its row
 
@@ -124,7 +124,7 @@ def _hf_pixels(image: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]
     """Each step in the dtype that transformers uses, so that results agree to the last bit."""
     resized = np.asarray(image.resize(size, Image.Resampling.BICUBIC))  # (H, W, 3) uint8
     scaled = (resized.astype(np.float64) * (1 / 255)).astype(np.float32)
-    normalized = (scaled - np.array(MEAN, np.float32)) / np.array(STD, np.float32)
+    normalized = (scaled - np.array(CHANNEL_MEANS, np.float32)) / np.array(CHANNEL_DEVIATIONS, np.float32)
     return np.ascontiguousarray(normalized.transpose(2, 0, 1))  # (3, H, W)
 
 

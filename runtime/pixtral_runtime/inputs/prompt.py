@@ -99,7 +99,7 @@ class PromptBuilder:
             )
         return Prompt(ids, np.where(is_image, is_image.cumsum() - 1, -1), images, image_tokens)
 
-    def decode(self, token_ids: Sequence[int]) -> str:
+    def detokenize(self, token_ids: Sequence[int]) -> str:
         """Token ids to text; control tokens vanish."""
         return str(self.tokenizer.decode(list(token_ids)))
 
@@ -113,14 +113,14 @@ class TextStream:
 
     def push(self, token_id: int) -> str:
         self._pending.append(token_id)
-        text = self._prompts.decode(self._pending)
+        text = self._prompts.detokenize(self._pending)
         if text.endswith("\N{REPLACEMENT CHARACTER}") and len(self._pending) < 4:
             return ""
         self._pending.clear()
         return text
 
     def flush(self) -> str:
-        text = self._prompts.decode(self._pending)
+        text = self._prompts.detokenize(self._pending)
         self._pending.clear()
         return text
 

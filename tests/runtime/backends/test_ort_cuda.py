@@ -15,14 +15,14 @@ from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Model, load
 from pixtral_runtime.backends.choose import open_backend
-from pixtral_runtime.backends.ort_caches import CACHE_STEP, DeviceCache
-from pixtral_runtime.backends.ort_cuda import PROVIDERS, require_cuda
+from pixtral_runtime.backends.ort_caches import CACHE_STEP_ROWS, DeviceCache
+from pixtral_runtime.backends.ort_cuda import CUDA_PROVIDERS, require_cuda
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
 from pixtral_runtime.backends.session import Sessions
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import MachineError
-from pixtral_runtime.generation.scheduler import Scheduler, Task
+from pixtral_runtime.generation.scheduler import Generation, Scheduler
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image_files import open_image
 
@@ -46,17 +46,17 @@ def test_a_cache_on_the_device_gives_the_same_tokens(kv_cache: str | None, tmp_p
     """Over prompts that make it grow, and a shorter one after them."""
     bundle = exported(DEMO, tmp_path / "b", ExportSettings(kv_cache=kv_cache))
     ours, theirs = on_device(bundle), load(bundle.path, backend="ort-cpu")
-    assert isinstance(ours.generator.sessions.decoder.new_cache(1, 1), DeviceCache)
+    assert isinstance(ours.runner.sessions.decoder.new_cache(1, 1), DeviceCache)
     for images in ([], [IMAGE] * 6, [IMAGE]):
         a, b = (model.generate(QUESTION, images, max_new_tokens=12) for model in (ours, theirs))
         assert a.token_ids == b.token_ids and len(a.token_ids) > 1
-        assert len(images) < 6 or a.prompt_tokens > CACHE_STEP
+        assert len(images) < 6 or a.prompt_tokens > CACHE_STEP_ROWS
 
 
 def test_a_grown_cache_keeps_its_rows_and_the_rest_is_zero(bundle: Bundle) -> None:
     decoder = OrtSession(bundle, "decoder", OrtSettings(device="cpu"))
     cache = decoder.new_cache(2, 1)
-    assert (cache.slots, cache.rows) == (2, CACHE_STEP)
+    assert (cache.slots, cache.rows) == (2, CACHE_STEP_ROWS)
     width = bundle.model.decoder.dim
     feeds = {
         "hidden": np.random.default_rng(0).standard_normal((2, 3, width)).astype(bundle.dtype),
@@ -67,16 +67,16 @@ def test_a_grown_cache_keeps_its_rows_and_the_rest_is_zero(bundle: Bundle) -> No
     run = decoder.run(feeds, cache)
     assert list(run) == ["logits"] and run["logits"].numpy().shape[0] == 1
     before = [tensor.copy() for layer in cache.layers() for tensor in layer]
-    cache.reserve(CACHE_STEP)
-    assert cache.rows == CACHE_STEP
-    cache.reserve(CACHE_STEP + 1)
-    assert cache.rows == 2 * CACHE_STEP
+    cache.reserve(CACHE_STEP_ROWS)
+    assert cache.rows == CACHE_STEP_ROWS
+    cache.reserve(CACHE_STEP_ROWS + 1)
+    assert cache.rows == 2 * CACHE_STEP_ROWS
     for old, new in zip(before, [tensor for layer in cache.layers() for tensor in layer], strict=True):
         assert old[:, :, :3].any() and new.dtype == bundle.cache_dtype
-        np.testing.assert_array_equal(new[:, :, :CACHE_STEP], old)
+        np.testing.assert_array_equal(new[:, :, :CACHE_STEP_ROWS], old)
         assert not new[:, :, 3:].any()
     cache.shrink(3)
-    assert cache.rows == CACHE_STEP
+    assert cache.rows == CACHE_STEP_ROWS
     for old, new in zip(before, [tensor for layer in cache.layers() for tensor in layer], strict=True):
         np.testing.assert_array_equal(new, old)
 
@@ -108,12 +108,12 @@ def test_requests_that_share_steps_and_prefixes_get_the_same_tokens(bundle: Bund
     prompts = [theirs.prompts.build(user_message(text, [image], system)) for text in texts]
     answers = []
     for model in (ours, theirs):
-        scheduler, tasks = Scheduler(bundle, model.generator, 3, drafts=3), [Task(one, 12) for one in prompts]
-        for task in tasks:
-            scheduler.submit(task)
+        scheduler, generations = Scheduler(bundle, model.runner, 3, drafts=3), [Generation(one, 12) for one in prompts]
+        for generation in generations:
+            scheduler.submit(generation)
         while scheduler.busy:
             scheduler.step()
-        answers.append([task.token_ids for task in tasks])
+        answers.append([generation.token_ids for generation in generations])
     assert answers[0] == answers[1] and all(answers[0])
 
 
@@ -141,7 +141,7 @@ def test_a_build_without_cuda_is_refused_with_the_one_that_has_it(bundle: Bundle
 def test_a_build_with_cuda_and_no_device_is_refused_and_auto_says_so(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ort, "get_available_providers", lambda: list(PROVIDERS))
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(CUDA_PROVIDERS))
     with pytest.raises(MachineError, match="cannot open a CUDA device") as caught:
         require_cuda()
     assert "nvidia-smi" in caught.value.hint
@@ -153,7 +153,7 @@ def test_a_build_with_cuda_and_no_device_is_refused_and_auto_says_so(
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_session_that_fell_back_to_the_cpu_is_refused(bundle: Bundle) -> None:
     with pytest.raises(MachineError, match="runs the embed graph without CUDAExecutionProvider") as caught:
-        OrtSession(bundle, "embed", OrtSettings(providers=PROVIDERS))
+        OrtSession(bundle, "embed", OrtSettings(providers=CUDA_PROVIDERS))
     assert "--backend ort-cpu" in caught.value.hint
 
 

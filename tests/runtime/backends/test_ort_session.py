@@ -13,7 +13,7 @@ import pytest
 from helpers.bundles import exported
 from helpers.places import DEMO
 from pixtral_export.plan import ExportSettings
-from pixtral_runtime.backends.ort_caches import CACHE_STEP, OrtCache
+from pixtral_runtime.backends.ort_caches import CACHE_STEP_ROWS, OrtCache
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
 from pixtral_runtime.bundle.spec import cache_names
 
@@ -48,24 +48,24 @@ def cache(slots: int, rows: int) -> OrtCache:
 
 
 def test_a_cache_grows_and_shrinks_in_steps_and_keeps_its_rows() -> None:
-    made = cache(2, CACHE_STEP)
+    made = cache(2, CACHE_STEP_ROWS)
     before = [tensor.copy() for layer in made.layers() for tensor in layer]
-    made.reserve(CACHE_STEP + 1)
-    assert made.rows == 2 * CACHE_STEP
+    made.reserve(CACHE_STEP_ROWS + 1)
+    assert made.rows == 2 * CACHE_STEP_ROWS
     for was, now in zip(before, made.layers()[0], strict=True):
-        np.testing.assert_array_equal(now[:, :, :CACHE_STEP], was)
-        assert not now[:, :, CACHE_STEP:].any()
+        np.testing.assert_array_equal(now[:, :, :CACHE_STEP_ROWS], was)
+        assert not now[:, :, CACHE_STEP_ROWS:].any()
     made.shrink(3)
-    assert made.rows == CACHE_STEP  # and all of them are what they were: whoever reads `rows` may rely on it
+    assert made.rows == CACHE_STEP_ROWS  # and all of them are what they were: whoever reads `rows` may rely on it
     for was, now in zip(before, made.layers()[0], strict=True):
         np.testing.assert_array_equal(now, was)
 
 
 def test_views_and_copies_reach_the_same_memory() -> None:
-    made = cache(3, CACHE_STEP)
+    made = cache(3, CACHE_STEP_ROWS)
     key = made.layers()[0][0]
     view = made.view(1, 3)
-    assert (view.slots, view.rows) == (2, CACHE_STEP)
+    assert (view.slots, view.rows) == (2, CACHE_STEP_ROWS)
     view.layers()[0][0][0, 0, 0, 0] = 77
     assert key[1, 0, 0, 0] == 77
     rest = key[2, :, 5:].copy()

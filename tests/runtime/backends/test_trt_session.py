@@ -29,7 +29,7 @@ from pixtral_runtime.bundle.engine_list import Engine, EngineSet, open_engines
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import InputError, MachineError
-from pixtral_runtime.generation.scheduler import Scheduler, Task
+from pixtral_runtime.generation.scheduler import Generation, Scheduler
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image_files import open_image
 from pixtral_runtime.inputs.prompt import Prompt
@@ -133,11 +133,11 @@ def test_greedy_answers_of_quantized_bundles_are_those_of_onnx_runtime(name: str
 def logits_after(model: Model, tokens: tuple[int, ...], *images: str) -> Array:
     """Logits (V,) after a prompt and some tokens of its answer."""
     prompt = prompt_of(model, *images)
-    generator, start = model.generator, len(prompt.token_ids)
-    cache = generator.sessions.decoder.new_cache(1, start + len(tokens) + 1)
-    logits: Array = generator.prefill(prompt, generator.encode_images(prompt), cache)[-1]
+    runner, start = model.runner, len(prompt.token_ids)
+    cache = runner.sessions.decoder.new_cache(1, start + len(tokens) + 1)
+    logits: Array = runner.prefill(prompt, runner.encode_images(prompt), cache)[-1]
     for position, token in enumerate(tokens, start):
-        logits = generator.decode(token, position, cache)
+        logits = runner.decode_token(token, position, cache)
     return logits
 
 
@@ -375,14 +375,14 @@ def test_the_scheduler_fills_slots_and_copies_shared_rows(name: str, request: py
     ]
     answers, reused = [], []
     for model in (theirs, ours):
-        scheduler = Scheduler(bundle, model.generator, 2, drafts=3)
-        tasks = [Task(prompt, 5) for prompt in asked]
-        for task in tasks:
-            scheduler.submit(task)
+        scheduler = Scheduler(bundle, model.runner, 2, drafts=3)
+        generations = [Generation(prompt, 5) for prompt in asked]
+        for generation in generations:
+            scheduler.submit(generation)
         while scheduler.busy:
             scheduler.step()
-        answers.append([task.token_ids for task in tasks])
-        reused.append([task.reused_tokens for task in tasks])
+        answers.append([generation.token_ids for generation in generations])
+        reused.append([generation.reused_tokens for generation in generations])
     assert answers[0] == answers[1]
     assert len(set(map(tuple, answers[0]))) > 2
     assert min(reused[1][1:]) > 16
@@ -398,7 +398,7 @@ def test_a_recurring_step_is_captured_and_replayed(bundle: Bundle) -> None:
     expected = answer(load(bundle.path), IMAGE)
     for _ in range(2):
         assert answer(model, IMAGE) == expected
-    decoder, steps = model.generator.sessions.decoder, len(expected) - 1
+    decoder, steps = model.runner.sessions.decoder, len(expected) - 1
     assert isinstance(decoder, TrtSession) and decoder.graph_use.kind == "captured"
     chunks = -(-len(prompt_of(model, IMAGE).token_ids) // SHAPES.chunk)
     assert decoder.graph_use.plain == 3  # the warm-ups of whole chunks, of the last chunk and of steps

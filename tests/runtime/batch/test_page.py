@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from pixtral_runtime.batch.page import THUMBNAIL_PX, Notes, thumbnail, write_report
+from pixtral_runtime.batch.page import THUMBNAIL_PX, RecordNotes, thumbnail, write_report
 from pixtral_runtime.batch.records import ImageInfo, Record
 
 NASTY = "<b>bold</b> & </script><script>document.title='broken'</script> \u2028 \"quotes\" 'n so on\nsecond line \udcff"
@@ -183,7 +183,7 @@ def test_ten_thousand_records_are_shown_a_page_at_a_time(chromium: str, tmp_path
 
 
 def test_notes_are_shown_and_filter_by_their_marks(chromium: str, tmp_path: Path) -> None:
-    notes = {"a": Notes(("wrong",), (("reference", "<i>blue</i>"),)), "b": Notes(("wrong", "flipped"), ())}
+    notes = {"a": RecordNotes(("wrong",), (("reference", "<i>blue</i>"),)), "b": RecordNotes(("wrong", "flipped"), ())}
     path = tmp_path / "report.html"
     write_report([record("a"), record("b"), record("c")], path, title="t", summary={}, notes=notes)
     seen = browse(

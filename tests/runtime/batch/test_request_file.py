@@ -10,7 +10,7 @@ import pytest
 
 from pixtral_runtime.batch.records import Request
 from pixtral_runtime.batch.request_file import read_requests, requests_of_images
-from pixtral_runtime.batch.shards import parse_shard, shard
+from pixtral_runtime.batch.shards import parse_shard, share_of
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.inputs.conversation import Message
 
@@ -167,7 +167,7 @@ def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("count", [1, 2, 3, 7])
 def test_shards_hold_each_request_once(count: int) -> None:
     requests = requests_of_images([Path(f"{n}.png") for n in range(5)], ["?"], None, 1)
-    parts = [shard(requests, index, count) for index in range(1, count + 1)]
+    parts = [share_of(requests, index, count) for index in range(1, count + 1)]
     assert sorted(request.id for part in parts for request in part) == [request.id for request in requests]
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 

@@ -17,7 +17,7 @@ from pixtral_cli.main import app
 from pixtral_runtime.batch.records import ImageInfo, Record, Settings, record_of
 from pixtral_runtime.batch.request_file import requests_of_images
 from pixtral_runtime.batch.results_file import ResultsFile, read_results
-from pixtral_runtime.batch.shards import shard
+from pixtral_runtime.batch.shards import share_of
 
 SETTINGS = Settings("fingerprint")
 REQUESTS = requests_of_images([Path(f"{n}.png") for n in range(5)], ["What?"], None, 8)
@@ -52,7 +52,7 @@ def write(tmp_path: Path) -> Write:
 @pytest.fixture
 def shards(write: Write) -> list[Path]:
     ids = {record.id: record for record in RECORDS}
-    return [write(f"{i}.jsonl", *(ids[r.id] for r in shard(REQUESTS, i, 2))) for i in (1, 2)]
+    return [write(f"{i}.jsonl", *(ids[r.id] for r in share_of(REQUESTS, i, 2))) for i in (1, 2)]
 
 
 def merged(path: Path) -> list[Record]:

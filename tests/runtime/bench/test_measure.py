@@ -18,15 +18,23 @@ from helpers.places import DEMO
 from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Model, load
-from pixtral_runtime.bench.cases import STAGES, Case, Effort, Rates, Result, knee
-from pixtral_runtime.bench.measure import latency, serve, throughput
-from pixtral_runtime.bench.report import Report, compare, csv_text, markdown, read_report, rows, setting_changes
+from pixtral_runtime.bench.cases import LATENCY_STAGES, Case, CaseResult, DeviceRates, Effort, knee
+from pixtral_runtime.bench.measure import measure_latency, measure_serving, measure_throughput
+from pixtral_runtime.bench.report import (
+    Report,
+    compare_reports,
+    csv_text,
+    markdown,
+    read_report,
+    setting_changes,
+    table_rows,
+)
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.generation.model_runner import Generator
+from pixtral_runtime.generation.model_runner import ModelRunner
 
 CASE = Case("latency", 2, 6, 64)
 QUICK = Effort(runs=3, warmup=1)
-RATES = Rates(1e12, {"vision": 1e13, "prefill": 1e13, "decode": 1e13}, 1e13)
+RATES = DeviceRates(1e12, {"vision": 1e13, "prefill": 1e13, "decode": 1e13}, 1e13)
 
 
 @pytest.fixture(scope="module")
@@ -44,9 +52,9 @@ def invoke(*arguments: object) -> Any:
 
 
 def test_stages_add_up_to_the_whole(model: Model) -> None:
-    result = latency(model, CASE, QUICK, RATES)
-    assert set(result.samples) == {*STAGES, "step"}
-    assert {len(result.samples[stage]) for stage in STAGES} == {3}
+    result = measure_latency(model, CASE, QUICK, RATES)
+    assert set(result.samples) == {*LATENCY_STAGES, "step"}
+    assert {len(result.samples[stage]) for stage in LATENCY_STAGES} == {3}
     assert len(result.samples["step"]) == 3 * (CASE.decode_tokens - 1)
     explained = []  # of a run's time; another program may have had the core between two stages
     for run in range(3):
@@ -61,24 +69,24 @@ def test_stages_add_up_to_the_whole(model: Model) -> None:
 
 
 def test_the_prompt_has_the_tokens_asked_for(model: Model) -> None:
-    result = latency(model, replace(CASE, prompt_tokens=300), QUICK, None)
+    result = measure_latency(model, replace(CASE, prompt_tokens=300), QUICK, None)
     assert result.tokens["prompt"] - result.tokens["image"] == 300
     assert result.shares == {}
     with pytest.raises(InputError, match="context holds 1024") as raised:
-        latency(model, replace(CASE, prompt_tokens=5000), QUICK, None)
+        measure_latency(model, replace(CASE, prompt_tokens=5000), QUICK, None)
     assert "--prompt-tokens" in raised.value.hint
 
 
 def test_answers_under_measurement_are_as_long_as_asked(model: Model) -> None:
     """The demo checkpoint would stop after some words."""
     for slots in (1, 3):
-        result = throughput(model, Case("throughput", slots, 40, 64), Effort(runs=2, warmup=0), requests=4)
+        result = measure_throughput(model, Case("throughput", slots, 40, 64), Effort(runs=2, warmup=0), requests=4)
         ratio = result.samples["tokens_per_s"][0] / result.samples["requests_per_s"][0]
         assert ratio == pytest.approx(40)
 
 
 def test_requests_that_come_too_fast_wait_and_the_knee_lies_below(model: Model) -> None:
-    slow, fast = (serve(model, Case("serve", 1, 16, 64, rate=rate), requests=12) for rate in (2.0, 2000.0))
+    slow, fast = (measure_serving(model, Case("serve", 1, 16, 64, rate=rate), requests=12) for rate in (2.0, 2000.0))
     assert slow.spreads["ttft"].p50 < fast.spreads["ttft"].p50
     assert fast.spreads["requests_per_s"].p50 < 2000
     best = knee([slow, fast])
@@ -100,34 +108,35 @@ def test_a_slowdown_of_ten_per_cent_is_found_and_none_in_a_run_against_itself(
     model: Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Vision becomes 10 % slower by a clock of the test's own; the other stages stay as they are."""
-    clock, encode, vision_s = Clock(), Generator.encode, 0.02
+    clock, encode, vision_s = Clock(), ModelRunner.encode, 0.02
 
-    def slowed(self: Generator, images: Any) -> Any:
+    def slowed(self: ModelRunner, images: Any) -> Any:
         clock.now += vision_s
         return encode(self, images)
 
-    monkeypatch.setattr(Generator, "encode", slowed)
+    monkeypatch.setattr(ModelRunner, "encode", slowed)
     monkeypatch.setattr("pixtral_runtime.bench.measure.time", clock)
-    old, again = (Report({}, [latency(model, CASE, Effort(runs=20), None)]) for _ in range(2))
-    assert not any(change.difference.significant for change in compare(old, old, 0.05))
-    assert not any(change.regressed for change in compare(old, again, 0.05))
+    old, again = (Report({}, [measure_latency(model, CASE, Effort(runs=20), None)]) for _ in range(2))
+    assert not any(change.difference.significant for change in compare_reports(old, old, 0.05))
+    assert not any(change.regressed for change in compare_reports(old, again, 0.05))
     vision_s *= 1.1
     changes = {
-        change.stage: change for change in compare(old, Report({}, [latency(model, CASE, Effort(20), None)]), 0.05)
+        change.stage: change
+        for change in compare_reports(old, Report({}, [measure_latency(model, CASE, Effort(20), None)]), 0.05)
     }
     assert [stage for stage, change in changes.items() if change.regressed] == ["vision", "ttft", "e2e"]
     assert changes["vision"].difference.ratio == pytest.approx(1.1, abs=0.02)
 
 
 def test_a_drop_of_a_rate_is_a_regression(model: Model) -> None:
-    old = Result(Case("throughput", 1, 8, 64), {"tokens_per_s": [100.0, 101, 99, 100, 102, 98]})
-    new = Result(old.case, {"tokens_per_s": [80.0, 81, 79, 80, 82, 78]})
-    (change,) = compare(Report({}, [old]), Report({}, [new]), 0.05)
+    old = CaseResult(Case("throughput", 1, 8, 64), {"tokens_per_s": [100.0, 101, 99, 100, 102, 98]})
+    new = CaseResult(old.case, {"tokens_per_s": [80.0, 81, 79, 80, 82, 78]})
+    (change,) = compare_reports(Report({}, [old]), Report({}, [new]), 0.05)
     assert change.regressed
-    (change,) = compare(Report({}, [new]), Report({}, [old]), 0.05)
+    (change,) = compare_reports(Report({}, [new]), Report({}, [old]), 0.05)
     assert not change.regressed
     with pytest.raises(InputError, match="no case is in both"):
-        compare(Report({}, [old]), Report({}, [Result(CASE, {"e2e": [1.0]})]), 0.05)
+        compare_reports(Report({}, [old]), Report({}, [CaseResult(CASE, {"e2e": [1.0]})]), 0.05)
 
 
 def test_a_report_is_printed_saved_and_compared(bundle: Path, tmp_path: Path) -> None:
@@ -144,7 +153,7 @@ def test_a_report_is_printed_saved_and_compared(bundle: Path, tmp_path: Path) ->
     assert saved.setting["ceilings"]["bandwidth_bytes_per_s"] > 1e9
     again = invoke(*asked, "--compare", tmp_path / "old.json", "--threshold", 1000, "--json")
     assert again.exit_code == 0, again.stderr
-    assert len(json.loads(again.stdout)["comparison"]) == 2 * len(STAGES)
+    assert len(json.loads(again.stdout)["comparison"]) == 2 * len(LATENCY_STAGES)
     slow = json.loads((tmp_path / "old.json").read_text())
     for result in slow["results"]:
         result["samples"] = {name: [value / 100 for value in values] for name, values in result["samples"].items()}
@@ -153,9 +162,9 @@ def test_a_report_is_printed_saved_and_compared(bundle: Path, tmp_path: Path) ->
 
 
 def test_every_format_has_every_row(model: Model) -> None:
-    results = [latency(model, CASE, QUICK, RATES)]
-    table = rows(results)
-    assert {row[1] for row in table} == {*STAGES, "step"}
+    results = [measure_latency(model, CASE, QUICK, RATES)]
+    table = table_rows(results)
+    assert {row[1] for row in table} == {*LATENCY_STAGES, "step"}
     assert next(row for row in table if row[1] == "tpot")[-1].endswith("(memory)")
     assert len(markdown(results).splitlines()) == 2 + len(table)
     assert len(list(csv.reader(io.StringIO(csv_text(results))))) == 1 + len(table)

@@ -15,8 +15,8 @@ from helpers.places import DEMO
 from helpers.reports import SETTING, latency
 from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
-from pixtral_runtime.bench.page import page_of
-from pixtral_runtime.bench.report import Change, Report, read_report
+from pixtral_runtime.bench.page import bench_page
+from pixtral_runtime.bench.report import Report, StageChange, read_report
 from pixtral_runtime.bench.spread import Difference
 
 
@@ -30,15 +30,15 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_page_has_setting_warnings_results_comparison_and_plots() -> None:
-    change = Change("a case", "tpot", Difference(1.2, 1.1, 1.3, 0.001), True)
-    page = page_of(Report(SETTING, [latency()], ["<b>lock</b> the clocks"]), [change])
+    change = StageChange("a case", "tpot", Difference(1.2, 1.1, 1.3, 0.001), True)
+    page = bench_page(Report(SETTING, [latency()], ["<b>lock</b> the clocks"]), [change])
     assert "&lt;b&gt;lock&lt;/b&gt; the clocks" in page and "<b>" not in page
     assert "a &lt;device&gt;" in page and "+20.0%" in page and "regressed" in page
     assert len(re.findall(r"<figure><svg", page)) == 2 and "{{" not in page
     for svg in re.findall(r"<svg.*?</svg>", page, re.S):
         ET.fromstring(svg)
     assert not re.findall(r'(?:src|href)="(?!#)', page)
-    assert "{{setting}}" in page_of(Report(SETTING | {"device": "{{setting}}"}, [latency()]))  # text stays text
+    assert "{{setting}}" in bench_page(Report(SETTING | {"device": "{{setting}}"}, [latency()]))  # text stays text
 
 
 def test_plots_and_page_are_written_with_peak_memory(bundle: Path, tmp_path: Path) -> None:

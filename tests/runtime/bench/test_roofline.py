@@ -28,7 +28,7 @@ from pixtral_runtime.backends.ort_caches import OrtCache
 from pixtral_runtime.bench.cpu_rates import MATRIX_KINDS, matrix_kind, measure_bandwidth, measure_matrix_rate
 from pixtral_runtime.bench.one_node_model import single_node
 from pixtral_runtime.bench.roofline import Ceiling, Cost, Sizes, ceiling, stage_costs
-from pixtral_runtime.bundle.device_catalog import DEVICES
+from pixtral_runtime.bundle.device_catalog import KNOWN_DEVICES
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.onnx_weights import graph_weight_bytes, weight_bytes
 from pixtral_runtime.errors import InputError
@@ -152,7 +152,7 @@ def test_weight_bytes_are_those_of_the_files(bundle: Bundle) -> None:
 
 
 def test_cache_bytes_are_those_of_the_cache_the_runtime_makes(bundle: Bundle) -> None:
-    cache = load(bundle.path).generator.sessions.decoder.new_cache(2, 256)
+    cache = load(bundle.path).runner.sessions.decoder.new_cache(2, 256)
     assert isinstance(cache, OrtCache)
     held = sum(keys.nbytes + values.nbytes for keys, values in cache.layers())
     assert stage_costs(bundle, prompt_tokens=1, context_rows=256, batch=2)["decode"].cache_bytes == held
@@ -183,7 +183,7 @@ def test_bandwidth_is_measured_with_a_spread() -> None:
 
 @pytest.mark.parametrize("kind", MATRIX_KINDS)
 def test_a_matrix_rate_is_measured_for_each_kind(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pixtral_runtime.bench.cpu_rates.MATRIX", (16, 256, 128))
+    monkeypatch.setattr("pixtral_runtime.bench.cpu_rates.MATRIX_SHAPE", (16, 256, 128))
     monkeypatch.setattr("pixtral_runtime.bench.cpu_rates.MATRIX_SECONDS", 0.0)
     assert measure_matrix_rate(1, kind).min > 1e6
 
@@ -229,7 +229,7 @@ def test_the_page_holds_what_the_script_prints() -> None:
 def test_a_device_with_more_of_everything_is_predicted_faster() -> None:
     sizes, footprint = predict_ceilings.planned("int4")
     cost = stage_costs(sizes, image_side=1024, prompt_tokens=4224, context_rows=4352)["decode"]
-    peaks = [DEVICES[name].peak for name in ("orin-nx-16", "agx-orin-64", "a100-80", "h200")]
+    peaks = [KNOWN_DEVICES[name].peak for name in ("orin-nx-16", "agx-orin-64", "a100-80", "h200")]
     times = [predict_ceilings.predicted(cost, peak, "int4").seconds for peak in peaks if peak]
     assert len(times) == 4 and times == sorted(times, reverse=True)
     # What docs/quantization.md measured of a bundle of the 12B's shapes.
@@ -240,7 +240,9 @@ def test_a_device_with_more_of_everything_is_predicted_faster() -> None:
 @pytest.mark.parametrize("precision", predict_ceilings.PRECISIONS)
 def test_decode_is_bound_by_memory_everywhere(precision: str) -> None:
     sizes, _ = predict_ceilings.planned(precision)
-    for peak in (device.peak for device in DEVICES.values() if device.peak and (precision != "fp8" or device.peak.fp8)):
+    for peak in (
+        device.peak for device in KNOWN_DEVICES.values() if device.peak and (precision != "fp8" or device.peak.fp8)
+    ):
         for batch in predict_ceilings.BATCHES:
             cost = stage_costs(sizes, prompt_tokens=1, context_rows=predict_ceilings.CONTEXT_ROWS, batch=batch)
             assert predict_ceilings.predicted(cost["decode"], peak, precision).bound_by == "memory"

@@ -14,7 +14,7 @@ from helpers.tiny import tiny_config, write_checkpoint
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.export import export
 from pixtral_export.plan import ExportSettings, plan_export
-from pixtral_runtime.bundle.manifest import open_bundle, verify
+from pixtral_runtime.bundle.manifest import open_bundle, verify_bundle
 from pixtral_runtime.errors import InputError, MachineError, PixtralError
 
 CONFIG = tiny_config()
@@ -57,7 +57,7 @@ def test_other_weights_give_another_fingerprint(exported: Path, tmp_path: Path) 
 def test_the_manifest_lists_every_file(exported: Path) -> None:
     bundle = open_bundle(exported)
     assert set(bundle.files) == {path.name for path in exported.iterdir()} - {"bundle.json"}
-    assert list(verify(bundle)) == list(bundle.files)
+    assert list(verify_bundle(bundle)) == list(bundle.files)
     assert bundle.model == CONFIG
 
 
@@ -66,7 +66,7 @@ def test_a_flipped_byte_is_found(bundle: Path) -> None:
     data[len(data) // 2] ^= 1
     (bundle / "weights.bin").write_bytes(data)
     with pytest.raises(InputError, match=r"weights\.bin.*sha256"):
-        list(verify(open_bundle(bundle)))
+        list(verify_bundle(open_bundle(bundle)))
 
 
 @pytest.mark.parametrize("name", ["weights.bin", "decoder.onnx", "tekken.json"])
@@ -110,7 +110,7 @@ def test_an_existing_bundle_needs_force(checkpoint: Path, bundle: Path) -> None:
         export_tiny(checkpoint, bundle)
     (bundle / "weights.bin").write_bytes(b"old")
     export_tiny(checkpoint, bundle, force=True)
-    assert list(verify(open_bundle(bundle)))
+    assert list(verify_bundle(open_bundle(bundle)))
 
 
 def test_a_folder_that_is_no_bundle_is_never_overwritten(checkpoint: Path, tmp_path: Path) -> None:

@@ -24,8 +24,8 @@ from pixtral_runtime.bundle.manifest import open_bundle
 from pixtral_runtime.compare import compare as module
 from pixtral_runtime.compare.compare import DEFAULT_PROMPT, CompareSettings, compare_bundles, read_prompts
 from pixtral_runtime.compare.divergence import Noise, first_difference, kl_nats, top2_gap_nats
-from pixtral_runtime.compare.page import page
-from pixtral_runtime.compare.result import Comparison, Skipped
+from pixtral_runtime.compare.page import compare_page
+from pixtral_runtime.compare.result import BundleComparison, Skipped
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image_files import open_image
@@ -89,7 +89,7 @@ def shaken(folder: Path) -> Path:
     return export_tiny(checkpoint, folder / "shaken", dtype="float32")
 
 
-def compared(a: Path, b: Path, texts: tuple[str, ...] = (DEFAULT_PROMPT,), **settings: Any) -> Comparison:
+def compared(a: Path, b: Path, texts: tuple[str, ...] = (DEFAULT_PROMPT,), **settings: Any) -> BundleComparison:
     paths = sorted(IMAGES.glob("*.png"))[:3]
     stages: list[tuple[str, int, int]] = []
     report = compare_bundles(
@@ -169,8 +169,8 @@ def test_forced_logits_are_those_of_a_full_pass(exact: Path) -> None:
         token_ids=np.append(prompt.token_ids, forced[:-1]),
         feature_index=np.append(prompt.feature_index, [-1, -1, -1]),
     )
-    cache = model.generator.sessions.decoder.new_cache(1, 1)
-    whole = model.generator.prefill(longer, run.features, cache, all_logits=True)
+    cache = model.runner.sessions.decoder.new_cache(1, 1)
+    whole = model.runner.prefill(longer, run.features, cache, all_logits=True)
     np.testing.assert_allclose(run.logits, whole[length - 1 :], atol=1e-4)  # seen 1e-5
     for (key, value), (whole_key, whole_value) in zip(run.layers, cache.layers(), strict=True):
         assert key.shape[1] == length + 3
@@ -295,7 +295,7 @@ def test_the_page_is_self_contained_and_escaped(exact: Path, damaged: Path, tmp_
 def test_skipped_images_are_on_the_page(exact: Path) -> None:
     report = compared(exact, exact, max_new_tokens=1)
     skipped = Skipped("<broken>.png", None, "cut & gone", "copy it")
-    text = page(replace(report, skipped=(skipped,)))
+    text = compare_page(replace(report, skipped=(skipped,)))
     assert "&lt;broken&gt;.png" in text and "cut &amp; gone" in text
 
 
@@ -315,6 +315,6 @@ def test_the_temporary_folder_is_removed_after_an_error(
 
 def test_logits_that_are_not_numbers_are_refused(exact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.full((1, 8), np.nan, np.float32)
-    monkeypatch.setattr("pixtral_runtime.generation.model_runner.Generator.prefill", lambda *_, **__: rows)
+    monkeypatch.setattr("pixtral_runtime.generation.model_runner.ModelRunner.prefill", lambda *_, **__: rows)
     with pytest.raises(InputError, match="not numbers"):
         compared(exact, exact, max_new_tokens=1)

@@ -17,14 +17,14 @@ from typer.testing import CliRunner, Result
 from helpers.places import ROOT
 from pixtral_cli.main import app
 from pixtral_runtime.device import doctor
-from pixtral_runtime.device.doctor import Row, examine
+from pixtral_runtime.device.doctor import Finding, examine
 from pixtral_runtime.device.memory import available_memory_bytes
 
 MEMORY_TOLERANCE_BYTES = 1_000_000_000  # other programs take and give back between two looks
 PYPROJECT = ROOT / "pyproject.toml"
 
 
-def row(name: str) -> Row:
+def row(name: str) -> Finding:
     return next(row for row in examine() if row.name == name)
 
 
@@ -155,7 +155,7 @@ def test_available_memory_is_what_psutil_says() -> None:
 
 def test_low_memory_and_a_system_without_counters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     meminfo = tmp_path / "meminfo"
-    monkeypatch.setattr(doctor, "MEMINFO", meminfo)
+    monkeypatch.setattr("pixtral_runtime.device.memory.MEMINFO", meminfo)
     assert available_memory_bytes() is None
     assert row("memory").value == "unknown"
     meminfo.write_text("MemTotal:       16000000 kB\nMemAvailable:    1000000 kB\nHugePages_Total:       0\n")
@@ -173,9 +173,9 @@ def test_packages_and_extras_are_those_of_the_project() -> None:
     def names(requirements: list[str]) -> set[str]:
         return {requirement.split(">")[0].split("=")[0] for requirement in requirements}
 
-    assert {distribution for _, distribution, *_ in doctor.BASE} <= names(project["dependencies"])
+    assert {distribution for _, distribution, *_ in doctor.BASE_PACKAGES} <= names(project["dependencies"])
     extras = project["optional-dependencies"]
-    for extra, packages in doctor.OPTIONAL.items():
+    for extra, packages in doctor.EXTRA_PACKAGES.items():
         assert {distribution for _, distribution in packages} == names(extras[extra])
     for extra, package in zip(("cpu", "gpu"), doctor.ORT_PACKAGES, strict=True):
         assert names(extras[extra]) == {package}

@@ -18,7 +18,7 @@ from pixtral_runtime.device.energy import (
     PowerGauge,
     SampledMeter,
     TegrastatsMeter,
-    measure,
+    measure_energy,
 )
 from pixtral_runtime.device.energy_meters import open_meters
 from pixtral_runtime.device.jetson import parse_tegrastats, total_rails
@@ -51,7 +51,7 @@ def only(meters: list[EnergyMeter]) -> EnergyMeter:
 
 
 def energy_of(root: Path, meanwhile: Callable[[], object] = lambda: None) -> Energy:
-    with measure(open_meters(root, ABSENT)) as readings:
+    with measure_energy(open_meters(root, ABSENT)) as readings:
         meanwhile()
     (energy,) = readings
     return energy
@@ -160,7 +160,7 @@ def test_a_gpu_that_nothing_can_be_asked_of_is_named_with_the_remedy(tmp_path: P
 def test_a_jetsons_module_is_the_sum_of_the_rails_that_do_not_overlap(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, source: str, watts: float
 ) -> None:
-    monkeypatch.setattr("pixtral_runtime.device.energy.POWER_PERIOD_S", TIMEOUT_S)
+    monkeypatch.setattr("pixtral_runtime.device.energy_meters.POWER_PERIOD_S", TIMEOUT_S)
     energy = energy_of(machine(tmp_path, name))
     assert (energy.scope, energy.source) == ("module", source)
     assert energy.watts == pytest.approx(watts)
@@ -191,7 +191,7 @@ def test_a_thread_samples_while_work_is_done_and_ends_with_it() -> None:
         return 10.0
 
     meter = SampledMeter("module", "test", lambda: [PowerGauge(watts)], 0.001)
-    with measure([meter]) as readings:
+    with measure_energy([meter]) as readings:
         assert sampled.wait(TIMEOUT_S)
     assert len(set(calls)) == 2
     assert readings[0].watts == pytest.approx(10)
@@ -199,7 +199,7 @@ def test_a_thread_samples_while_work_is_done_and_ends_with_it() -> None:
 
 
 def test_meters_stop_where_the_work_fails(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), measure(open_meters(machine(tmp_path, "orin-nano-super"), ABSENT)):
+    with pytest.raises(ZeroDivisionError), measure_energy(open_meters(machine(tmp_path, "orin-nano-super"), ABSENT)):
         raise ZeroDivisionError
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("energy of")]
 
@@ -266,7 +266,7 @@ def test_tegrastats_is_started_read_and_ended(tmp_path: Path) -> None:
     name = repr(str(printed))
     script = f"print({line!r}); print('noise', flush=True); open({name}, 'w').close(); open({name}).read()"
     meter = TegrastatsMeter((sys.executable, "-c", script))
-    with measure([meter]) as readings:
+    with measure_energy([meter]) as readings:
         printed.read_bytes()  # comes back when the script has printed
     assert (readings[0].scope, readings[0].source) == ("module", "tegrastats")
     assert readings[0].watts == pytest.approx(12.479)

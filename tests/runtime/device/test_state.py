@@ -19,7 +19,7 @@ from pixtral_runtime.device.cpu_time import other_load, read_cpu_time
 from pixtral_runtime.device.jetson import parse_nvpmodel
 from pixtral_runtime.device.nvml import open_gpu
 from pixtral_runtime.device.state import DeviceState, read_state, run_command
-from pixtral_runtime.device.state_warnings import Warning, load_between, warnings
+from pixtral_runtime.device.state_warnings import StateWarning, load_between, state_warnings
 from pixtral_runtime.device.throttling import Temperature
 from pixtral_runtime.errors import MachineError
 
@@ -36,7 +36,7 @@ def state_of(root: Path, nvpmodel: str | None = None) -> DeviceState:
     return read_state(root, lambda command: nvpmodel if list(command) == ["nvpmodel", "-q"] else None)
 
 
-def texts(found: Sequence[Warning]) -> list[str]:
+def texts(found: Sequence[StateWarning]) -> list[str]:
     return [warning.text for warning in found]
 
 
@@ -79,7 +79,7 @@ def test_clocks_that_jetson_clocks_has_locked_are_locked_whatever_the_governor(t
     assert state.cpu_clock.governor == "schedutil"
     assert (state.cpu_clock.locked, state.gpu_clock.locked, state.memory_clock.locked) == (True, True, True)
     assert state.memory_clock.cap_hz is None  # a cap of 0 is none
-    assert warnings(state, state) == []
+    assert state_warnings(state, state) == []
 
 
 def test_a_gpu_is_read_through_nvml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,7 +108,7 @@ def test_of_a_machine_that_shows_nothing_nothing_is_made_up(tmp_path: Path) -> N
     unknown = {name: value for name, value in found.items() if name not in state.versions}
     assert len(unknown) > 20
     assert [name for name, value in unknown.items() if value is not None and value not in ([], {})] == []
-    assert warnings(state, state) == []
+    assert state_warnings(state, state) == []
 
 
 def test_a_state_goes_into_json_with_what_moves_kept_apart(tmp_path: Path) -> None:
@@ -181,13 +181,13 @@ def test_the_gpu_is_the_first_that_cuda_may_use(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_quiet_server_with_locked_clocks_gets_no_warning(tmp_path: Path) -> None:
     state = state_of(machine(tmp_path, "xeon-2s"))
-    assert warnings(state, state) == []
+    assert state_warnings(state, state) == []
 
 
 def test_one_cpu_with_another_governor_is_a_warning_with_the_command(tmp_path: Path) -> None:
     root = plant(machine(tmp_path, "xeon-2s"), {f"{POLICY}/scaling_governor": "powersave"})
     state = state_of(root)
-    (warning,) = warnings(state, state)
+    (warning,) = state_warnings(state, state)
     assert warning.text == "the CPU's clock is not locked (governor performance, powersave)"
     assert warning.remedy == "sudo cpupower frequency-set -g performance"
 
@@ -195,8 +195,8 @@ def test_one_cpu_with_another_governor_is_a_warning_with_the_command(tmp_path: P
 def test_a_capped_power_mode_names_the_fastest_mode_of_this_board(tmp_path: Path) -> None:
     """Mode 0 of an Orin Nano Super is 15 W: the customary -m 0 would make it slower."""
     state = state_of(machine(tmp_path, "orin-nano-super"), "NV Power Mode: 25W\n1\n")
-    found = warnings(state, state)
-    assert found[0] == Warning("power mode 25W caps the clocks", "sudo nvpmodel -m 2 && sudo jetson_clocks")
+    found = state_warnings(state, state)
+    assert found[0] == StateWarning("power mode 25W caps the clocks", "sudo nvpmodel -m 2 && sudo jetson_clocks")
     assert texts(found)[1:] == [
         "the CPU's clock is not locked (governor schedutil)",
         "the GPU's clock is not locked (governor nvhost_podgov)",
@@ -205,7 +205,7 @@ def test_a_capped_power_mode_names_the_fastest_mode_of_this_board(tmp_path: Path
 
 def test_in_the_fastest_mode_jetson_clocks_alone_is_the_remedy(tmp_path: Path) -> None:
     state = state_of(machine(tmp_path, "orin-nano-super"), "NV Power Mode: MAXN_SUPER\n2\n")
-    assert {warning.remedy for warning in warnings(state, state)} == {"sudo jetson_clocks"}
+    assert {warning.remedy for warning in state_warnings(state, state)} == {"sudo jetson_clocks"}
 
 
 def test_a_gpu_clock_that_moves_during_a_run_is_not_locked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,17 +214,17 @@ def test_a_gpu_clock_that_moves_during_a_run_is_not_locked(tmp_path: Path, monke
     before = state_of(root)
     pretend_nvml(monkeypatch)
     after = state_of(root)
-    (warning,) = warnings(before, after)
+    (warning,) = state_warnings(before, after)
     assert warning.text == "the GPU's clock went from 210 to 1740 MHz during the run: it is not locked"
     assert warning.remedy == "sudo nvidia-smi -lgc 2040"
-    assert warnings(after, after) == []
+    assert state_warnings(after, after) == []
 
 
 @pytest.mark.parametrize("fraction, warns", [(0.85, True), (0.95, False)])
 def test_a_locked_clock_that_falls_all_the_same_is_a_warning(tmp_path: Path, fraction: float, warns: bool) -> None:
     before = state_of(machine(tmp_path, "xeon-2s"))
     fallen = replace(before.cpu_clock, current_hz=int(3_600_000_000 * fraction))
-    found = warnings(before, replace(before, cpu_clock=fallen))
+    found = state_warnings(before, replace(before, cpu_clock=fallen))
     assert texts(found) == (["the CPU's clock fell from 3600 to 3060 MHz during the run"] if warns else [])
     assert not warns or found[0].remedy == "let the device cool, then measure again"
 
@@ -233,7 +233,7 @@ def test_throttling_counted_during_the_run_is_a_warning_and_older_is_not(tmp_pat
     root = machine(tmp_path, "xeon-2s")
     before = state_of(root)
     plant(root, {"sys/devices/system/cpu/cpu4/thermal_throttle/core_throttle_count": 4})
-    (warning,) = warnings(before, state_of(root))
+    (warning,) = state_warnings(before, state_of(root))
     assert (warning.text, warning.remedy) == (
         "slowed down: CPU core thermal throttling",
         "more cooling, then measure again",
@@ -244,7 +244,7 @@ def test_a_jetsons_over_current_events_and_alerts_are_warnings(tmp_path: Path) -
     root = machine(tmp_path, "agx-orin")
     before = state_of(root)
     events = {"sys/class/hwmon/hwmon2/oc3_event_cnt": 4, "sys/class/thermal/cooling_device1/cur_state": 1}
-    heat, current = sorted(warnings(before, state_of(plant(root, events))), key=lambda warning: warning.text)
+    heat, current = sorted(state_warnings(before, state_of(plant(root, events))), key=lambda warning: warning.text)
     assert (heat.text, heat.remedy) == (
         "slowed down: GPU thermal throttling",
         "full fan, sudo jetson_clocks --fan",
@@ -262,9 +262,9 @@ def test_a_gpus_time_under_its_power_cap_counts_even_if_it_is_over(
         pretend_nvml(monkeypatch, L4 | {"ViolationStatus": found})
         return state_of(tmp_path)
 
-    (warning,) = warnings(state(5_000_000), state(9_000_000))
+    (warning,) = state_warnings(state(5_000_000), state(9_000_000))
     assert warning.text == "slowed down: GPU power cap" and "-lgc" in warning.remedy
-    assert warnings(state(5_000_000), state(5_000_000)) == []
+    assert state_warnings(state(5_000_000), state(5_000_000)) == []
 
 
 @pytest.mark.parametrize("millidegrees, warns", [(95_500, True), (94_500, False)])
@@ -274,7 +274,7 @@ def test_a_temperature_within_five_degrees_of_its_limit_is_a_warning(
     root = plant(machine(tmp_path, "xeon-2s"), {"sys/class/thermal/thermal_zone0/temp": millidegrees})
     state = state_of(root)
     expected = ["x86_pkg_temp is at 96 °C, its limit is 100 °C"] if warns else []
-    assert texts(warnings(state, state)) == expected
+    assert texts(state_warnings(state, state)) == expected
 
 
 # --- other load; ticks are hundredths of a second
@@ -288,10 +288,10 @@ def process(pid: int, name: str, parent: int, user: int) -> dict[str, str]:
     return {f"proc/{pid}/stat": f"{pid} ({name}) R {parent} 1 1 0 -1 0 0 0 0 0 {user} 0 0 0 20 0 1 0 1 1 1"}
 
 
-def loaded(root: Path, changes: dict[str, str]) -> list[Warning]:
+def loaded(root: Path, changes: dict[str, str]) -> list[StateWarning]:
     machine(root, "xeon-2s")
     before = state_of(root)
-    return warnings(before, state_of(plant(root, changes)))
+    return state_warnings(before, state_of(plant(root, changes)))
 
 
 def test_what_other_programs_took_during_the_run_is_a_warning_that_names_them(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from pixtral_runtime.errors import InputError, MachineError, PixtralError
-from pixtral_runtime.evaluation.dataset import ImageStore, download, examples, read_rows
+from pixtral_runtime.evaluation.dataset import ImageStore, download_dataset, read_examples, read_rows
 from pixtral_runtime.evaluation.task import BrokenRow, RowError, Task
 from pixtral_runtime.evaluation.tasks import TASKS, task_named
 
@@ -44,7 +44,7 @@ def write_docvqa(path: Path, count: int = 3, start: int = 0) -> None:
 
 
 def of(folder: Path, task: str, limit: int | None = None) -> tuple[list[str], list[BrokenRow]]:
-    found, broken = examples(TASKS[task], folder, ImageStore(folder / "cache", folder), limit)
+    found, broken = read_examples(TASKS[task], folder, ImageStore(folder / "cache", folder), limit)
     return [example.id for example in found], broken
 
 
@@ -131,11 +131,11 @@ def test_without_a_network_the_hint_says_how_to_fetch_the_data(monkeypatch: pyte
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(PixtralError) as error:
-        download(TASKS["docvqa"])
+        download_dataset(TASKS["docvqa"])
     assert "hf download lmms-lab/DocVQA --repo-type dataset" in error.value.hint
     assert isinstance(error.value, MachineError)
     with pytest.raises(InputError, match="not on the hub"):
-        download(TASKS["custom"])
+        download_dataset(TASKS["custom"])
 
 
 def test_an_unknown_task_lists_those_that_are() -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from helpers.judge_stub import BROKEN, BUSY, Judge, Reply, judge_server
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.evaluation.judge import JudgeOptions, Rating, averages, judge_messages, rate
+from pixtral_runtime.evaluation.judge import JudgeOptions, Rating, judge_messages, rate_answers, rating_averages
 from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example
 from pixtral_runtime.inputs.conversation import Message
@@ -64,7 +64,7 @@ def options(judge: Judge, **changes: float) -> JudgeOptions:
 
 
 def rated(judge: Judge, pairs: Sequence[tuple[Example, str]], path: Path, **changes: float) -> dict[str, Rating]:
-    return {rating.id: rating for rating in rate(pairs, path, options(judge, **changes))}
+    return {rating.id: rating for rating in rate_answers(pairs, path, options(judge, **changes))}
 
 
 def test_the_judge_reads_the_conversation_its_image_the_references_and_the_answer(picture: Path) -> None:
@@ -193,7 +193,7 @@ def test_a_stopped_run_keeps_what_was_rated_even_with_a_torn_line(picture: Path,
     pairs = [(turn(str(n), picture), "x") for n in range(12)]
     path = tmp_path / "r.jsonl"
     with judge_server() as judge:
-        ratings = rate(pairs, path, options(judge, parallel=1))
+        ratings = rate_answers(pairs, path, options(judge, parallel=1))
         kept = [next(ratings).id for _ in range(3)]
         ratings.close()  # type: ignore[attr-defined]
         with path.open("a", encoding="utf-8") as file:
@@ -243,7 +243,7 @@ def test_what_can_never_be_asked_is_refused_before_anything_is(
 ) -> None:
     pairs = [(turn("a", picture), "x")]
     with pytest.raises(InputError, match="no address"):
-        list(rate(pairs, tmp_path / "r.jsonl", JudgeOptions("localhost:8000/v1")))
+        list(rate_answers(pairs, tmp_path / "r.jsonl", JudgeOptions("localhost:8000/v1")))
     with judge_server() as judge:
         with pytest.raises(InputError, match="cannot be written"):
             rated(judge, pairs, tmp_path / "no folder" / "r.jsonl")
@@ -255,7 +255,7 @@ def test_what_can_never_be_asked_is_refused_before_anything_is(
 
 def test_averages_name_what_they_average() -> None:
     rated = [(8.0, "charts", 1), (6.0, "charts", 2), (4.0, "tables", 1)]
-    assert averages(rated) == {
+    assert rating_averages(rated) == {
         "micro": 6.0,
         "macro_category": 5.5,
         "macro_turn": 6.0,

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from pixtral_runtime.evaluation.dataset import ImageStore, examples
+from pixtral_runtime.evaluation.dataset import ImageStore, read_examples
 from pixtral_runtime.evaluation.metrics import METRICS
 from pixtral_runtime.evaluation.task import Example
 from pixtral_runtime.evaluation.tasks import TASKS
@@ -92,7 +92,7 @@ def load(task: str, folder: Path) -> list[Example]:
     name, schema, rows = PUBLISHED[task]
     (folder / name).parent.mkdir(parents=True)
     pq.write_table(pa.Table.from_pylist(rows, schema=pa.schema(list(schema.items()))), folder / name)
-    found, broken = examples(TASKS[task], folder, ImageStore(folder / "cache", folder), None)
+    found, broken = read_examples(TASKS[task], folder, ImageStore(folder / "cache", folder), None)
     assert not broken
     return found
 

@@ -10,8 +10,8 @@ import pytest
 
 from pixtral_runtime.batch.records import Record
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.evaluation.comparison import compare
-from pixtral_runtime.evaluation.page import page_of
+from pixtral_runtime.evaluation.comparison import compare_evaluations
+from pixtral_runtime.evaluation.page import evaluation_page
 from pixtral_runtime.evaluation.result import (
     Evaluation,
     Scored,
@@ -105,7 +105,7 @@ def test_what_is_no_result_is_refused(tmp_path: Path, content: str | None) -> No
 def test_a_comparison_pairs_by_id_and_lists_what_flipped() -> None:
     old = evaluation(scored("a", 1.0), scored("b", 1.0), scored("c", 0.0, "no"), scored("d", None), scored("e", 1.0))
     new = evaluation(scored("c", 1.0), scored("b", 0.0, "no"), scored("a", 1.0), scored("d", 1.0))
-    found = compare(old, new)
+    found = compare_evaluations(old, new)
     assert (found.changes["exact"].n, found.changes["exact"].better, found.changes["exact"].worse) == (3, 1, 1)
     assert [(flip.id, flip.old_answer, flip.new_answer) for flip in found.flips] == [
         ("c", "no", "yes"),
@@ -118,14 +118,14 @@ def test_a_comparison_pairs_by_id_and_lists_what_flipped() -> None:
 def test_a_bundle_that_is_worse_beyond_wording_has_regressed_and_a_better_one_has_not() -> None:
     good = evaluation(*(scored(str(n), 1.0) for n in range(100)))
     bad = evaluation(*(scored(str(n), float(n >= 20), "no") for n in range(100)))
-    assert compare(good, bad).regressed and not compare(bad, good).regressed
-    assert "worse by 20.00 points" in compare(good, bad).verdict
+    assert compare_evaluations(good, bad).regressed and not compare_evaluations(bad, good).regressed
+    assert "worse by 20.00 points" in compare_evaluations(good, bad).verdict
 
 
 def test_a_small_but_sure_loss_is_within_the_wording() -> None:
     good = evaluation(*(scored(str(n), 1.0) for n in range(1000)))
     bad = evaluation(*(scored(str(n), float(n >= 10), "no") for n in range(1000)))
-    found = compare(good, bad)
+    found = compare_evaluations(good, bad)
     assert found.changes["exact"].significant and not found.regressed and "within" in found.verdict
 
 
@@ -134,7 +134,7 @@ def test_ratings_are_compared_on_their_own_scale() -> None:
         each = [Scored(str(n), "q", ("r",), scores={"rating": n % 5 + shift}) for n in range(40)]
         return Evaluation("mm_mt_bench", {}, each)
 
-    found = compare(rated(2), rated(1))
+    found = compare_evaluations(rated(2), rated(1))
     assert found.verdict.startswith("worse by 1.00 of 10") and found.regressed
 
 
@@ -148,7 +148,7 @@ def test_ratings_are_compared_on_their_own_scale() -> None:
 )
 def test_evaluations_of_different_questions_are_not_compared(old: Evaluation, word: str) -> None:
     with pytest.raises(InputError, match=word):
-        compare(old, evaluation(scored("a", 1.0)))
+        compare_evaluations(old, evaluation(scored("a", 1.0)))
 
 
 def test_the_page_shows_errors_then_flips_then_wrong_answers() -> None:
@@ -156,7 +156,7 @@ def test_the_page_shows_errors_then_flips_then_wrong_answers() -> None:
     old = evaluation(*(scored(name, 1.0) for name in names[2:]), scored("right", 1.0), scored("wrong", 0.0))
     new = evaluation(scored("right", 1.0), scored("wrong", 0.0), scored("flipped", 0.0, "no"), scored("broken", None))
     records = by_id(*(record(name, "x") for name in names))
-    shown, notes, summary = page_of(new, compare(old, new), records)
+    shown, notes, summary = evaluation_page(new, compare_evaluations(old, new), records)
     assert [one.id for one in shown] == ["broken", "flipped", "wrong", "right"]
     assert notes["flipped"].marks == ("wrong", "worse than the other")
     assert ("reference", "yes") in notes["right"].lines and ("the other's answer", "yes (score 1)") in notes[

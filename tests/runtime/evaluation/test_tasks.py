@@ -11,7 +11,7 @@ import pytest
 
 from measure_eval import easy_vqa_data
 from pixtral_runtime.evaluation.dataset import ImageStore
-from pixtral_runtime.evaluation.dataset import examples as examples_of
+from pixtral_runtime.evaluation.dataset import read_examples as examples_of
 from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example, RowError
 from pixtral_runtime.evaluation.tasks import TASKS

@@ -14,7 +14,7 @@ from transformers import LlavaForConditionalGeneration
 from helpers.bundles import export_tiny
 from helpers.tiny import tiny_config, write_checkpoint
 from pixtral_runtime import Message, Model, Sampling, load
-from pixtral_runtime.bundle.spec import PREFILL_CHUNK
+from pixtral_runtime.bundle.spec import PREFILL_CHUNK_TOKENS
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.prompt import Prompt
@@ -69,8 +69,8 @@ def reference_logits(reference: Any, prompt: Prompt, more: list[int]) -> np.ndar
 @pytest.mark.parametrize("images", range(5))
 def test_logits_and_greedy_tokens_equal_transformers(model: Model, reference: Any, images: int) -> None:
     prompt = request(model, images)
-    cache = model.generator.sessions.decoder.new_cache(1, 1)
-    logits = model.generator.prefill(prompt, model.generator.encode_images(prompt), cache, all_logits=True)
+    cache = model.runner.sessions.decoder.new_cache(1, 1)
+    logits = model.runner.prefill(prompt, model.runner.encode_images(prompt), cache, all_logits=True)
     expected = reference_logits(reference, prompt, [])
     assert np.abs(expected).max() > 1  # logits that are all alike would prove nothing
     np.testing.assert_allclose(logits, expected, atol=ATOL)
@@ -85,19 +85,19 @@ def test_logits_and_greedy_tokens_equal_transformers(model: Model, reference: An
 
 def test_cached_decode_equals_full_forward(model: Model, reference: Any) -> None:
     prompt, tokens = request(model, 2), [40, 300, 7, 511, 100]
-    cache = model.generator.sessions.decoder.new_cache(1, 1)
-    model.generator.prefill(prompt, model.generator.encode_images(prompt), cache)
+    cache = model.runner.sessions.decoder.new_cache(1, 1)
+    model.runner.prefill(prompt, model.runner.encode_images(prompt), cache)
     start = len(prompt.token_ids)
-    steps = [model.generator.decode(token, start + n, cache) for n, token in enumerate(tokens)]
+    steps = [model.runner.decode_token(token, start + n, cache) for n, token in enumerate(tokens)]
     np.testing.assert_allclose(np.stack(steps), reference_logits(reference, prompt, tokens)[start:], atol=ATOL)
 
 
 def test_a_prompt_of_several_chunks_and_cache_steps_equals_transformers(model: Model, reference: Any) -> None:
     images = [noise(256, 256), noise(160, 256)]
     prompt = model.prompts.build(user_message("What?", images))
-    assert len(prompt.token_ids) > PREFILL_CHUNK
-    cache = model.generator.sessions.decoder.new_cache(1, 1)
-    logits = model.generator.prefill(prompt, model.generator.encode_images(prompt), cache, all_logits=True)
+    assert len(prompt.token_ids) > PREFILL_CHUNK_TOKENS
+    cache = model.runner.sessions.decoder.new_cache(1, 1)
+    logits = model.runner.prefill(prompt, model.runner.encode_images(prompt), cache, all_logits=True)
     np.testing.assert_allclose(logits, reference_logits(reference, prompt, []), atol=ATOL)
 
 
@@ -110,17 +110,17 @@ def test_rows_of_an_earlier_request_do_not_leak(model: Model) -> None:
 
 def test_two_slots_of_different_length_decode_together(model: Model) -> None:
     """One decode step over two slots equals two steps over one: own write index, own positions."""
-    sessions, config = model.generator.sessions, model.bundle.model.decoder
+    sessions, config = model.runner.sessions, model.bundle.model.decoder
     prompts = [request(model, 0), request(model, 2)]
     singles = []
     both = sessions.decoder.new_cache(2, max(len(p.token_ids) for p in prompts) + 1)
     for slot, prompt in enumerate(prompts):
         cache = sessions.decoder.new_cache(1, both.rows)
-        model.generator.prefill(prompt, model.generator.encode_images(prompt), cache)
+        model.runner.prefill(prompt, model.runner.encode_images(prompt), cache)
         for whole, one in zip(both.layers(), cache.layers(), strict=True):
             for target, source in zip(whole, one, strict=True):
                 target[slot] = source[0]
-        singles.append(model.generator.decode(77, len(prompt.token_ids), cache))
+        singles.append(model.runner.decode_token(77, len(prompt.token_ids), cache))
     lengths = np.array([len(prompt.token_ids) for prompt in prompts])
     features = np.zeros((1, config.dim), np.float32)
     embedded = sessions.embed.run(
@@ -137,7 +137,7 @@ def test_two_slots_of_different_length_decode_together(model: Model) -> None:
 
 
 def test_images_of_one_grid_share_a_vision_batch(model: Model) -> None:
-    vision = model.generator.sessions.vision
+    vision = model.runner.sessions.vision
     pixels = np.random.default_rng(0).standard_normal((3, 3, 32, 80)).astype(np.float32)
     together = vision.run({"pixels": pixels})["image_features"].numpy()
     alone = [vision.run({"pixels": image[None]})["image_features"].numpy()[0] for image in pixels]

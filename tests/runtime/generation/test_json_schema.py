@@ -19,7 +19,7 @@ from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Settings
 from pixtral_runtime.batch.request_file import requests_of_images
 from pixtral_runtime.errors import InputError, MachineError
-from pixtral_runtime.generation.json_schema import Schema, SchemaConstraint, compile_schema
+from pixtral_runtime.generation.json_schema import JsonSchema, SchemaConstraint, compile_schema
 from pixtral_runtime.generation.sampling import Sampler, Sampling
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image_files import open_image
@@ -81,7 +81,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load(exported(DEMO, folder, ExportSettings(dtype="float32")).path)
 
 
-def compiled(model: Model, schema: object) -> Schema:
+def compiled(model: Model, schema: object) -> JsonSchema:
     return compile_schema(json.dumps(schema), model.prompts, "schema.json")
 
 
@@ -96,9 +96,9 @@ def random_answer(model: Model, constraint: SchemaConstraint, seed: int) -> str 
     while not constraint.is_complete and len(tokens) < 400:
         tokens.append(choose(rng.standard_normal(model.bundle.model.decoder.vocab_size).astype(np.float32)))
         if tokens[-1] == model.bundle.model.eos:
-            return model.prompts.decode(tokens)
+            return model.prompts.detokenize(tokens)
         assert tokens[-1] >= SPECIAL
-    return model.prompts.decode(tokens) if constraint.is_complete else None
+    return model.prompts.detokenize(tokens) if constraint.is_complete else None
 
 
 @pytest.mark.parametrize("name", SCHEMAS)
@@ -141,14 +141,14 @@ def test_the_demo_checkpoint_writes_receipts_of_what_it_never_saw(model: Model, 
     schema = compiled(model, RECEIPT)
     for seed, path in enumerate(PICTURES):
         prompt = model.prompts.build(user_message("Read the receipt.", [open_image(path)]))
-        cache = model.generator.sessions.decoder.new_cache(1, 512)
-        logits = model.generator.prefill(prompt, model.generator.encode_images(prompt), cache)[-1]
+        cache = model.runner.sessions.decoder.new_cache(1, 512)
+        logits = model.runner.prefill(prompt, model.runner.encode_images(prompt), cache)[-1]
         constraint, tokens = schema.constraint(), list[int]()
         choose = Sampler(Sampling(temperature=temperature, seed=seed), constraint)
         while not constraint.is_complete:
             tokens.append(choose(logits))
-            logits = model.generator.decode(tokens[-1], len(prompt.token_ids) + len(tokens) - 1, cache)
-        jsonschema.validate(json.loads(model.prompts.decode(tokens)), RECEIPT)
+            logits = model.runner.decode_token(tokens[-1], len(prompt.token_ids) + len(tokens) - 1, cache)
+        jsonschema.validate(json.loads(model.prompts.detokenize(tokens)), RECEIPT)
 
 
 def test_an_answer_that_is_cut_off_says_so(model: Model) -> None:

@@ -17,11 +17,11 @@ from helpers.bundles import exported
 from helpers.places import DEMO
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Message, Model, Sampling, load
-from pixtral_runtime.backends.ort_caches import rounded
+from pixtral_runtime.backends.ort_caches import whole_steps
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.generation.feature_cache import FeatureCache
-from pixtral_runtime.generation.model_runner import Generator
-from pixtral_runtime.generation.scheduler import COPY_FROM, Scheduler, Task
+from pixtral_runtime.generation.model_runner import ModelRunner
+from pixtral_runtime.generation.scheduler import LEAST_COPIED_ROWS, Generation, Scheduler
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.prompt import Prompt
 
@@ -49,19 +49,19 @@ def prompts(model: Model, count: int, *, system: str | None = None) -> list[Prom
     ]
 
 
-def finish(scheduler: Scheduler, tasks: Sequence[Task]) -> list[tuple[int, ...]]:
-    """The tasks' answers, in the order given, worked off together."""
-    for task in tasks:
-        scheduler.submit(task)
-    finished: list[Task] = []
+def finish(scheduler: Scheduler, generations: Sequence[Generation]) -> list[tuple[int, ...]]:
+    """The generations' answers, in the order given, worked off together."""
+    for generation in generations:
+        scheduler.submit(generation)
+    finished: list[Generation] = []
     while scheduler.busy:
         finished += scheduler.step()
-    assert sorted(map(id, finished)) == sorted(map(id, tasks))
-    return [tuple(task.token_ids) for task in tasks]
+    assert sorted(map(id, finished)) == sorted(map(id, generations))
+    return [tuple(generation.token_ids) for generation in generations]
 
 
 def alone(model: Model, prompt: Prompt, limit: int, sampling: Sampling = GREEDY) -> tuple[int, ...]:
-    return tuple(Scheduler(model.bundle, model.generator).run(Task(prompt, limit, sampling)))
+    return tuple(Scheduler(model.bundle, model.runner).run(Generation(prompt, limit, sampling)))
 
 
 LIMITS = (24, 3, 11, 1, 17, 6, 30)
@@ -76,8 +76,8 @@ def test_answers_do_not_depend_on_batch_order_or_drafts(model: Model, slots: int
     assert len(set(expected)) > 5
     order = list(range(len(asked)))
     random.Random(slots).shuffle(order)
-    scheduler = Scheduler(model.bundle, model.generator, slots, drafts=drafts)
-    answers = finish(scheduler, [Task(*asked[index]) for index in order])
+    scheduler = Scheduler(model.bundle, model.runner, slots, drafts=drafts)
+    answers = finish(scheduler, [Generation(*asked[index]) for index in order])
     assert answers == [expected[index] for index in order]
 
 
@@ -85,8 +85,8 @@ def test_sampled_answers_do_not_depend_on_the_batch_either(model: Model) -> None
     samplings = [Sampling(temperature=2.0, top_p=0.9, seed=seed) for seed in range(6)]
     asked = prompts(model, 6)
     expected = [alone(model, prompt, 12, sampling) for prompt, sampling in zip(asked, samplings, strict=True)]
-    tasks = [Task(prompt, 12, sampling) for prompt, sampling in zip(asked, samplings, strict=True)]
-    assert finish(Scheduler(model.bundle, model.generator, 4, drafts=3), tasks) == expected
+    generations = [Generation(prompt, 12, sampling) for prompt, sampling in zip(asked, samplings, strict=True)]
+    assert finish(Scheduler(model.bundle, model.runner, 4, drafts=3), generations) == expected
     assert len(set(expected)) == 6
 
 
@@ -107,10 +107,10 @@ class Watched:
 
 def watched(model: Model, slots: int, **options: Any) -> tuple[Scheduler, Watched, Watched]:
     """A scheduler over sessions of its own, with what its vision and decoder see."""
-    sessions = model.generator.sessions
+    sessions = model.runner.sessions
     vision, decoder = Watched(sessions.vision), Watched(sessions.decoder)
-    generator = Generator(model.bundle, replace(sessions, vision=vision, decoder=decoder))
-    return Scheduler(model.bundle, generator, slots, **options), vision, decoder
+    runner = ModelRunner(model.bundle, replace(sessions, vision=vision, decoder=decoder))
+    return Scheduler(model.bundle, runner, slots, **options), vision, decoder
 
 
 def test_a_slot_that_is_done_is_filled_again_at_once(model: Model) -> None:
@@ -118,27 +118,27 @@ def test_a_slot_that_is_done_is_filled_again_at_once(model: Model) -> None:
     scheduler, _, decoder = watched(model, 2)
     asked = prompts(model, 6)
     free = Sampling(temperature=50.0, top_p=1.0, seed=1)  # nearly uniform: no answer ends by itself
-    finish(scheduler, [Task(asked[0], 21, free), *(Task(prompt, 5, free) for prompt in asked[1:])])
+    finish(scheduler, [Generation(asked[0], 21, free), *(Generation(prompt, 5, free) for prompt in asked[1:])])
     widths = [shapes["write_index"][0] for shapes in decoder.shapes if shapes["position_ids"][1] == 1]
     assert widths.count(2) >= 20  # of the long one's 20 steps, none was made alone
 
 
 def test_running_answers_wait_for_one_chunk_at_most(model: Model) -> None:
     """A prompt of many chunks is read beside a running answer, a chunk and a token in turn."""
-    decoder = Watched(model.generator.sessions.decoder)
-    sessions = replace(model.generator.sessions, decoder=decoder, chunk=16)
-    scheduler = Scheduler(model.bundle, Generator(model.bundle, sessions), 2)
+    decoder = Watched(model.runner.sessions.decoder)
+    sessions = replace(model.runner.sessions, decoder=decoder, chunk=16)
+    scheduler = Scheduler(model.bundle, ModelRunner(model.bundle, sessions), 2)
     free = Sampling(temperature=50.0, top_p=1.0, seed=1)
     short = model.prompts.build(user_message("hi"))
     long = model.prompts.build(user_message("what is it? " * 30))
-    scheduler.submit(Task(short, 200, free))
+    scheduler.submit(Generation(short, 200, free))
     scheduler.step()
-    scheduler.submit(task := Task(long, 1, free))
+    scheduler.submit(generation := Generation(long, 1, free))
     before = len(decoder.shapes)
-    while task.finish_reason is None:
+    while generation.finish_reason is None:
         scheduler.step()
     tokens = [shapes["position_ids"][1] for shapes in decoder.shapes[before:]]
-    chunks = -(-(len(long.token_ids) - task.reused_tokens) // 16)
+    chunks = -(-(len(long.token_ids) - generation.reused_tokens) // 16)
     assert chunks > 4
     assert all(1 in pair for pair in itertools.pairwise(tokens))
     assert len([count for count in tokens if count > 1]) >= chunks - 1
@@ -148,7 +148,7 @@ def test_images_of_one_grid_share_a_vision_batch_and_one_image_is_encoded_once(m
     scheduler, vision, _ = watched(model, 4)
     same = [model.prompts.build(user_message(question, [picture(3)])) for question in QUESTIONS]
     others = [model.prompts.build(user_message("?", [picture(n, (48, 32))])) for n in range(4)]
-    finish(scheduler, [Task(prompt, 2) for prompt in (*same, *others)])
+    finish(scheduler, [Generation(prompt, 2) for prompt in (*same, *others)])
     batches = [shapes["pixels"] for shapes in vision.shapes]
     assert sum(shape[0] for shape in batches) == 1 + 4
     assert max(shape[0] for shape in batches) > 1
@@ -160,7 +160,7 @@ def test_images_are_encoded_once_where_features_are_kept_on_disk(model: Model, t
     expected = [alone(model, prompt, 6) for prompt in asked]
     for encoded in (6, 0):
         scheduler, vision, _ = watched(model, 3, features=FeatureCache(tmp_path, model.bundle.fingerprint, 1 << 30))
-        assert finish(scheduler, [Task(prompt, 6) for prompt in asked]) == expected
+        assert finish(scheduler, [Generation(prompt, 6) for prompt in asked]) == expected
         assert sum(shapes["pixels"][0] for shapes in vision.shapes) == encoded
 
 
@@ -168,13 +168,13 @@ def test_the_shared_beginning_is_read_once(model: Model) -> None:
     """Prefill tokens drop by the prefix, from the second request on, in whichever slot; answers stay."""
     plain, shared = prompts(model, 8), prompts(model, 8, system=SYSTEM)
     prefix = len(shared[0].token_ids) - len(plain[0].token_ids)
-    assert prefix > COPY_FROM
+    assert prefix > LEAST_COPIED_ROWS
     expected = [alone(model, prompt, 6) for prompt in shared]
     scheduler, _, decoder = watched(model, 3)
-    tasks = [Task(prompt, 6) for prompt in shared]
-    assert finish(scheduler, tasks) == expected
+    generations = [Generation(prompt, 6) for prompt in shared]
+    assert finish(scheduler, generations) == expected
     common = prefix + 2  # with <s> and [INST]
-    assert [task.reused_tokens for task in tasks] == [0, *[common] * 7]
+    assert [generation.reused_tokens for generation in generations] == [0, *[common] * 7]
     read = sum(shapes["position_ids"][1] for shapes in decoder.shapes if shapes["write_index"] == (1,))
     prefilled = sum(len(prompt.token_ids) for prompt in shared) - 7 * common
     assert read >= prefilled
@@ -189,24 +189,24 @@ def test_another_question_about_an_image_reads_the_question_only(model: Model) -
     ]
     expected = [alone(model, prompt, 6) for prompt in asked]
     scheduler, vision, _ = watched(model, 1)
-    tasks = [Task(prompt, 6) for prompt in asked]
-    assert finish(scheduler, tasks) == expected
+    generations = [Generation(prompt, 6) for prompt in asked]
+    assert finish(scheduler, generations) == expected
     block = asked[0].image_tokens + 2
-    assert [task.reused_tokens >= block for task in tasks] == [False, True, False]
-    assert tasks[2].reused_tokens == 2  # another picture of the same size: all but the control tokens differ
+    assert [generation.reused_tokens >= block for generation in generations] == [False, True, False]
+    assert generations[2].reused_tokens == 2  # another picture of the same size: all but the control tokens differ
     assert len(vision.shapes) == 2
 
 
 def test_a_later_turn_continues_from_the_turns_before(model: Model) -> None:
     first = Message("user", (picture(7), QUESTIONS[0]))
-    scheduler = Scheduler(model.bundle, model.generator)
+    scheduler = Scheduler(model.bundle, model.runner)
     prompt = model.prompts.build([first])
-    tokens = list(scheduler.run(Task(prompt, 6)))
-    turns = [first, Message("assistant", (model.prompts.decode(tokens),)), Message("user", (QUESTIONS[1],))]
+    tokens = list(scheduler.run(Generation(prompt, 6)))
+    turns = [first, Message("assistant", (model.prompts.detokenize(tokens),)), Message("user", (QUESTIONS[1],))]
     later = model.prompts.build(turns)
-    task = Task(later, 6)
-    assert tuple(scheduler.run(task)) == alone(model, later, 6)
-    assert task.reused_tokens >= len(prompt.token_ids)
+    generation = Generation(later, 6)
+    assert tuple(scheduler.run(generation)) == alone(model, later, 6)
+    assert generation.reused_tokens >= len(prompt.token_ids)
 
 
 def test_drafts_save_steps_where_an_answer_repeats(model: Model) -> None:
@@ -229,23 +229,23 @@ def test_drafts_save_steps_where_an_answer_repeats(model: Model) -> None:
         def accept(self, token: int) -> None:
             self._next = next(self._cycle)
 
-    plain, drafted = (Task(prompt, 40, constraint=Loop()) for _ in range(2))
-    finish(Scheduler(model.bundle, model.generator), [plain])
-    finish(Scheduler(model.bundle, model.generator, drafts=4), [drafted])
+    plain, drafted = (Generation(prompt, 40, constraint=Loop()) for _ in range(2))
+    finish(Scheduler(model.bundle, model.runner), [plain])
+    finish(Scheduler(model.bundle, model.runner, drafts=4), [drafted])
     assert drafted.token_ids == plain.token_ids
     assert plain.times.decode_steps == 39
     assert drafted.times.decode_steps < 15
 
 
 def test_a_cache_shrinks_again_after_a_long_prompt(model: Model) -> None:
-    scheduler = Scheduler(model.bundle, model.generator, 2)
+    scheduler = Scheduler(model.bundle, model.runner, 2)
     long = model.prompts.build(user_message("what is it? " * 110))
     short = prompts(model, 3)
-    finish(scheduler, [Task(long, 2)])
+    finish(scheduler, [Generation(long, 2)])
     assert scheduler._cache is not None
-    assert scheduler._cache.rows == rounded(len(long.token_ids) + 1) > 512
-    assert finish(scheduler, [Task(short[0], 6)]) == [alone(model, short[0], 6)]
-    assert scheduler._cache.rows == rounded(len(short[0].token_ids) + 6) < 256
+    assert scheduler._cache.rows == whole_steps(len(long.token_ids) + 1) > 512
+    assert finish(scheduler, [Generation(short[0], 6)]) == [alone(model, short[0], 6)]
+    assert scheduler._cache.rows == whole_steps(len(short[0].token_ids) + 6) < 256
 
 
 def test_an_answer_ends_where_the_context_does_even_with_drafts(model: Model) -> None:
@@ -253,41 +253,41 @@ def test_an_answer_ends_where_the_context_does_even_with_drafts(model: Model) ->
     room = model.bundle.limits.max_context - len(words.token_ids)
     assert 0 < room < 30
     free = Sampling(temperature=50.0, top_p=1.0, seed=2)
-    tasks = [Task(words, 100, free), Task(prompts(model, 1)[0], 12, free)]
-    answers = finish(Scheduler(model.bundle, model.generator, 2, drafts=5), tasks)
+    generations = [Generation(words, 100, free), Generation(prompts(model, 1)[0], 12, free)]
+    answers = finish(Scheduler(model.bundle, model.runner, 2, drafts=5), generations)
     assert [len(answer) for answer in answers] == [room, 12]
     assert answers[0] == alone(model, words, 100, free)
 
 
 def test_a_prompt_larger_than_an_engines_cache_is_refused_and_the_rest_goes_on(model: Model) -> None:
-    generator = Generator(model.bundle, replace(model.generator.sessions, context=128))
-    scheduler = Scheduler(model.bundle, generator, 2)
+    runner = ModelRunner(model.bundle, replace(model.runner.sessions, context=128))
+    scheduler = Scheduler(model.bundle, runner, 2)
     with pytest.raises(InputError, match="128 rows") as raised:
-        scheduler.submit(Task(model.prompts.build(user_message("go " * 160))))
+        scheduler.submit(Generation(model.prompts.build(user_message("go " * 160))))
     assert "--context" in raised.value.hint
     prompt = prompts(model, 1)[0]
-    assert finish(scheduler, [Task(prompt, 6)]) == [alone(model, prompt, 6)]
+    assert finish(scheduler, [Generation(prompt, 6)]) == [alone(model, prompt, 6)]
 
 
 def test_a_stream_that_is_left_frees_its_slot(model: Model) -> None:
-    scheduler, prompt = Scheduler(model.bundle, model.generator), prompts(model, 1)[0]
-    stream = scheduler.run(Task(prompt, 20))
+    scheduler, prompt = Scheduler(model.bundle, model.runner), prompts(model, 1)[0]
+    stream = scheduler.run(Generation(prompt, 20))
     next(stream)
     stream.close()  # type: ignore[attr-defined]
     assert not scheduler.busy
-    assert tuple(scheduler.run(Task(prompt, 20))) == alone(model, prompt, 20)
+    assert tuple(scheduler.run(Generation(prompt, 20))) == alone(model, prompt, 20)
 
 
 def test_cancelling_drops_what_waits_and_finishes_what_runs(model: Model) -> None:
-    scheduler = Scheduler(model.bundle, model.generator, 2)
-    tasks = [Task(prompt, 6) for prompt in prompts(model, 6)]
-    for task in tasks:
-        scheduler.submit(task)
+    scheduler = Scheduler(model.bundle, model.runner, 2)
+    generations = [Generation(prompt, 6) for prompt in prompts(model, 6)]
+    for generation in generations:
+        scheduler.submit(generation)
     finished = scheduler.step()
     scheduler.cancel()
     while scheduler.busy:
         finished += scheduler.step()
-    assert {id(task) for task in finished} == {id(task) for task in tasks[:2]}
+    assert {id(generation) for generation in finished} == {id(generation) for generation in generations[:2]}
 
 
 def test_an_image_the_engine_does_not_take_fails_alone(model: Model) -> None:
@@ -295,11 +295,11 @@ def test_an_image_the_engine_does_not_take_fails_alone(model: Model) -> None:
         def run(self, feeds: Any, cache: Any = None) -> Any:
             if feeds["pixels"].shape[-1] == 96:
                 raise InputError("vision: too wide", "a wider one")
-            return model.generator.sessions.vision.run(feeds, cache)
+            return model.runner.sessions.vision.run(feeds, cache)
 
     picky: Any = Picky()
-    scheduler = Scheduler(model.bundle, Generator(model.bundle, replace(model.generator.sessions, vision=picky)), 2)
-    tasks = [Task(prompt, 4) for prompt in prompts(model, 5)]
-    finish(scheduler, tasks)
-    assert [task.error is None for task in tasks] == [True, True, False, True, True]
-    assert tasks[0].token_ids == list(alone(model, tasks[0].prompt, 4))
+    scheduler = Scheduler(model.bundle, ModelRunner(model.bundle, replace(model.runner.sessions, vision=picky)), 2)
+    generations = [Generation(prompt, 4) for prompt in prompts(model, 5)]
+    finish(scheduler, generations)
+    assert [generation.error is None for generation in generations] == [True, True, False, True, True]
+    assert generations[0].token_ids == list(alone(model, generations[0].prompt, 4))

@@ -20,7 +20,7 @@ from mistral_common.tokens.tokenizers.image import _convert_to_rgb
 from PIL import Image, ImageOps
 
 from pixtral_runtime.errors import ImageError
-from pixtral_runtime.inputs.image import FORMATS, decode_image
+from pixtral_runtime.inputs.image import IMAGE_FORMATS, decode_image
 
 LAB_TOLERANCE = 6  # of 255, seen 5: the colour is given in whole CIELAB steps
 LAB_MEAN_TOLERANCE = 6  # of 255, seen 4.97: the twin picture is AVIF, compressed with loss
@@ -273,7 +273,7 @@ def test_bad_file_gives_one_error_with_its_name_the_reason_and_a_hint(kind: str)
 def test_unsupported_format_says_what_works_and_how_to_convert() -> None:
     with pytest.raises(ImageError) as caught:
         decode_image(HEIC, "my photo.heic")
-    assert all(name in str(caught.value) for name in FORMATS)
+    assert all(name in str(caught.value) for name in IMAGE_FORMATS)
     assert "magick 'my photo.heic' converted.png" in caught.value.hint
 
 

@@ -90,7 +90,7 @@ def test_answers_of_vllms_fixture_decode_to_its_text(prompts: PromptBuilder) -> 
     if not GOLDENS.is_file():
         pytest.skip("the golden answers are not beside this checkout")
     for ids, text, _ in json.loads(GOLDENS.read_text()):
-        assert prompts.decode(ids) == text
+        assert prompts.detokenize(ids) == text
         stream = TextStream(prompts)
         assert "".join([*map(stream.push, ids), stream.flush()]) == text
 
