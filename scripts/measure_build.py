@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from measure_export import watch
+from child_process import watch
 
 
 def measure(bundle: Path, arguments: list[str]) -> tuple[dict[str, Any], int]:

@@ -21,35 +21,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from demo_bundles import RECIPES, easy_vqa_examples, make_bundle
 from pixtral_runtime.batch.records import Settings
 from pixtral_runtime.batch.worker import Worker, WorkerOptions
 from pixtral_runtime.bundle.manifest import open_bundle
 from pixtral_runtime.evaluation.comparison import compare_evaluations
-from pixtral_runtime.evaluation.dataset import ImageStore, read_examples
 from pixtral_runtime.evaluation.result import Evaluation, requests_of, score_answers
 from pixtral_runtime.evaluation.score import Score
 from pixtral_runtime.evaluation.task import Example
-from pixtral_runtime.evaluation.tasks import task_named
+from pixtral_runtime.evaluation.tasks.registry import task_named
 
 PRECISIONS = ("float32", "int8", "fp8", "int4")
 SLOTS = 8
 TIMED = 1000  # questions
-
-
-def easy_vqa_data() -> Path:
-    """The dataset that the package easy-vqa brings."""
-    import easy_vqa
-
-    return Path(easy_vqa.__file__).parent / "data"
-
-
-def easy_vqa_examples(questions: int | None = None) -> list[Example]:
-    """Examples of the test split, spread over all of it where only some are wanted."""
-    data, task = easy_vqa_data(), task_named("easy_vqa")
-    with tempfile.TemporaryDirectory() as unused:
-        found, broken = read_examples(task, data, ImageStore(Path(unused), data), None)
-    assert not broken
-    return found if questions is None else found[:: max(1, len(found) // questions)][:questions]
 
 
 def evaluate(bundle: Path, asked: list[Example]) -> Evaluation:
@@ -130,15 +114,13 @@ def _ratio(seconds: dict[str, list[float]]) -> float:
 
 
 def main() -> None:
-    from measure_quantization import RECIPES, make
-
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--questions", type=int, help="ask only this many of the 9,673")
     parser.add_argument("--rounds", type=int, default=3, help="of both commands; 0 leaves them out")
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
-    bundles = {name: make(name, RECIPES[name], None, args.folder).path for name in PRECISIONS}
+    bundles = {name: make_bundle(name, RECIPES[name], None, args.folder).path for name in PRECISIONS}
     asked = easy_vqa_examples(args.questions)
     shown, rows = table({name: evaluate(path, asked) for name, path in bundles.items()})
     result: dict[str, Any] = {"rows": rows}

@@ -13,58 +13,18 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import easy_vqa
 
-from measure_eval import easy_vqa_examples, evaluate
-from pixtral_export.checkpoint.reader import open_checkpoint
-from pixtral_export.export import export
-from pixtral_export.plan import ExportSettings, plan_export
-from pixtral_runtime.bundle.manifest import MANIFEST, Bundle, open_bundle
+from demo_bundles import RECIPES, easy_vqa_examples, make_bundle, own_samples
+from measure_eval import evaluate
 from pixtral_runtime.compare.compare import CompareSettings, compare_bundles
 
-DEMO = Path(__file__).parents[1] / "tests" / "data" / "tiny-pixtral"
 CAPTION = "Describe this image in one short sentence."
-OWN_SAMPLES = 32
-HALF = ExportSettings(dtype="float16", max_context=2048)
-RECIPES = {
-    "float32": replace(HALF, dtype="float32"),
-    "float16": HALF,
-    "float16, int8 KV cache": replace(HALF, kv_cache="int8"),
-    "int8": replace(HALF, precision="int8"),
-    "fp8": replace(HALF, precision="fp8"),
-    "int4": replace(HALF, precision="int4"),
-    "int4, int8 KV cache": replace(HALF, precision="int4", kv_cache="int8"),
-    "int4 by AWQ": replace(HALF, precision="int4", method="awq"),
-    "int4 by rounding": replace(HALF, precision="int4", method="rtn"),
-}
 SCORED = ("float32", "float16", "float16, int8 KV cache", "int8", "fp8", "int4", "int4, int8 KV cache")
 """Recipes whose accuracy is measured too; the others differ in how codes are chosen, which divergence shows better."""
-
-
-def make(name: str, settings: ExportSettings, samples: Path | None, folder: Path) -> Bundle:
-    """The bundle of a recipe, exported unless the folder has it."""
-    target = folder / f"{name.replace(', ', '-').replace(' ', '-')}{'-own' if samples else ''}"
-    if not (target / MANIFEST).is_file():
-        checkpoint = open_checkpoint(DEMO)
-        if samples:
-            settings = replace(settings, calibration=samples, calibration_samples=OWN_SAMPLES)
-        export(checkpoint, plan_export(checkpoint, settings), target, force=False, progress=lambda *_: None)
-    return open_bundle(target)
-
-
-def own_samples(folder: Path) -> Path:
-    """Questions about training pictures, one a picture, as a calibration file."""
-    paths = easy_vqa.get_train_image_paths()
-    asked, _, pictures = easy_vqa.get_train_questions()
-    step = len(asked) // OWN_SAMPLES
-    rows = [{"image": paths[pictures[n]], "prompt": asked[n]} for n in range(0, step * OWN_SAMPLES, step)]
-    target = folder / "own.jsonl"
-    target.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    return target
 
 
 def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -72,7 +32,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
     samples = own_samples(args.folder)
     test = easy_vqa.get_test_image_paths()
     pictures = [Path(test[n]) for n in range(0, len(test), max(1, len(test) // args.images))][: args.images]
-    reference = make("float32", RECIPES["float32"], None, args.folder)
+    reference = make_bundle("float32", RECIPES["float32"], None, args.folder)
     rows = []
     for name, settings in RECIPES.items():
         row: dict[str, Any] = {"recipe": name}
@@ -80,7 +40,7 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
             is_calibrated = settings.kv_cache or (settings.precision and settings.method != "rtn")
             if source and not is_calibrated:
                 continue
-            bundle = make(name, settings, source, args.folder)
+            bundle = make_bundle(name, settings, source, args.folder)
             found = compare_bundles(reference, bundle, pictures, [CAPTION], CompareSettings(24), lambda *_: None).logits
             row |= {
                 f"kl_{kind}": found.kl_mean_nats,

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from measure_export import counters
+from child_process import counters
 from random_gguf import CONTEXT, Shapes, write_gguf
 
 GROUP = 128  # weights to a scale, as in our bundles

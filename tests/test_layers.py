@@ -1,9 +1,13 @@
-"""Imports point down, and what is heavy or belongs to one layer stays where it belongs."""
+"""Imports point down, from package to package and from room to room, and nothing goes in a circle.
+
+What is imported within a function, or for types only, counts as well: who reads a file has to know it.
+"""
 
 from __future__ import annotations
 
 import ast
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -28,6 +32,38 @@ NEVER = {
     "pixtral_engines": {"torch", "transformers"},
     "pixtral_runtime": {"torch", "transformers", "onnx", "onnxscript", "onnx_ir", "typer", "rich"},
 }
+ORDER = {
+    "pixtral_cli": (
+        ("__main__",),
+        ("main",),
+        ("commands",),
+        ("eval_files",),
+        ("bench_tables", "eval_tables", "job_progress", "options"),
+        ("output",),
+    ),
+    "pixtral_export": (
+        ("check", "export"),
+        ("plan",),
+        ("weights",),
+        ("checkpoint", "graphs", "quantization"),
+        ("model", "weight_names"),
+    ),
+    "pixtral_engines": (
+        ("build", "check"),
+        ("interpreter", "network", "profiles", "targets"),
+        ("layer_semantics", "lowering_trt10_3"),
+        ("arrays", "lowering"),
+    ),
+    "pixtral_runtime": (
+        ("evaluation",),
+        ("batch", "bench", "compare"),
+        ("generation",),
+        ("backends", "inputs"),
+        ("bundle", "device"),
+        ("errors", "files", "stats", "version"),
+    ),
+}
+"""Rooms of each package, files and folders alike, from the top down. A room imports from lines below its own only."""
 HEAVY = {
     "cv2", "huggingface_hub", "llguidance", "matplotlib", "mistral_common", "numpy", "onnx", "onnx_ir", "onnxruntime",
     "onnxscript", "openai", "PIL", "polygraphy", "pyarrow", "ray", "rich", "safetensors", "tensorrt", "tensorrt_rtx",
@@ -58,15 +94,95 @@ def complaints(package: str, code: str) -> set[str]:
     return wrong
 
 
+def modules(package: str) -> dict[str, Path]:
+    """The files of a package by dotted name."""
+    named = {}
+    for path in sorted(FOLDERS[package].rglob("*.py")):
+        parts = path.relative_to(FOLDERS[package]).with_suffix("").parts
+        named[".".join((package, *(part for part in parts if part != "__init__")))] = path
+    return named
+
+
+def imported_modules(code: str, known: Mapping[str, object]) -> set[str]:
+    """Which of the known modules a piece of code imports, or imports something from."""
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= (names & set(known)) or {node.module or ""}
+    return found & set(known)
+
+
+def room(module: str) -> str:
+    """The file or folder of its package that a module lies in; empty for the package itself."""
+    return [*module.split("."), ""][1]
+
+
+def steps_up(module: str, imported: set[str]) -> set[str]:
+    """What a module imports of its own package from a room that is not below its own."""
+    package = module.partition(".")[0]
+    level = {name: row for row, names in enumerate(ORDER[package]) for name in names}
+    own = room(module)
+    others = {other for other in imported if other.startswith(f"{package}.") and room(other) != own}
+    return {other for other in others if level[room(other)] <= level[own]}
+
+
+def circle(graph: Mapping[str, set[str]]) -> list[str]:
+    """Modules that import each other in a circle; empty where there is none."""
+    try:
+        TopologicalSorter(graph).prepare()
+    except CycleError as error:
+        found: list[str] = error.args[1]
+        return found
+    return []
+
+
 def source_files() -> list[tuple[str, Path]]:
     return [(package, path) for package, folder in FOLDERS.items() for path in sorted(folder.rglob("*.py"))]
 
 
 @pytest.mark.parametrize(
-    ("package", "path"), source_files(), ids=[f"{package}/{path.name}" for package, path in source_files()]
+    ("package", "path"), source_files(), ids=[path.relative_to(ROOT).as_posix() for _, path in source_files()]
 )
 def test_a_file_imports_only_what_its_layer_may(package: str, path: Path) -> None:
     assert complaints(package, path.read_text(encoding="utf-8")) == set()
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_every_room_has_its_line_in_the_order(package: str) -> None:
+    listed = [name for names in ORDER[package] for name in names]
+    assert sorted(listed) == sorted({room(module) for module in modules(package)} - {""})
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_rooms_import_from_rooms_below_only(package: str) -> None:
+    named = modules(package)
+    wrong = {
+        module: up
+        for module, path in named.items()
+        if room(module) and (up := steps_up(module, imported_modules(path.read_text(encoding="utf-8"), named)))
+    }
+    assert wrong == {}
+
+
+def test_no_files_import_each_other_in_a_circle() -> None:
+    named = {module: path for package in FOLDERS for module, path in modules(package).items()}
+    scripts = {path.stem: path for path in sorted((ROOT / "scripts").glob("*.py"))}
+    known = named | scripts
+    graph = {
+        module: imported_modules(path.read_text(encoding="utf-8"), known) - {module} for module, path in known.items()
+    }
+    assert circle(graph) == []
+
+
+@pytest.mark.parametrize("package", FOLDERS)
+def test_folders_hold_a_docstring_and_no_imports(package: str) -> None:
+    for path in FOLDERS[package].rglob("*/__init__.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        assert ast.get_docstring(tree), path
+        assert len(tree.body) == 1, path
 
 
 @pytest.mark.parametrize("package", FOLDERS)
@@ -90,3 +206,25 @@ def test_every_layer_has_files_and_says_that_it_is_typed(package: str) -> None:
 )
 def test_the_check_itself_sees_a_wrong_import(package: str, code: str, wrong: set[str]) -> None:
     assert complaints(package, code) == wrong
+
+
+@pytest.mark.parametrize(
+    ("module", "code", "wrong"),
+    [
+        ("bundle.spec", "from pixtral_runtime.generation.model import load", {"generation.model"}),  # up
+        ("bench.measure", "def f():\n    from pixtral_runtime.batch import job", {"batch.job"}),  # sideways
+        ("inputs.prompt", "if TYPE_CHECKING:\n    import pixtral_runtime.backends.session", {"backends.session"}),
+        ("generation.model", "from pixtral_runtime import files\nfrom pixtral_runtime.inputs.prompt import x", set()),
+        ("bench.measure", "from pixtral_runtime.bench.cases import Case", set()),
+    ],
+)
+def test_the_order_sees_a_step_up_and_a_step_aside(module: str, code: str, wrong: set[str]) -> None:
+    found = steps_up(f"pixtral_runtime.{module}", imported_modules(code, modules("pixtral_runtime")))
+    assert found == {f"pixtral_runtime.{name}" for name in wrong}
+
+
+def test_the_check_for_circles_sees_one() -> None:
+    codes = {"a": "def f():\n    import b", "b": "if TYPE_CHECKING:\n    from c import x", "c": "import a"}
+    graph = {name: imported_modules(code, codes) for name, code in codes.items()}
+    assert set(circle(graph)) == {"a", "b", "c"}
+    assert circle(graph | {"c": set()}) == []

@@ -61,7 +61,7 @@ def eval(
     from pixtral_runtime.evaluation.comparison import compare_evaluations
     from pixtral_runtime.evaluation.dataset import ImageStore, download_dataset, read_examples
     from pixtral_runtime.evaluation.result import read_evaluation
-    from pixtral_runtime.evaluation.tasks import task_named
+    from pixtral_runtime.evaluation.tasks.registry import task_named
 
     chosen = task_named(task)
     wanted, memory_bytes = slots_wanted(batch, memory_limit)

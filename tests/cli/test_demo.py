@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from demo_bundles import easy_vqa_examples
 from helpers.bundles import export_tiny
 from helpers.places import DATA
-from measure_eval import easy_vqa_examples, evaluate
+from measure_eval import evaluate
 from pixtral_runtime import Model, load
 
 CHECKPOINT = DATA / "tiny-pixtral"

@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from demo_bundles import easy_vqa_data
 from helpers.bundles import exported
 from helpers.judge_stub import Reply, judge_server
 from helpers.places import DEMO
-from measure_eval import easy_vqa_data
 from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
 

@@ -15,7 +15,7 @@ from PIL import Image
 from pixtral_runtime.errors import InputError, MachineError, PixtralError
 from pixtral_runtime.evaluation.dataset import ImageStore, download_dataset, read_examples, read_rows
 from pixtral_runtime.evaluation.task import BrokenRow, RowError, Task
-from pixtral_runtime.evaluation.tasks import TASKS, task_named
+from pixtral_runtime.evaluation.tasks.registry import TASKS, task_named
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

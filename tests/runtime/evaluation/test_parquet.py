@@ -15,7 +15,7 @@ from PIL import Image
 from pixtral_runtime.evaluation.dataset import ImageStore, read_examples
 from pixtral_runtime.evaluation.metrics import METRICS
 from pixtral_runtime.evaluation.task import Example
-from pixtral_runtime.evaluation.tasks import TASKS
+from pixtral_runtime.evaluation.tasks.registry import TASKS
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 SAID = pa.list_(pa.struct([("answer", pa.string()), ("answer_confidence", pa.string()), ("answer_id", pa.int64())]))

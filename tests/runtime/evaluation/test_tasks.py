@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from measure_eval import easy_vqa_data
+from demo_bundles import easy_vqa_data
 from pixtral_runtime.evaluation.dataset import ImageStore
 from pixtral_runtime.evaluation.dataset import read_examples as examples_of
 from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example, RowError
-from pixtral_runtime.evaluation.tasks import TASKS
+from pixtral_runtime.evaluation.tasks.registry import TASKS
 
 SHA256 = {
     "chartqa": "a7d40aef32daf796495ab0140378ddc0407204f671eb5ae74bba67c63c2a519c",
