@@ -43,6 +43,7 @@ def mann_whitney(first: Samples, second: Samples) -> float:
 
 
 def finite_values(samples: Samples) -> npt.NDArray[np.float64]:
+    """The samples as an array (n,). Raises ValueError if there are none, or one is not finite."""
     values = np.asarray(samples, np.float64)
     if values.ndim != 1 or not len(values) or not np.isfinite(values).all():
         raise ValueError("samples must be a list of at least one finite number")

@@ -7,24 +7,19 @@ not quite, so intervals of tasks that ask many are a little too narrow.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
-from pixtral_runtime.stats import mcnemar, wilson
+from pixtral_runtime.stats import ALPHA, SEED, Samples, finite_values, mcnemar, wilson
 
-ALPHA = 0.05
 BOOTSTRAP_SAMPLES = 10_000
-NUMBERS_DRAWN_AT_A_TIME = 1 << 22  # numbers drawn at a time, 32 MB
-SEED = 0
+NUMBERS_DRAWN_AT_A_TIME = 1 << 22  # 32 MB
 
 WORDING_POINTS = {"mathvista": 1.0, "mmmu": 1.5, "chartqa": 0.4}
 """Standard deviation of Pixtral's score over ten wordings of the prompt, in points (paper, table 7)."""
 WORDING_MOST_POINTS = 1.5  # for tasks that the paper did not try
-
-Values = Sequence[float] | npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -37,12 +32,12 @@ class Score:
     n: int
 
     @classmethod
-    def of(cls, values: Values) -> Score:
+    def of(cls, values: Samples) -> Score:
         """Raises ValueError where there are none.
 
         Where all are 0 or all are 1 a bootstrap would claim certainty; the interval is then Wilson's.
         """
-        scores = _finite(values)
+        scores = finite_values(values)
         mean = float(scores.mean())
         if mean in (0, 1) and (scores == mean).all():
             low, high = wilson(int(mean) * len(scores), len(scores))
@@ -73,9 +68,9 @@ class Paired:
         return self.p_value < ALPHA
 
 
-def paired(old: Values, new: Values) -> Paired:
+def paired(old: Samples, new: Samples) -> Paired:
     """Compare scores of the same examples in the same order. Raises ValueError where they are not as many, or none."""
-    before, after = _finite(old), _finite(new)
+    before, after = finite_values(old), finite_values(new)
     if len(before) != len(after):
         raise ValueError(f"{len(before)} and {len(after)} scores are no pairs")
     change = after - before
@@ -125,10 +120,3 @@ def _means(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
         for done in range(0, BOOTSTRAP_SAMPLES, rows)
     ]
     return np.concatenate(blocks)
-
-
-def _finite(values: Values) -> npt.NDArray[np.float64]:
-    scores = np.asarray(values, np.float64)
-    if scores.ndim != 1 or not len(scores) or not np.isfinite(scores).all():
-        raise ValueError("scores must be a list of at least one finite number")
-    return scores
