@@ -1,3 +1,15 @@
-"""The one place that holds pixtral's version. The build reads it from here."""
+"""Versions: pixtral's own, which the build reads from here, and those of installed packages."""
+
+from __future__ import annotations
+
+from importlib.metadata import PackageNotFoundError, version
 
 __version__ = "0.1.0"
+
+
+def distribution_version(name: str) -> str | None:
+    """The version of an installed package by the name that pip knows; None if it is not installed."""
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

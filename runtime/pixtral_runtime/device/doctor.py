@@ -12,14 +12,13 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
 from pixtral_runtime.device.memory import meminfo
-from pixtral_runtime.device.sysfs import read_fields
-from pixtral_runtime.version import __version__
+from pixtral_runtime.device.sysfs import SYSTEM, cpu_name, jetson_model
+from pixtral_runtime.version import __version__, distribution_version
 
 Status = Literal["ok", "warn", "missing"]
 
@@ -57,8 +56,6 @@ ORT_PACKAGES = ("onnxruntime", "onnxruntime-gpu")  # both write the folder onnxr
 LOW_MEMORY_BYTES = 2_000_000_000
 LOW_DISK_BYTES = 2_000_000_000
 NVIDIA_SMI_TIMEOUT_S = 10
-JETSON_MODEL = Path("/proc/device-tree/model")
-CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True)
@@ -72,8 +69,8 @@ class Finding:
     needed: bool = False
 
 
-def examine() -> list[Finding]:
-    """All facts, the needed ones first. Takes under a second, or ten where the GPU driver hangs."""
+def examine(root: Path = SYSTEM) -> list[Finding]:
+    """All facts about this machine, the needed ones first. Takes under a second, or ten where the GPU driver hangs."""
     gpu = _gpu()
     rows = [
         Finding("python", platform.python_version()),
@@ -81,7 +78,7 @@ def examine() -> list[Finding]:
         _onnxruntime(prefer="gpu" if gpu.status == "ok" else "cpu"),
     ]
     rows += [_package(module, names, "pip install --upgrade pixtral", needed=True) for module, *names in BASE_PACKAGES]
-    jetson = jetson_model()
+    jetson = jetson_model(root)
     for extra, packages in EXTRA_PACKAGES.items():
         fix = f"pip install 'pixtral[{extra}]'"
         if extra == "tensorrt" and jetson:
@@ -93,25 +90,16 @@ def examine() -> list[Finding]:
     rows += [
         gpu,
         Finding("system", f"{platform.system()} {platform.machine()}"),
-        Finding("cpu", _cpu()),
-        _memory(),
+        Finding("cpu", _cpu(root)),
+        _memory(root),
         _disk(),
     ]
     rows.append(Finding("extras", ", ".join(_extras(rows)) or "none"))
     return rows
 
 
-def jetson_model() -> str:
-    """The name of the Jetson board, or nothing."""
-    try:
-        model = JETSON_MODEL.read_text(encoding="utf-8").strip("\0\n ")
-    except OSError:
-        return ""
-    return model if "jetson" in model.lower() else ""
-
-
 def _onnxruntime(prefer: str) -> Finding:
-    installed = [f"{name} {found}" for name in ORT_PACKAGES if (found := _version(name))]
+    installed = [f"{name} {found}" for name in ORT_PACKAGES if (found := distribution_version(name))]
     fix = f"pip install 'pixtral[{prefer}]'"
     uninstall = f"pip uninstall -y {' '.join(ORT_PACKAGES)} && {fix}"
     if len(installed) > 1:
@@ -130,7 +118,7 @@ def _onnxruntime(prefer: str) -> Finding:
 
 def _package(module: str, distributions: list[str], fix: str, *, needed: bool = False) -> Finding:
     name = distributions[0]
-    found = [version for candidate in distributions if (version := _version(candidate))]
+    found = [version for candidate in distributions if (version := distribution_version(candidate))]
     if found:
         return Finding(name, found[0], needed=needed)
     if _is_importable(module):
@@ -148,19 +136,12 @@ def _is_importable(module: str) -> bool:
 def _extras(rows: list[Finding]) -> Iterator[str]:
     """The extras whose packages are all there."""
     for extra, name in zip(("cpu", "gpu"), ORT_PACKAGES, strict=True):
-        if _version(name):
+        if distribution_version(name):
             yield extra
     absent = {row.name for row in rows if row.status == "missing"}
     for extra, packages in EXTRA_PACKAGES.items():
         if not absent.intersection(names[0] for _, *names in packages):
             yield extra
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
 
 
 def _gpu() -> Finding:
@@ -176,14 +157,14 @@ def _gpu() -> Finding:
     return Finding("cuda device", "; ".join(answer.stdout.split("\n")).strip("; "))
 
 
-def _cpu() -> str:
-    model = read_fields(CPUINFO).get("model name") or platform.processor() or platform.machine()
+def _cpu(root: Path) -> str:
+    model = cpu_name(root) or platform.processor() or platform.machine()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return f"{model}, {cores} cores"
 
 
-def _memory() -> Finding:
-    sizes = meminfo()
+def _memory(root: Path) -> Finding:
+    sizes = meminfo(root)
     if "MemAvailable" not in sizes:
         return Finding("memory", "unknown")
     text = f"{sizes['MemAvailable'] / 1e9:.1f} GB available of {sizes['MemTotal'] / 1e9:.1f} GB"

@@ -17,7 +17,7 @@ from pixtral_runtime.device.energy import (
 )
 from pixtral_runtime.device.jetson import total_rails
 from pixtral_runtime.device.nvml import Gpu, open_gpu
-from pixtral_runtime.device.sysfs import in_order, read_int, read_text
+from pixtral_runtime.device.sysfs import SYSTEM, in_order, jetson_model, read_int, read_text
 from pixtral_runtime.errors import MachineError
 
 COUNTER_PERIOD_S = 10.0  # AMD's RAPL counters wrap after 65 kJ
@@ -25,7 +25,7 @@ COUNTER_PERIOD_S = 10.0  # AMD's RAPL counters wrap after 65 kJ
 POWER_PERIOD_S = 0.05
 
 
-def open_meters(root: Path = Path("/"), tegrastats: Sequence[str] = TEGRASTATS_COMMAND) -> list[EnergyMeter]:
+def open_meters(root: Path = SYSTEM, tegrastats: Sequence[str] = TEGRASTATS_COMMAND) -> list[EnergyMeter]:
     """Every meter of this machine, those that may not be read with the reason; at least one that says there is none."""
     found = [meter for meter in (_rapl(root), _nvml(root), _jetson(root, tegrastats)) if meter is not None]
     return found or [Unreadable("machine", "none", "no RAPL, no NVIDIA GPU and no INA3221 monitor is there")]
@@ -90,7 +90,7 @@ def _jetson(root: Path, tegrastats: Sequence[str]) -> EnergyMeter | None:
         chosen = [rails[name] for name in names]
         source = f"INA {' + '.join(names)}"
         return SampledMeter(scope, source, lambda: [PowerGauge(rail) for rail in chosen], POWER_PERIOD_S)
-    if "jetson" not in (read_text(root / "proc/device-tree/model") or "").lower():
+    if jetson_model(root) is None:
         return None
     if shutil.which(tegrastats[0]):
         return TegrastatsMeter(tegrastats)

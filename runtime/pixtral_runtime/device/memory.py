@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.device.nvml import Gpu, open_gpu
-from pixtral_runtime.device.sysfs import read_fields
+from pixtral_runtime.device.sysfs import SYSTEM, read_fields
 from pixtral_runtime.errors import MachineError
 
 STATUS, REFERENCES = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"  # Linux: the peak of the resident set begins anew
-MEMINFO = Path("/proc/meminfo")
 
 
 def begin_peak() -> None:
@@ -47,9 +46,9 @@ def vram_of(gpu: Gpu, process: int) -> tuple[int | None, str]:
     return None, "the driver lists no memory of this process"
 
 
-def available_memory_bytes() -> int | None:
+def available_memory_bytes(root: Path = SYSTEM) -> int | None:
     """Memory that a new program can have without swapping; None where the system does not say."""
-    return meminfo().get("MemAvailable")
+    return meminfo(root).get("MemAvailable")
 
 
 def resident_memory_bytes() -> int:
@@ -58,7 +57,7 @@ def resident_memory_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def meminfo() -> dict[str, int]:
+def meminfo(root: Path = SYSTEM) -> dict[str, int]:
     """Linux's memory counters in bytes."""
-    fields = read_fields(MEMINFO)
+    fields = read_fields(root / "proc/meminfo")
     return {name: 1024 * int(value.split()[0]) for name, value in fields.items() if value.endswith("kB")}

@@ -9,7 +9,6 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,10 @@ from pixtral_runtime.device.clocks import Clock, cpu_clock, gpu_clock, memory_cl
 from pixtral_runtime.device.cpu_time import CpuTime, read_cpu_time
 from pixtral_runtime.device.jetson import PowerMode, parse_nvpmodel
 from pixtral_runtime.device.nvml import Gpu, open_gpu
-from pixtral_runtime.device.sysfs import read_text
+from pixtral_runtime.device.sysfs import SYSTEM, cpu_name, jetson_model, read_text
 from pixtral_runtime.device.throttling import Temperature, read_temperatures, read_throttling
 from pixtral_runtime.errors import MachineError
-from pixtral_runtime.version import __version__
+from pixtral_runtime.version import __version__, distribution_version
 
 LISTED_PACKAGES = ("numpy", "onnxruntime", "onnxruntime-gpu", "tensorrt", "tensorrt-rtx")
 COMMAND_TIMEOUT_S = 5
@@ -87,15 +86,14 @@ def run_command(command: Sequence[str]) -> str | None:
     return done.stdout
 
 
-def read_state(root: Path = Path("/"), run: RunCommand = run_command) -> DeviceState:
+def read_state(root: Path = SYSTEM, run: RunCommand = run_command) -> DeviceState:
     """The state now, in a few milliseconds. `root` is where /proc and /sys are, another place in tests."""
     try:
         gpu = open_gpu()
     except MachineError:
         gpu = None
-    model = read_text(root / "proc/device-tree/model")
-    board = model if model and "jetson" in model.lower() else None
-    cpu, cores, threads = _cpu(root)
+    board, cpu = jetson_model(root), cpu_name(root)
+    cores, threads = _cores_and_threads(root)
     gpu_name: str | None = gpu.read("Name") if gpu else None
     limit_mw: int | None = gpu.read("EnforcedPowerLimit") if gpu else None
     throttling, counts = read_throttling(root, gpu)
@@ -117,24 +115,18 @@ def read_state(root: Path = Path("/"), run: RunCommand = run_command) -> DeviceS
         temperatures=read_temperatures(root, gpu),
         load_average=_load_average(root),
         cpu_time=read_cpu_time(root),
-        versions={"pixtral": __version__, **{name: _version(name) for name in LISTED_PACKAGES}},
+        versions={"pixtral": __version__, **{name: distribution_version(name) for name in LISTED_PACKAGES}},
     )
 
 
-def _cpu(root: Path) -> tuple[str | None, int | None, int | None]:
-    """Model, cores and threads that are online."""
-    model = None
-    for line in (read_text(root / "proc/cpuinfo") or "").splitlines():
-        name, _, value = line.partition(":")
-        if name.strip() == "model name":
-            model = value.strip()
-            break
+def _cores_and_threads(root: Path) -> tuple[int | None, int | None]:
+    """Those that are online."""
     siblings = [
         text
         for path in (root / "sys/devices/system/cpu").glob("cpu[0-9]*/topology/thread_siblings_list")
         if (text := read_text(path))
     ]
-    return model, len(set(siblings)) or None, len(siblings) or None
+    return len(set(siblings)) or None, len(siblings) or None
 
 
 def _power_mode(root: Path, run: RunCommand) -> PowerMode | None:
@@ -166,10 +158,3 @@ def _load_average(root: Path) -> tuple[float, ...] | None:
     """Over 1, 5 and 15 minutes."""
     text = read_text(root / "proc/loadavg")
     return tuple(float(number) for number in text.split()[:3]) if text else None
-
-
-def _version(distribution: str) -> str | None:
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None

@@ -1,9 +1,12 @@
-"""Small files of /proc and /sys: a value, or None where it is not readable."""
+"""Small files of /proc and /sys: a value, or None where it is not readable; and what they call this machine."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
+
+SYSTEM = Path("/")
+"""Where /proc and /sys are; another place in tests."""
 
 
 def read_text(path: Path) -> str | None:
@@ -39,3 +42,14 @@ def read_fields(path: Path) -> dict[str, str]:
         return {}
     pairs = (line.partition(":") for line in reversed(lines))
     return {name.strip(): value.strip() for name, _, value in pairs}
+
+
+def jetson_model(root: Path = SYSTEM) -> str | None:
+    """The name of the Jetson board; None on other machines."""
+    model = read_text(root / "proc/device-tree/model")
+    return model if model and "jetson" in model.lower() else None
+
+
+def cpu_name(root: Path = SYSTEM) -> str | None:
+    """The processor's name; None where the kernel does not say, as on most ARM machines."""
+    return read_fields(root / "proc/cpuinfo").get("model name")

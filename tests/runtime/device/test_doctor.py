@@ -14,18 +14,20 @@ import psutil
 import pytest
 from typer.testing import CliRunner, Result
 
+from helpers.machines import plant
 from helpers.places import ROOT
 from pixtral_cli.main import app
 from pixtral_runtime.device import doctor
 from pixtral_runtime.device.doctor import Finding, examine
 from pixtral_runtime.device.memory import available_memory_bytes
+from pixtral_runtime.device.sysfs import SYSTEM, jetson_model
 
 MEMORY_TOLERANCE_BYTES = 1_000_000_000  # other programs take and give back between two looks
 PYPROJECT = ROOT / "pyproject.toml"
 
 
-def row(name: str) -> Finding:
-    return next(row for row in examine() if row.name == name)
+def row(name: str, root: Path = SYSTEM) -> Finding:
+    return next(row for row in examine(root) if row.name == name)
 
 
 def run_doctor(*flags: str) -> Result:
@@ -42,7 +44,7 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -
             raise PackageNotFoundError(name)
         return found
 
-    monkeypatch.setattr(doctor, "version", pretended)
+    monkeypatch.setattr("pixtral_runtime.version.version", pretended)
 
 
 def pretend_smi(monkeypatch: pytest.MonkeyPatch, result: str | Exception) -> None:
@@ -132,19 +134,16 @@ def test_a_gpu_that_does_not_answer_is_said(
 
 def test_a_jetson_is_named_and_gets_tensorrt_from_jetpack(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert "jetson" not in {row.name for row in examine()}
-    model = tmp_path / "model"
-    model.write_bytes(b"NVIDIA Jetson AGX Orin Developer Kit\0")
-    monkeypatch.setattr(doctor, "JETSON_MODEL", model)
+    plant(tmp_path, {"proc/device-tree/model": "NVIDIA Jetson AGX Orin Developer Kit\0"})
     pretend_installed(monkeypatch, tensorrt=None)
-    assert row("jetson").value == "NVIDIA Jetson AGX Orin Developer Kit"
-    assert row("tensorrt").fix == "sudo apt install python3-libnvinfer"
+    assert row("jetson", tmp_path).value == "NVIDIA Jetson AGX Orin Developer Kit"
+    assert row("tensorrt", tmp_path).fix == "sudo apt install python3-libnvinfer"
 
 
-def test_another_board_is_no_jetson(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    model = tmp_path / "model"
-    model.write_bytes(b"Raspberry Pi 5 Model B\0")
-    monkeypatch.setattr(doctor, "JETSON_MODEL", model)
-    assert doctor.jetson_model() == ""
+def test_another_board_is_no_jetson(tmp_path: Path) -> None:
+    plant(tmp_path, {"proc/device-tree/model": "Raspberry Pi 5 Model B\0"})
+    assert jetson_model(tmp_path) is None
+    assert "jetson" not in {finding.name for finding in examine(tmp_path)}
 
 
 def test_available_memory_is_what_psutil_says() -> None:
@@ -153,13 +152,12 @@ def test_available_memory_is_what_psutil_says() -> None:
     assert abs(seen - psutil.virtual_memory().available) < MEMORY_TOLERANCE_BYTES
 
 
-def test_low_memory_and_a_system_without_counters(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    monkeypatch.setattr("pixtral_runtime.device.memory.MEMINFO", meminfo)
-    assert available_memory_bytes() is None
-    assert row("memory").value == "unknown"
-    meminfo.write_text("MemTotal:       16000000 kB\nMemAvailable:    1000000 kB\nHugePages_Total:       0\n")
-    assert (row("memory").status, row("memory").value) == ("warn", "1.0 GB available of 16.4 GB")
+def test_low_memory_and_a_system_without_counters(tmp_path: Path) -> None:
+    assert available_memory_bytes(tmp_path) is None
+    assert row("memory", tmp_path).value == "unknown"
+    counters = "MemTotal:       16000000 kB\nMemAvailable:    1000000 kB\nHugePages_Total:       0\n"
+    plant(tmp_path, {"proc/meminfo": counters})
+    assert (row("memory", tmp_path).status, row("memory", tmp_path).value) == ("warn", "1.0 GB available of 16.4 GB")
 
 
 def test_a_submodule_of_a_missing_package_is_missing() -> None:
