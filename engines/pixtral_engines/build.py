@@ -21,6 +21,7 @@ from pixtral_engines.targets import Target, refuse_types
 from pixtral_runtime.backends.trt_package import import_tensorrt, log_of, version_of
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, open_engines, source_of, with_engines
 from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.onnx_weights import weight_bytes
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.device.memory import available_memory_bytes
 from pixtral_runtime.errors import InputError, MachineError
@@ -67,17 +68,8 @@ def plan_build(bundle: Bundle, target: Target, shapes: Shapes, own_profiles: Seq
         target,
         shapes,
         read_profiles(bundle, shapes, own_profiles),
-        {graph: graph_weight_bytes(bundle.graph_path(graph)) for graph in GRAPHS},
+        {graph: sum(weight_bytes(bundle.graph_path(graph)).values()) for graph in GRAPHS},
     )
-
-
-def graph_weight_bytes(path: Path) -> int:
-    """Bytes of the weight file that a graph reads."""
-    import onnx
-
-    model = onnx.load(path, load_external_data=False)
-    places = [{e.key: e.value for e in tensor.external_data} for tensor in model.graph.initializer]
-    return sum(int(place["length"]) for place in places if place)
 
 
 def build(bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Progress) -> Bundle:

@@ -23,7 +23,7 @@ from pixtral_runtime.backends.ort_session import refuse_missing_kernels
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS, cache_names
-from pixtral_runtime.compare.parity import DECODE_STEPS, prompt_cases, vision_cases
+from pixtral_runtime.compare.parity import DECODE_STEPS, TensorCheck, prompt_cases, relative_error, vision_cases
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 
 CHUNK_TOKENS = 64  # tokens of a prefill step, so that short prompts take several
@@ -33,22 +33,6 @@ TOLERANCE = {"float32": 1e-4, "float16": 1e-2}  # seen 1e-6 and 3e-3 on the demo
 """Largest error allowed, as a share of the tensor's largest magnitude, by the dtype of activations."""
 ROUNDED_TOLERANCE = 0.3  # seen 0.1 in float16
 """Where activations are rounded to 8 bits: what float16 rounds the other way moves a whole step."""
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """One output tensor of one call. `error` is max |a - b| / max |reference|; `layer` where it began, if it failed."""
-
-    graph: str
-    case: str
-    tensor: str
-    error: float
-    tolerance: float
-    layer: str = ""
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.tolerance  # NaN fails
 
 
 @dataclass
@@ -89,14 +73,14 @@ class NetworkCheck:
             parsed = parse_graph(bundle, graph, package, self.rows, compat=compat)
             self._network[graph] = Interpreter(parsed.network, package, keep=parsed, cache_constants=True)
 
-    def run(self) -> Iterator[Agreement]:
+    def run(self) -> Iterator[TensorCheck]:
         """Compare every output of every call of the sweep."""
         for case, pixels in vision_cases(self.bundle):
             yield from self._call("vision", case, {"pixels": pixels.astype(self.bundle.dtype)}, {})
         for case, prompt in self._prompts:
             yield from self._answer(case, prompt)
 
-    def _answer(self, case: str, prompt: Prompt) -> Iterator[Agreement]:
+    def _answer(self, case: str, prompt: Prompt) -> Iterator[TensorCheck]:
         """Encode a prompt's images, prefill in chunks and decode greedily, each call fed by the reference."""
         found: dict[str, Array] = {}
         features: list[Array] = []
@@ -125,7 +109,7 @@ class NetworkCheck:
             cache = {name: found[name.replace("past", "present", 1)] for name in cache}
             start += count
 
-    def _call(self, graph: str, case: str, feeds: dict[str, Array], found: dict[str, Array]) -> Iterator[Agreement]:
+    def _call(self, graph: str, case: str, feeds: dict[str, Array], found: dict[str, Array]) -> Iterator[TensorCheck]:
         """Run both sides; the reference's outputs go into `found`."""
         session = self._reference[graph]
         expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
@@ -135,7 +119,7 @@ class NetworkCheck:
         for name, error in errors.items():
             if not error <= self.tolerance:
                 layer = layer or self._first_difference(graph, feeds)
-            yield Agreement(graph, case, name, error, self.tolerance, layer if not error <= self.tolerance else "")
+            yield TensorCheck(graph, case, name, error, self.tolerance, layer if not error <= self.tolerance else "")
         found.update(expected)
 
     def _first_difference(self, graph: str, feeds: Mapping[str, Array]) -> str:
@@ -152,14 +136,6 @@ class NetworkCheck:
 
         self._network[graph].run(feeds, observe)
         return first[0] if first else "no single layer"
-
-
-def relative_error(seen: Array, expected: Array) -> float:
-    """max |a - b| / max |expected|; infinite where one of them is not finite."""
-    a, b = seen.astype(np.float64), expected.astype(np.float64)
-    if not (np.isfinite(a).all() and np.isfinite(b).all()):
-        return float("inf")
-    return float(np.abs(a - b).max(initial=0.0) / max(float(np.abs(b).max(initial=0.0)), 1e-30))
 
 
 def _session(path: Path) -> Any:

@@ -7,7 +7,6 @@ The reference is the eager model in float32 with the checkpoint's weights, run w
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ import torch
 from pixtral_export.checkpoint.reader import Checkpoint
 from pixtral_export.model.parameters import parameters
 from pixtral_export.model.pixtral import Pixtral
-from pixtral_runtime.compare.parity import DECODE_STEPS, prompt_cases, vision_cases
+from pixtral_runtime.compare.parity import DECODE_STEPS, TensorCheck, prompt_cases, relative_error, vision_cases
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.generation.model import Model
 from pixtral_runtime.generation.model_runner import ModelRunner
@@ -29,26 +28,6 @@ TOLERANCE = {
 """Largest error allowed, as a share of the reference tensor's largest magnitude, by the bundle's dtype."""
 QUANTIZED_TOLERANCE = 0.3  # seen 0.08 (int4) to 0.14 (fp8) on the demo checkpoint
 """For a quantized bundle against the unquantized reference: finds broken graphs, says nothing of answers."""
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One tensor of one case. `error` is max |a - b| / max |reference|."""
-
-    stage: str
-    case: str
-    tensor: str
-    error: float
-    tolerance: float
-
-    @property
-    def passed(self) -> bool:
-        return self.error <= self.tolerance  # NaN fails
-
-    @property
-    def badness(self) -> float:
-        """For ranking: a NaN is worse than any number."""
-        return float("inf") if self.error != self.error else self.error
 
 
 def load_reference(checkpoint: Checkpoint, positions: int, available_bytes: int | None = None) -> Pixtral:
@@ -68,7 +47,7 @@ def load_reference(checkpoint: Checkpoint, positions: int, available_bytes: int 
     return model.eval()
 
 
-def check_bundle(model: Model, reference: Pixtral) -> Iterator[Comparison]:
+def check_bundle(model: Model, reference: Pixtral) -> Iterator[TensorCheck]:
     """Compare every stage of a loaded bundle with the reference, case by case."""
     if model.bundle.model != reference.config:
         raise InputError(
@@ -78,13 +57,13 @@ def check_bundle(model: Model, reference: Pixtral) -> Iterator[Comparison]:
     tolerance = QUANTIZED_TOLERANCE if is_quantized else TOLERANCE[model.bundle.dtype]
     runner = model.runner
 
-    def compare(stage: str, case: str, tensor: str, seen: npt.ArrayLike, expected: torch.Tensor) -> Comparison:
-        a, b = np.asarray(seen, np.float64), expected.double().numpy()
+    def compare(stage: str, case: str, tensor: str, seen: npt.ArrayLike, expected: torch.Tensor) -> TensorCheck:
+        a, b = np.asarray(seen), expected.numpy()
         if a.shape != b.shape:
             raise InputError(
                 f"{stage} {case}: {tensor} has shape {a.shape}, expected {b.shape}", "re-export the bundle"
             )
-        return Comparison(stage, case, tensor, float(np.abs(a - b).max() / np.abs(b).max()), tolerance)
+        return TensorCheck(stage, case, tensor, relative_error(a, b), tolerance)
 
     with torch.inference_mode():
         yield from _check_vision(model, reference, compare)
@@ -92,10 +71,10 @@ def check_bundle(model: Model, reference: Pixtral) -> Iterator[Comparison]:
             yield from _check_decoder(runner, reference, prompt, case, compare)
 
 
-Compare = Callable[[str, str, str, npt.ArrayLike, torch.Tensor], Comparison]
+Compare = Callable[[str, str, str, npt.ArrayLike, torch.Tensor], TensorCheck]
 
 
-def _check_vision(model: Model, reference: Pixtral, compare: Compare) -> Iterator[Comparison]:
+def _check_vision(model: Model, reference: Pixtral, compare: Compare) -> Iterator[TensorCheck]:
     for case, pixels in vision_cases(model.bundle):
         run = model.runner.sessions.vision.run({"pixels": pixels.astype(model.bundle.dtype)})
         expected = reference.image_features(torch.from_numpy(pixels))
@@ -104,7 +83,7 @@ def _check_vision(model: Model, reference: Pixtral, compare: Compare) -> Iterato
 
 def _check_decoder(
     runner: ModelRunner, reference: Pixtral, prompt: Prompt, case: str, compare: Compare
-) -> Iterator[Comparison]:
+) -> Iterator[TensorCheck]:
     """Prefill in chunks and decode the reference's own greedy tokens; every logit must agree."""
     features = [reference.image_features(torch.from_numpy(image)[None])[0] for image in prompt.images]
     table = torch.cat(features) if features else torch.zeros(1, reference.config.decoder.dim)

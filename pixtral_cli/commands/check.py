@@ -66,8 +66,7 @@ def _against_checkpoint(
         seen.append(comparison)
         output.verbose(f"{comparison.stage:8} {comparison.case:10} {comparison.error:.1e}")
     worst = {
-        stage: max((c for c in seen if c.stage == stage), key=lambda c: c.badness)
-        for stage in {c.stage: 0 for c in seen}
+        stage: max((c for c in seen if c.stage == stage), key=lambda c: c.error) for stage in {c.stage: 0 for c in seen}
     }
     failed = [comparison for comparison in seen if not comparison.passed]
     results["comparisons"] = [asdict(c) | {"passed": c.passed} for c in seen]
@@ -116,7 +115,7 @@ def _against_network(path: Path, target: str, results: dict[str, Any], *, show: 
     seen = []
     for agreement in check.run():
         seen.append(agreement)
-        output.verbose(f"{agreement.graph:8} {agreement.case:20} {agreement.tensor} {agreement.error:.1e}")
+        output.verbose(f"{agreement.stage:8} {agreement.case:20} {agreement.tensor} {agreement.error:.1e}")
     activations = {graph: found.worst for graph, found in check.activations.items()}
     failed = [agreement for agreement in seen if not agreement.passed]
     results["network"] = {
@@ -129,7 +128,7 @@ def _against_network(path: Path, target: str, results: dict[str, Any], *, show: 
     if show:
         rows = []
         for graph, (layer, largest) in activations.items():
-            worst = max((a for a in seen if a.graph == graph), key=lambda a: a.error)
+            worst = max((a for a in seen if a.stage == graph), key=lambda a: a.error)
             share = f"{largest:.0f}, {100 * largest / FLOAT16_LARGEST:.1f} %"
             result = "ok" if worst.passed else "FAILED"
             rows.append((graph, worst.case, f"{worst.error:.1e}", f"{worst.tolerance:.0e}", share, layer, result))
@@ -138,7 +137,7 @@ def _against_network(path: Path, target: str, results: dict[str, Any], *, show: 
         output.print_line(_verdict(len(failed), len(seen), f"ONNX Runtime and {package.__name__}'s networks"))
     return [
         (
-            f"TensorRT understands {a.graph} otherwise: {a.tensor} differs by {a.error:.1e} with {a.case}, "
+            f"TensorRT understands {a.stage} otherwise: {a.tensor} differs by {a.error:.1e} with {a.case}, "
             f"{a.tolerance:.0e} is allowed; first in layer '{a.layer}'",
             "pixtral doctor, and report the versions it names; do not use these engines",
         )

@@ -19,12 +19,13 @@ from helpers.bundles import exported
 from helpers.tiny import edit_weights, tiny_config, write_checkpoint
 from pixtral_cli.main import app
 from pixtral_engines import layer_semantics as layers
-from pixtral_engines.check import Agreement, NetworkCheck
+from pixtral_engines.check import NetworkCheck
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.backends.trt_package import import_tensorrt
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
 from pixtral_runtime.bundle.spec import GRAPHS
+from pixtral_runtime.compare.parity import TensorCheck
 from pixtral_runtime.inputs.preprocess import default_preprocess
 from pixtral_runtime.inputs.prompt import PromptBuilder
 
@@ -48,7 +49,7 @@ def plain(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return exported(checkpoint, tmp_path_factory.mktemp("plain") / "b", SETTINGS["float16"])
 
 
-def checked(bundle: Bundle) -> tuple[NetworkCheck, list[Agreement]]:
+def checked(bundle: Bundle) -> tuple[NetworkCheck, list[TensorCheck]]:
     check = NetworkCheck(bundle, PromptBuilder(bundle, default_preprocess(bundle)), RTX)
     return check, list(check.run())
 
@@ -57,8 +58,8 @@ def checked(bundle: Bundle) -> tuple[NetworkCheck, list[Agreement]]:
 def test_networks_of_every_recipe_agree_over_the_whole_sweep(name: str, checkpoint: Path, tmp_path: Path) -> None:
     check, seen = checked(exported(checkpoint, tmp_path / "b", SETTINGS[name]))
     assert all(agreement.passed for agreement in seen), max(seen, key=lambda a: a.error)
-    assert {agreement.graph for agreement in seen} == set(GRAPHS)
-    steps = {agreement.case for agreement in seen if agreement.graph == "decoder"}
+    assert {agreement.stage for agreement in seen} == set(GRAPHS)
+    steps = {agreement.case for agreement in seen if agreement.stage == "decoder"}
     assert {case.partition(",")[0] for case in steps} == {"0 images", "1 images", "2 images", "4 images"}
     for graph in GRAPHS:
         layer, largest = check.activations[graph].worst
@@ -77,7 +78,7 @@ def test_the_first_layer_that_is_understood_otherwise_is_named(plain: Bundle, mo
     failed = [agreement for agreement in seen if not agreement.passed]
     model = onnx.load(plain.graph_path("decoder"), load_external_data=False)
     first = next(node.name for node in model.graph.node if node.op_type == "Attention")
-    assert failed and {agreement.graph for agreement in failed} == {"decoder"}
+    assert failed and {agreement.stage for agreement in failed} == {"decoder"}
     assert {agreement.layer for agreement in failed} == {f"{first}_AttentionOutput"}
 
 
@@ -90,7 +91,7 @@ def test_activations_beyond_float16_fail_and_are_named(tmp_path: Path) -> None:
 
     edit_weights(checkpoint / "consolidated.safetensors", blow_up)
     check, seen = checked(exported(checkpoint, tmp_path / "b", SETTINGS["float16"]))
-    assert any(not agreement.passed for agreement in seen if agreement.graph == "decoder")
+    assert any(not agreement.passed for agreement in seen if agreement.stage == "decoder")
     layer, largest = check.activations["decoder"].worst
     assert layer.startswith("layers.0.") and largest == float("inf")
 

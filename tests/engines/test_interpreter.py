@@ -14,7 +14,6 @@ from helpers.bundles import exported
 from helpers.networks import RTX, run_in_onnx_runtime
 from helpers.places import DEMO, IMAGES
 from pixtral_engines.arrays import NUMPY_DTYPES
-from pixtral_engines.check import relative_error
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import parse_graph
 from pixtral_export.plan import ExportSettings
@@ -22,6 +21,7 @@ from pixtral_runtime import Model, load
 from pixtral_runtime.backends.session import Array, Buffer, KVCache, Sessions
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
+from pixtral_runtime.compare.parity import relative_error
 
 ROWS = 16  # of the cache
 SETTINGS = {

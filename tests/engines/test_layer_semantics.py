@@ -13,11 +13,11 @@ from onnx import helper
 from helpers.networks import RTX, interpret, make_model, parse, run_in_onnx_runtime
 from pixtral_engines import layer_semantics as layers
 from pixtral_engines.arrays import weights_array
-from pixtral_engines.check import relative_error
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.layer_semantics import UnknownLayer
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.backends.trt_package import log_of
+from pixtral_runtime.compare.parity import relative_error
 from pixtral_runtime.errors import InputError
 
 RANDOM = np.random.default_rng(0)

@@ -13,7 +13,6 @@ from helpers.bundles import exported
 from helpers.networks import RTX, interpret, make_model, run_in_onnx_runtime
 from helpers.places import DEMO
 from pixtral_engines.build import BuildSettings, build, plan_build
-from pixtral_engines.check import relative_error
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.lowering_trt10_3 import COMPAT, lower_for_trt10_3
 from pixtral_engines.network import lower, parse_graph
@@ -23,6 +22,7 @@ from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
+from pixtral_runtime.compare.parity import relative_error
 from pixtral_runtime.errors import InputError
 
 ROWS = 24

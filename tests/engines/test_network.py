@@ -12,10 +12,10 @@ from onnx import helper
 from onnx.external_data_helper import convert_model_to_external_data
 
 from helpers.networks import RTX, interpret, make_model, parse, run_in_onnx_runtime
-from pixtral_engines.check import relative_error
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import _Layer, _widened_layers, refuse_dropped_inputs
 from pixtral_runtime.backends.trt_package import TENSORRT_PACKAGES, Flavor, import_tensorrt
+from pixtral_runtime.compare.parity import relative_error
 from pixtral_runtime.errors import InputError, MachineError
 
 RANDOM = np.random.default_rng(0)

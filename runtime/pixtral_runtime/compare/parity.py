@@ -1,23 +1,52 @@
-"""The inputs that checks run over: the shapes where exports and engines go wrong.
+"""What checks of an export or an engine share: the inputs they run over, and what they say of a tensor.
 
-One patch, a tall and a wide strip, the largest grid, two images a batch, and prompts with no, one, two and four images.
-The same bundle gets the same inputs every time.
+The inputs are the shapes where exports and engines go wrong: one patch, a tall and a wide strip, the largest grid, two
+images a batch, and prompts with no, one, two and four images. The same bundle gets the same inputs every time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 
 IMAGE_COUNTS = (0, 1, 2, 4)
 DECODE_STEPS = 4
+
+
+@dataclass(frozen=True)
+class TensorCheck:
+    """One tensor of one case beside the reference's. `stage` is a graph, or prefill or decode where they stand apart.
+
+    `error` is that of `relative_error`; `layer` is where it began, if that is known and the check failed.
+    """
+
+    stage: str
+    case: str
+    tensor: str
+    error: float
+    tolerance: float
+    layer: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return self.error <= self.tolerance
+
+
+def relative_error(seen: Array, expected: Array) -> float:
+    """max |seen - expected| / max |expected|; infinite where one of them is not finite."""
+    a, b = seen.astype(np.float64), expected.astype(np.float64)
+    if not (np.isfinite(a).all() and np.isfinite(b).all()):
+        return float("inf")
+    return float(np.abs(a - b).max(initial=0.0) / max(float(np.abs(b).max(initial=0.0)), 1e-30))
 
 
 def vision_cases(bundle: Bundle) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:

@@ -14,7 +14,6 @@ from helpers.networks import RTX
 from helpers.places import DEMO, IMAGES
 from helpers.trt_standin import HostDevice, StandIn, StandInError, write_engine
 from pixtral_engines.build import BuildSettings, build, plan_build
-from pixtral_engines.check import relative_error
 from pixtral_engines.profiles import Shapes, profiles
 from pixtral_engines.targets import Target
 from pixtral_export.plan import ExportSettings
@@ -28,6 +27,7 @@ from pixtral_runtime.backends.trt_session import GraphUse, TrtSession, TrtSettin
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, open_engines
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
+from pixtral_runtime.compare.parity import relative_error
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.generation.scheduler import Generation, Scheduler
 from pixtral_runtime.inputs.conversation import user_message
