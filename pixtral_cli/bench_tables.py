@@ -47,13 +47,17 @@ def show(report: Report, changes: list[StageChange], table: str, plot: Path | No
 
 def print_report(report: Report, form: str, changes: list[StageChange]) -> None:
     from pixtral_runtime.bench.cases import knee
-    from pixtral_runtime.bench.report import TABLE_HEADER, csv_text, energy_lines, markdown, memory_lines, table_rows
+    from pixtral_runtime.bench.report import (
+        TABLE_HEADER,
+        change_rows,
+        csv_text,
+        energy_lines,
+        markdown,
+        memory_lines,
+        table_rows,
+    )
 
-    compared = [
-        (c.case, c.stage, f"{c.difference.ratio - 1:+.1%}", f"{c.difference.p_value:.2g}",
-         "REGRESSED" if c.regressed else "" if c.difference.significant else "no difference")
-        for c in changes
-    ]  # fmt: skip
+    compared = change_rows(changes)
     if form == "json":
         output.print_json(report.to_dict() | {"comparison": compared})
     elif form == "csv":

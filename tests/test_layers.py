@@ -60,7 +60,7 @@ ORDER = {
         ("generation",),
         ("backends", "inputs"),
         ("bundle", "device"),
-        ("errors", "files", "stats", "version"),
+        ("errors", "files", "html_page", "stats", "version"),
     ),
 }
 """Rooms of each package, files and folders alike, from the top down. A room imports from lines below its own only."""

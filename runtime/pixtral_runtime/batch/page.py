@@ -9,11 +9,8 @@ from __future__ import annotations
 import base64
 import io
 import json
-import os
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -21,7 +18,9 @@ from typing import Any
 from PIL import Image
 
 from pixtral_runtime.batch.records import Record
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import InputError, unwritable
+from pixtral_runtime.files import replacing
+from pixtral_runtime.html_page import CLOSING, facts, opening
 from pixtral_runtime.inputs.image import decode_image
 from pixtral_runtime.inputs.image_files import read_image_file
 
@@ -45,26 +44,25 @@ def write_report(
     summary: Mapping[str, object],
     notes: Mapping[str, RecordNotes] | None = None,
 ) -> None:
-    """Write the page, replacing the file whole. `summary` is shown at the top, its scalars only; `notes` are by id."""
-    template = files("pixtral_runtime.batch").joinpath("page.html").read_text(encoding="utf-8")
-    facts = [(_words(name), _value(value)) for name, value in summary.items() if not isinstance(value, list | dict)]
-    head, _, tail = template.partition("/*RECORDS*/")
-    shown = "".join(f"<div><dt>{name}<dd>{value}</div>" for name, value in facts)
-    parts = {"policy": CONTENT_POLICY, "title": escape(title), "summary": shown}
-    head = re.sub(r"{{(\w+)}}", lambda match: parts[match[1]], head)
-    unfinished = path.with_name(f".{path.name}.tmp")
+    """Write the page, replacing the file whole. `summary` is shown at the top, its scalars only; `notes` are by id.
+
+    Raises InputError where the page cannot be written, MachineError on a full disk.
+    """
+    own = files("pixtral_runtime.batch")
+    style = own.joinpath("page.css").read_text(encoding="utf-8")
+    body, _, script = own.joinpath("page.html").read_text(encoding="utf-8").partition("/*RECORDS*/")
+    shown = {_words(name): _value(value) for name, value in summary.items() if not isinstance(value, list | dict)}
     try:
-        with unfinished.open("w", encoding="utf-8", errors="backslashreplace") as page:
-            page.write(head)
+        with replacing(path) as file:
+            page = io.TextIOWrapper(file, "utf-8", errors="backslashreplace")
+            page.write(opening(title, style=style, policy=CONTENT_POLICY) + facts(shown) + "\n" + body)
             for index, record in enumerate(records):
-                page.write(
-                    ("," if index else "") + "\n" + _json(_entry(record, (notes or {}).get(record.id, RecordNotes())))
-                )
-            page.write(tail)
-        os.replace(unfinished, path)
-    except BaseException:
-        unfinished.unlink(missing_ok=True)
-        raise
+                entry = _entry(record, (notes or {}).get(record.id, RecordNotes()))
+                page.write(("," if index else "") + "\n" + _json(entry))
+            page.write(script + CLOSING)
+            page.detach()  # flushes, and leaves the file open
+    except OSError as error:
+        raise unwritable(path, error, "name another place for the page") from error
 
 
 def _entry(record: Record, notes: RecordNotes) -> dict[str, Any]:
@@ -105,8 +103,8 @@ def _json(value: object) -> str:
 
 
 def _words(name: str) -> str:
-    return escape(name.replace("_per_s", "/s").replace("_", " "))
+    return name.replace("_per_s", "/s").replace("_", " ")
 
 
 def _value(value: object) -> str:
-    return escape("-" if value is None else f"{value:,}" if isinstance(value, int | float) else str(value))
+    return "-" if value is None else f"{value:,}" if isinstance(value, int | float) else str(value)

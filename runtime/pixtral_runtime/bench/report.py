@@ -83,6 +83,20 @@ def compare_reports(old: Report, new: Report, threshold: float) -> list[StageCha
     return changes
 
 
+def change_rows(changes: Sequence[StageChange]) -> list[tuple[str, str, str, str, str]]:
+    """A row for each change: case, stage, change of the median, p, and what to make of it."""
+    return [
+        (
+            change.case,
+            change.stage,
+            f"{change.difference.ratio - 1:+.1%}",
+            f"{change.difference.p_value:.2g}",
+            "REGRESSED" if change.regressed else "" if change.difference.significant else "no difference",
+        )
+        for change in changes
+    ]
+
+
 def setting_changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """What differs in the setting of two reports, so that a change is not put down to the wrong cause."""
     names = [name for name in old if name in new and old[name] != new[name] and not isinstance(old[name], dict | list)]
