@@ -1,7 +1,8 @@
 """The application: its commands, the flags they share, and the one place where errors become exit codes.
 
 A command is a typed function in a file of its name, with an `EPILOG`: one runnable example for its help page. Its file
-imports nothing heavy at the top, so that `pixtral -h` answers at once. To add one, list it in `COMMANDS`.
+imports nothing heavy at the top, so that `pixtral -h` answers at once. To add one, list it in `COMMANDS`, and its name
+in `GROUPS`.
 
 Every command takes -v, -q, --debug and -V without declaring them: `with_flags` adds them and hands them to `output`.
 """
@@ -38,6 +39,13 @@ COMMANDS = (
     (inspect.inspect, inspect.EPILOG),
     (doctor.doctor, doctor.EPILOG),
 )
+GROUPS = {
+    "Make": ("export", "build"),
+    "Run": ("run", "ask", "merge"),
+    "Measure": ("bench", "eval", "compare"),
+    "Look": ("plan", "check", "inspect", "doctor"),
+}
+"""Under which heading of `pixtral -h` a command stands."""
 BUG, INTERRUPTED = 1, 130
 
 
@@ -51,6 +59,19 @@ class ErrorsToExitCodes(TyperGroup):
             raise  # typer's own: wrong usage, a wanted exit, a reader of stdout that has left
         except (Exception, KeyboardInterrupt) as error:
             raise typer.Exit(report(error)) from error
+
+    def format_commands(self, ctx: Any, formatter: Any) -> None:
+        """The commands under the headings of `GROUPS`, each with the whole first sentence of its help."""
+        names = self.list_commands(ctx)
+        grouped = {name for members in GROUPS.values() for name in members}
+        for heading, members in {**GROUPS, "Commands": [name for name in names if name not in grouped]}.items():
+            rows = [(name.ljust(max(map(len, names))), self._first_sentence(name)) for name in members if name in names]
+            if rows:
+                with formatter.section(heading):
+                    formatter.write_dl(rows)
+
+    def _first_sentence(self, name: str) -> str:
+        return self.commands[name].get_short_help_str(limit=sys.maxsize)  # what is too long for a line is wrapped
 
 
 def report(error: BaseException) -> int:

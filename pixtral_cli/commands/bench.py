@@ -42,7 +42,10 @@ def bench(
     backend: BackendOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Measure every stage, with its spread, the setting and the share of what this machine could do."""
+    """Measure every stage against what this machine could do.
+
+    Each figure comes with its spread and the setting it was measured in.
+    """
     from pixtral_runtime.bench.cases import Effort
     from pixtral_runtime.bench.report import compare_reports, read_report, setting_changes
 

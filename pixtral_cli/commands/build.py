@@ -49,7 +49,7 @@ def build(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print profiles and sizes, build nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compile a bundle's graphs into TensorRT engines and list them in the bundle."""
+    """Compile a bundle's graphs into TensorRT engines, kept beside them."""
     from pixtral_runtime.bundle.manifest import open_bundle
 
     summary = build_targets(

@@ -27,7 +27,10 @@ def check(
     threads: ThreadsOption = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare torch, ONNX Runtime and TensorRT stage by stage, over image sizes and prompts with 0 to 4 images."""
+    """Compare torch, ONNX Runtime and TensorRT, stage by stage.
+
+    The inputs: images of several sizes, and prompts with 0 to 4 images.
+    """
     from pixtral_runtime.errors import CheckFailed, InputError
 
     if against is None and engine is None:

@@ -42,7 +42,7 @@ def compare(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing page.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare two bundles of one model: logits, then each layer's noise, then answers and speed."""
+    """Compare two bundles of one model: logits, layers, answers, speed."""
     from pixtral_runtime.bundle.manifest import open_bundle
     from pixtral_runtime.compare.compare import DEFAULT_PROMPT, CompareSettings, compare_bundles, read_prompts
     from pixtral_runtime.compare.page import compare_page

@@ -11,7 +11,10 @@ EPILOG = "Example: pixtral doctor --json"
 
 
 def doctor(as_json: JsonOption = False) -> None:
-    """Show versions, devices, memory, disk and extras, with a fix for each that is missing."""
+    """Show what this machine has, and how to get what it lacks.
+
+    It looks at versions, devices, memory, disk and extras.
+    """
     from pixtral_runtime.device.doctor import examine
     from pixtral_runtime.errors import MachineError
 

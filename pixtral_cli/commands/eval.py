@@ -56,7 +56,10 @@ def eval(
     backend: BackendOption = "auto",
     as_json: JsonOption = False,
 ) -> None:
-    """Score a bundle's answers on a benchmark, with intervals, and test the difference to another bundle's."""
+    """Score a bundle on a benchmark, and test it against another.
+
+    Every score has an interval; a loss that is no luck ends with exit 6.
+    """
     from pixtral_runtime.batch.worker import WorkerOptions
     from pixtral_runtime.evaluation.comparison import compare_evaluations
     from pixtral_runtime.evaluation.dataset import ImageStore, download_dataset, read_examples

@@ -47,7 +47,7 @@ def export(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print sizes and estimates, write nothing.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Trace a checkpoint into portable ONNX graphs and stream its weights into a bundle."""
+    """Turn a checkpoint into a bundle: portable ONNX graphs and weights."""
     output.require("torch", "export", "Exporting")
     from pixtral_export.checkpoint.hub import resolve_checkpoint
     from pixtral_export.checkpoint.reader import open_checkpoint

@@ -23,7 +23,10 @@ def merge(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output file.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Join results files in the order given; an answer takes the place of an error for the same id."""
+    """Join results files in the order given.
+
+    An answer takes the place of an error for the same id.
+    """
     from pixtral_runtime.batch.shards import merge_results
     from pixtral_runtime.batch.tables import table_format
 

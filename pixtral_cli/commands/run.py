@@ -86,7 +86,10 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output file.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Answer questions about images, many at a time; broken images are recorded and the run goes on."""
+    """Answer questions about images, many at a time.
+
+    A broken image is recorded, and the run goes on.
+    """
     from hashlib import sha256
 
     from pixtral_runtime.batch.fit import check_fit

@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from helpers.places import ROOT
 from pixtral_cli import output
-from pixtral_cli.main import COMMANDS, app, application
+from pixtral_cli.main import COMMANDS, GROUPS, app, application
 from pixtral_runtime.errors import CheckFailed, ImageError, InputError, MachineError
 from pixtral_runtime.version import __version__
 
@@ -50,6 +50,39 @@ def test_help_lists_every_command(flag: str) -> None:
     result = invoke(flag)
     assert result.exit_code == 0
     assert all(f"\n  {name} " in result.stdout for name in NAMES)
+
+
+def test_every_command_stands_in_one_group() -> None:
+    assert sorted(name for members in GROUPS.values() for name in members) == sorted(NAMES)
+
+
+def test_help_shows_the_groups_with_whole_sentences_one_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    page = invoke("-h").stdout
+    headings = page.split("Options:")[1].split("\n\n")[1:-1]  # the last is the example
+    sentences = {function.__name__: (function.__doc__ or "").partition("\n")[0] for function, _ in COMMANDS}
+    assert headings == [
+        "\n".join([f"{heading}:", *(f"  {name:7}  {sentences[name]}" for name in members)])
+        for heading, members in GROUPS.items()
+    ]
+    assert all(sentence.endswith(".") and not sentence.endswith("..") for sentence in sentences.values())
+    assert all(len(line) <= 80 for line in page.splitlines())
+
+
+def test_a_sentence_too_long_for_its_line_is_wrapped_and_not_cut() -> None:
+    def long() -> None: ...
+
+    long.__doc__ = f"Say {'word ' * 40}at last."
+    page = invoke("-h", commands=application([(long, "Example: pixtral long")])).stdout
+    assert f"Say {'word ' * 40}at last. Example:" in " ".join(page.split())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_summary_of_a_command_is_whole(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    summary = invoke(name, "-h").stdout.split("\n\n")[1]
+    assert summary.endswith(".")
+    assert not any(cut in summary for cut in ("...", "…"))
 
 
 @pytest.mark.parametrize(("function", "epilog"), COMMANDS, ids=NAMES)
