@@ -1,7 +1,7 @@
 """What the runtime asks of a backend: run one graph, and keep a key/value cache on the device.
 
 ONNX Runtime implements it in `ort_session`, TensorRT in `trt_session`; sampling and scheduling know only this file.
-Arrays are NumPy on the host, or a backend's own buffers handed from one graph's output to another's input without a copy.
+Arrays are NumPy on the host, or a backend's own buffers, handed from one graph's output to another's input uncopied.
 """
 
 from __future__ import annotations
