@@ -26,7 +26,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 def commands() -> list[str]:
     """The first block of the page's section."""
-    section = PAGE.read_text(encoding="utf-8").partition("## Looking inside\n")[2]
+    section = PAGE.read_text(encoding="utf-8").partition("## A look inside\n")[2]
     block = re.search(r"```\n(.*?)```", section, re.DOTALL)
     assert block is not None
     return block[1].splitlines()
