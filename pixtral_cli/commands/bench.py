@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -12,12 +13,9 @@ from pixtral_cli.bench_tables import check_outputs, show
 from pixtral_cli.options import BackendOption, BundleArgument, JsonOption, ThreadsOption, open_model, open_prompts
 
 if TYPE_CHECKING:
-    from pixtral_runtime.bench.cases import Case, CaseResult, Effort
-    from pixtral_runtime.bench.report import Report
-    from pixtral_runtime.generation.model import Model
+    from pixtral_runtime.bench.cases import Case
 
 EPILOG = "Example: pixtral bench bundle --image-side 512,1024 --decode-tokens 64 --save today.json"
-MODES = ("latency", "throughput", "serve")
 
 
 def bench(
@@ -48,13 +46,18 @@ def bench(
     """
     from pixtral_runtime.bench.cases import Effort
     from pixtral_runtime.bench.report import compare_reports, read_report, setting_changes
+    from pixtral_runtime.bench.run import run_benchmark
+    from pixtral_runtime.inputs.image_files import collect_images
 
     check_outputs(table, plot, html)
     cases = _cases(mode, image_side, images, prompt_tokens, decode_tokens, batch, request_rate)
     old = None if compare is None else read_report(compare)
     prompts = open_prompts(bundle, "", None, None)
     model = open_model(prompts, backend, threads)
-    report = _measure(model, cases, Effort(runs, min_seconds, warmup), images, threads)
+    pictures = [] if images is None else collect_images([str(images)], sys.stdin)
+    effort = Effort(runs, min_seconds, warmup)
+    with output.progress() as bars:
+        report = run_benchmark(model, cases, effort, threads=threads, pictures=pictures, progress=bars.stage)
     if save is not None:
         report.save(save)
     changes = [] if old is None else compare_reports(old, report, threshold / 100)
@@ -69,21 +72,21 @@ def _cases(
     mode: str, sides: str, images: Path | None, prompts: str, decode_tokens: int, batches: str, rates: str
 ) -> list[Case]:
     """Every combination that was asked for. Raises InputError."""
-    from itertools import product
-
-    from pixtral_runtime.bench.cases import Case
+    from pixtral_runtime.bench.cases import MODES, case_combinations
     from pixtral_runtime.errors import InputError
 
     if mode not in MODES:
         raise InputError(f"no mode '{mode}'", f"--mode {'|'.join(MODES)}")
     chosen: list[int] | list[None] = _numbers(sides, "--image-side", int, 1) if images is None else [None]
     speeds: list[float] | list[None] = _numbers(rates, "--request-rate", float, 1e-6) if mode == "serve" else [None]
-    return [
-        Case(mode, slots, decode_tokens, side, text, rate)
-        for side, text, slots, rate in product(
-            chosen, _numbers(prompts, "--prompt-tokens", int, 0), _numbers(batches, "--batch", int, 1), speeds
-        )
-    ]
+    return case_combinations(
+        mode,
+        decode_tokens,
+        image_sides_px=chosen,
+        prompt_tokens=_numbers(prompts, "--prompt-tokens", int, 0),
+        batches=_numbers(batches, "--batch", int, 1),
+        rates=speeds,
+    )
 
 
 def _numbers(text: str, option: str, kind: Any, least: float) -> list[Any]:
@@ -96,31 +99,3 @@ def _numbers(text: str, option: str, kind: Any, least: float) -> list[Any]:
     if not numbers or not all(least <= number < float("inf") for number in numbers):
         raise InputError(f"{option} {text} is no list of numbers from {least:g} on", f"{option} 1,2")
     return numbers
-
-
-def _measure(model: Model, cases: list[Case], effort: Effort, images: Path | None, threads: int) -> Report:
-    import sys
-
-    from pixtral_runtime.bench.measure import measure_latency, measure_serving, measure_throughput
-    from pixtral_runtime.bench.report import Report
-    from pixtral_runtime.bench.setting import measured_rates, remarks_on, setting_of
-    from pixtral_runtime.inputs.image_files import collect_images
-
-    folder = [] if images is None else collect_images([str(images)], sys.stdin)
-    before = setting_of(model, threads)
-    rates = measured_rates(model, threads, before.device.gpu) if any(case.mode == "latency" for case in cases) else None
-    results: list[CaseResult] = []
-    with output.progress() as bars:
-        for done, case in enumerate(cases):
-            bars.stage("cases", done, len(cases), case.name)
-            if case.mode == "latency":
-                results.append(measure_latency(model, case, effort, rates, folder))
-            elif case.mode == "throughput":
-                results.append(measure_throughput(model, case, effort, folder))
-            else:
-                results.append(measure_serving(model, case, folder))
-        bars.stage("cases", len(cases), len(cases))
-    after = setting_of(model, threads)
-    remarks = [remark for result in results if result.case.mode != "serve" for remark in result.remarks()]
-    setting = before.to_dict(rates) | {"after": after.device.to_dict()}  # clocks, temperatures, throttling, load
-    return Report(setting, results, [*remarks_on(before, after), *remarks])

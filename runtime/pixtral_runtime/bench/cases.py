@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import product
 from typing import Any
 
 from pixtral_runtime.bench.spread import Spread, is_noisy, is_warm
 
+MODES = ("latency", "throughput", "serve")
 LATENCY_STAGES = ("image", "preprocess", "vision", "prefill", "ttft", "tpot", "e2e")
 KEPT_UP_SHARE = 0.9  # of the rate offered
 
@@ -31,6 +33,22 @@ class Case:
         if self.rate is not None:
             parts.append(f"{self.rate:g} requests/s")
         return ", ".join([*parts, f"{self.decode_tokens} new tokens"])
+
+
+def case_combinations(
+    mode: str,
+    decode_tokens: int,
+    *,
+    image_sides_px: Sequence[int | None],
+    prompt_tokens: Sequence[int],
+    batches: Sequence[int],
+    rates: Sequence[float | None],
+) -> list[Case]:
+    """A case for each combination, the last list varying fastest. None stands for what `Case` says it does."""
+    return [
+        Case(mode, batch, decode_tokens, side, text, rate)
+        for side, text, batch, rate in product(image_sides_px, prompt_tokens, batches, rates)
+    ]
 
 
 @dataclass(frozen=True)

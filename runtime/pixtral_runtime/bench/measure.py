@@ -15,7 +15,7 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from itertools import cycle, islice
 from pathlib import Path
@@ -39,8 +39,6 @@ from pixtral_runtime.inputs.image_files import read_image_file
 from pixtral_runtime.inputs.prompt import Prompt
 
 QUESTION = "Describe this image in one short sentence."
-
-Progress = Callable[[str, int, int], None]
 
 
 class Endless:
