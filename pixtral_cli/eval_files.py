@@ -1,33 +1,26 @@
-"""How `pixtral eval` works a benchmark off: answers through the batch runtime, then scores or a judge's ratings."""
+"""What `pixtral eval` writes and where, whom it asks to rate, and an evaluation shown as it goes on."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pixtral_cli import output
-from pixtral_cli.job_progress import open_results, work_off
-from pixtral_cli.options import say_backend
+from pixtral_cli.job_progress import answer_requests
+from pixtral_cli.options import start_job
 
 if TYPE_CHECKING:
-    from pixtral_runtime.batch.records import Record
-    from pixtral_runtime.batch.worker import WorkerOptions
+    from pixtral_runtime.batch.records import Record, Request
+    from pixtral_runtime.batch.run import Tally
+    from pixtral_runtime.batch.worker import Worker
     from pixtral_runtime.evaluation.judge import JudgeOptions
-    from pixtral_runtime.evaluation.result import Evaluation, Scored
-    from pixtral_runtime.evaluation.task import BrokenRow, Example, Task
-
-
-@dataclass(frozen=True)
-class Questions:
-    """What a bundle is asked: a task's examples, and the rows that gave none."""
-
-    task: Task
-    examples: Sequence[Example]
-    broken: Sequence[BrokenRow]
-    max_new_tokens: int
+    from pixtral_runtime.evaluation.result import Evaluation
+    from pixtral_runtime.evaluation.run import EvaluationOptions, Questions
+    from pixtral_runtime.evaluation.task import Task
 
 
 @dataclass(frozen=True)
@@ -88,75 +81,23 @@ def judge_options(task: Task, url: str | None, model: str, save: Path | None) ->
     return JudgeOptions(url, model)
 
 
-def evaluate(
-    bundle: Path,
-    questions: Questions,
-    seen: tuple[str, int | None, int | None],
-    options: WorkerOptions,
-    judge: JudgeOptions | None,
-    files: Files,
+def evaluate_bundle(
+    bundle: Path, questions: Questions, options: EvaluationOptions, files: Files
 ) -> tuple[Evaluation, dict[str, Record]]:
-    """Answer, score and save; also the records by id.
+    """Answer, score and save; also the records by id. The first Ctrl-C finishes what runs."""
+    from pixtral_runtime.evaluation.run import evaluate
 
-    `seen` is how images are preprocessed: mode, longest side, most tokens. The first Ctrl-C finishes what runs.
-    """
-    from pixtral_runtime.batch.fit import check_fit
-    from pixtral_runtime.batch.records import Settings
-    from pixtral_runtime.batch.worker import Worker
-    from pixtral_runtime.bundle.manifest import open_bundle
-    from pixtral_runtime.evaluation.result import Evaluation, requests_of, score_answers
+    with output.progress() as bars:
 
-    task, opened = questions.task, open_bundle(bundle)
-    settings = Settings(opened.fingerprint, *seen)
-    asked = requests_of(questions.examples, questions.max_new_tokens)
-    worker = Worker(bundle, settings, options)
-    check_fit(worker.prompts, asked)
-    with open_results(files.answers, asked, settings, resume=files.resume, force=files.force) as file:
-        job = worker.job(asked, {} if file is None else file.done)
-        say_backend(worker.model)
-        tally = work_off(job, len(asked), file, print_answers=False)
-    records = tally.records
-    scored = (
-        score_answers(task, questions.examples, records)
-        if task.metrics
-        else _rated(questions.examples, records, judge, files.ratings)
-    )
-    setting: dict[str, Any] = {
-        "bundle": str(bundle),
-        "fingerprint": opened.fingerprint,
-        "precision": opened.precision,
-        "dtype": opened.dtype,
-        "backend": worker.model.backend,
-        "dataset": "/".join(filter(None, (task.dataset, task.config))),
-        "split": task.split,
-        "max_new_tokens": questions.max_new_tokens,
-        "preprocess": seen[0],
-        "max_image_side": seen[1],
-        "image_tokens": seen[2],
-        "judge": None if judge is None else judge.model,
-        "seconds": round(tally.seconds, 1),
-        "kept": tally.kept,
-    }
-    evaluation = Evaluation(task.name, setting, scored, questions.broken)
+        def answer(worker: Worker, asked: Sequence[Request]) -> Tally:
+            return answer_requests(
+                partial(start_job, worker), asked, worker.settings, files.answers,
+                resume=files.resume, force=files.force, bars=bars,
+            )  # fmt: skip
+
+        evaluation, records = evaluate(
+            bundle, questions, options, ratings=files.ratings, answer=answer, progress=bars.stage
+        )
     if files.save is not None:
         evaluation.save(files.save)
     return evaluation, records
-
-
-def _rated(
-    examples: Sequence[Example], records: Mapping[str, Record], judge: JudgeOptions | None, path: Path | None
-) -> list[Scored]:
-    """Examples with the judge's ratings; without a judge they stay unrated."""
-    from pixtral_runtime.evaluation.judge import rate_answers
-    from pixtral_runtime.evaluation.result import score_ratings
-
-    ratings: dict[str, tuple[float | None, str | None]] = {}
-    answered = [(example, records[example.id].answer) for example in examples if example.id in records]
-    pairs = [(example, answer) for example, answer in answered if answer is not None]
-    if judge is not None and path is not None:
-        with output.progress() as bars:
-            bars.stage("ratings", 0, len(pairs))
-            for done, rating in enumerate(rate_answers(pairs, path, judge), start=1):
-                ratings[rating.id] = rating.rating, rating.error
-                bars.stage("ratings", done, len(pairs))
-    return score_ratings(examples, records, ratings)

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import signal
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from threading import Event
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -21,52 +20,9 @@ if TYPE_CHECKING:
     from pixtral_runtime.batch.ray_job import RayJob
     from pixtral_runtime.batch.records import Record, Request, Settings
     from pixtral_runtime.batch.results_file import ResultsFile
+    from pixtral_runtime.batch.run import Tally
 
 TABLE_FORMATS = ("csv", "parquet")
-
-
-@dataclass
-class Tally:
-    """What became of a job. `kept` counts records of an earlier run, `records` has them as well."""
-
-    requests: int
-    kept: int = 0
-    made: int = 0
-    failures: int = 0
-    new_tokens: int = 0
-    seconds: float = 0.0
-    stopped: bool = False
-    records: dict[str, Record] = field(default_factory=dict)  # by id
-
-    @property
-    def done(self) -> int:
-        return self.kept + self.made
-
-    def add(self, record: Record, kept: int, seconds: float) -> None:
-        self.records[record.id] = record
-        self.kept, self.seconds = kept, seconds
-        self.made += 1
-        self.failures += record.error is not None
-        self.new_tokens += record.new_tokens or 0
-
-    def in_order(self, asked: Sequence[Request]) -> list[Record]:
-        """The records of these requests, in their order."""
-        return [self.records[request.id] for request in asked if request.id in self.records]
-
-    def summary(self, records: Sequence[Record]) -> dict[str, Any]:
-        """Counts over `records`; rates over what this run made."""
-        seconds = max(self.seconds, 1e-9)
-        return {
-            "requests": self.requests,
-            "answered": sum(record.error is None for record in records),
-            "cut_off": sum(record.finish_reason == "length" for record in records),
-            "failed": [{"id": record.id, "error": record.error} for record in records if record.error is not None],
-            "kept": self.kept,
-            "new_tokens": self.new_tokens,
-            "seconds": round(self.seconds, 3),
-            "requests_per_s": round(self.made / seconds, 3),
-            "tokens_per_s": round(self.new_tokens / seconds, 2),
-        }
 
 
 def check_outputs(results: Path | None, *, resume: bool, table: str | None, report: Path | None) -> None:
@@ -84,7 +40,7 @@ def check_outputs(results: Path | None, *, resume: bool, table: str | None, repo
 
 
 @contextmanager
-def open_results(
+def _open_results(
     path: Path | None, asked: Sequence[Request], settings: Settings, *, resume: bool, force: bool
 ) -> Iterator[ResultsFile | None]:
     """The file that records go to, or nothing where there is no path. An interruption says how to go on."""
@@ -101,34 +57,61 @@ def open_results(
             raise KeyboardInterrupt(f"{len(file.done)} records are in {path}; add --resume to go on") from error
 
 
-def work_off(job: Job | RayJob, total: int, file: ResultsFile | None, *, print_answers: bool) -> Tally:
-    """Run a job: write, count and show each record as it comes.
+def answer_requests(
+    start: Callable[[Sequence[Request], Mapping[str, Record]], Job | RayJob],
+    asked: Sequence[Request],
+    settings: Settings,
+    path: Path | None,
+    *,
+    resume: bool,
+    force: bool,
+    bars: output.Bars,
+    print_answers: bool = False,
+) -> Tally:
+    """Run a job: write each record to `path`, where there is one, and show it as it comes.
 
-    The first Ctrl-C finishes what runs; then, or at the second one, this raises KeyboardInterrupt.
+    `start` makes the job of the requests and of the records, by id, that `path` has already. The first Ctrl-C finishes
+    what runs; then, or at the second one, this raises KeyboardInterrupt.
     """
-    tally = Tally(total)
-    started = time.monotonic()
-    with output.progress() as bars, _stopping(job, tally):
-        bars.stage("requests", 0, total)
-        for record in job.records():
-            if file is not None:
-                file.append(record)
-            tally.add(record, job.kept, time.monotonic() - started)
-            if record.error is not None:
-                output.error_line(record.error, record.hint or "")
-            elif print_answers:
-                output.print_answer(record.id, record.answer or "")
-            bars.stage("requests", tally.done, total, _rates(tally))
-    tally.kept = job.kept  # all of them may have been, without a record to tell
-    if tally.stopped:
-        raise KeyboardInterrupt
-    if file is not None:
-        tally.records = dict(file.done)
+    from pixtral_runtime.batch.run import run_job
+
+    def show(record: Record, tally: Tally) -> None:
+        if record.error is not None:
+            output.error_line(record.error, record.hint or "")
+        elif print_answers:
+            output.print_answer(record.id, record.answer or "")
+        bars.stage("requests", tally.done, len(asked), _rates(tally))
+
+    with _open_results(path, asked, settings, resume=resume, force=force) as file:
+        job = start(asked, {} if file is None else file.done)
+        bars.stage("requests", 0, len(asked))
+        with _stopping(job) as stopped:
+            tally = run_job(job, len(asked), file, show)
+        if stopped.is_set():
+            raise KeyboardInterrupt
     return tally
 
 
-def finish(summary: dict[str, Any], *, as_json: bool) -> None:
-    """Say what became of the job. Raises typer.Exit where something failed."""
+def finish(
+    tally: Tally,
+    asked: Sequence[Request],
+    results: Path | None,
+    *,
+    table: str | None,
+    report: Path | None,
+    title: str,
+    as_json: bool,
+) -> None:
+    """Write table and page, then say what became of the job. Raises typer.Exit where something failed."""
+    from pixtral_runtime.batch.page import write_report
+    from pixtral_runtime.batch.tables import write_table
+
+    records = tally.in_order(asked)
+    if table is not None and results is not None:
+        write_table(records, results.with_suffix(f".{table}"), table)
+    summary = tally.summary(records) | {"output": None if results is None else str(results)}
+    if report is not None:
+        write_report(records, report, title=title, summary=summary)
     if as_json:
         output.print_json(summary)
     else:
@@ -153,18 +136,19 @@ def _rates(tally: Tally) -> str:
 
 
 @contextmanager
-def _stopping(job: Job | RayJob, tally: Tally) -> Iterator[None]:
-    """SIGINT stops the job the first time, and interrupts at once the second time."""
+def _stopping(job: Job | RayJob) -> Iterator[Event]:
+    """SIGINT stops the job the first time, which the event says, and interrupts at once the second time."""
+    stopped = Event()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
-        if tally.stopped:
+        if stopped.is_set():
             raise KeyboardInterrupt
-        tally.stopped = True
+        stopped.set()
         job.stop()
         output.talk("finishing the answers that are under way; Ctrl-C again stops at once")
 
     before = signal.signal(signal.SIGINT, interrupt)
     try:
-        yield
+        yield stopped
     finally:
         signal.signal(signal.SIGINT, before)

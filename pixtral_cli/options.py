@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -10,6 +11,9 @@ import typer
 from pixtral_cli import output
 
 if TYPE_CHECKING:
+    from pixtral_runtime.batch.job import Job
+    from pixtral_runtime.batch.records import Record, Request
+    from pixtral_runtime.batch.worker import Worker
     from pixtral_runtime.generation.model import Model
     from pixtral_runtime.inputs.prompt import PromptBuilder
 
@@ -98,6 +102,13 @@ def open_model(prompts: PromptBuilder, backend: str, threads: int) -> Model:
     model = load_bundle(prompts.bundle, prompts, threads=threads, backend=backend)
     say_backend(model)
     return model
+
+
+def start_job(worker: Worker, requests: Sequence[Request], done: Mapping[str, Record]) -> Job:
+    """Load a worker's bundle for these requests, and say what runs it."""
+    job = worker.job(requests, done)
+    say_backend(worker.model)
+    return job
 
 
 def say_backend(model: Model) -> None:

@@ -12,13 +12,16 @@ import easy_vqa
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.export import export
 from pixtral_export.plan import ExportSettings, plan_export
+from pixtral_runtime.batch.worker import WorkerOptions
 from pixtral_runtime.bundle.manifest import MANIFEST, Bundle, open_bundle
 from pixtral_runtime.evaluation.dataset import ImageStore, read_examples
-from pixtral_runtime.evaluation.task import Example
+from pixtral_runtime.evaluation.run import EvaluationOptions, Questions
 from pixtral_runtime.evaluation.tasks.registry import task_named
 
 DEMO = Path(__file__).parents[1] / "tests" / "data" / "tiny-pixtral"
 OWN_SAMPLES = 32
+SLOTS = 8
+EIGHT_SLOTS = EvaluationOptions(worker=WorkerOptions(batch=SLOTS))
 HALF = ExportSettings(dtype="float16", max_context=2048)
 RECIPES = {
     "float32": replace(HALF, dtype="float32"),
@@ -57,15 +60,13 @@ def own_samples(folder: Path) -> Path:
 
 def easy_vqa_data() -> Path:
     """The dataset that the package easy-vqa brings."""
-    import easy_vqa
-
     return Path(easy_vqa.__file__).parent / "data"
 
 
-def easy_vqa_examples(questions: int | None = None) -> list[Example]:
-    """Examples of the test split, spread over all of it where only some are wanted."""
+def easy_vqa_questions(count: int | None = None) -> Questions:
+    """Questions of the test split, spread over all of it where only some are wanted."""
     data, task = easy_vqa_data(), task_named("easy_vqa")
     with tempfile.TemporaryDirectory() as unused:
         found, broken = read_examples(task, data, ImageStore(Path(unused), data), None)
     assert not broken
-    return found if questions is None else found[:: max(1, len(found) // questions)][:questions]
+    return Questions(task, found if count is None else found[:: max(1, len(found) // count)][:count])

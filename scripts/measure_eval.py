@@ -17,32 +17,21 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from demo_bundles import RECIPES, easy_vqa_examples, make_bundle
-from pixtral_runtime.batch.records import Settings
-from pixtral_runtime.batch.worker import Worker, WorkerOptions
-from pixtral_runtime.bundle.manifest import open_bundle
+from demo_bundles import EIGHT_SLOTS, RECIPES, SLOTS, easy_vqa_questions, make_bundle
 from pixtral_runtime.evaluation.comparison import compare_evaluations
-from pixtral_runtime.evaluation.result import Evaluation, requests_of, score_answers
+from pixtral_runtime.evaluation.result import Evaluation
+from pixtral_runtime.evaluation.run import evaluate
 from pixtral_runtime.evaluation.score import Score
 from pixtral_runtime.evaluation.task import Example
 from pixtral_runtime.evaluation.tasks.registry import task_named
 
 PRECISIONS = ("float32", "int8", "fp8", "int4")
-SLOTS = 8
 TIMED = 1000  # questions
-
-
-def evaluate(bundle: Path, asked: list[Example]) -> Evaluation:
-    """Answers of a bundle, scored, as `pixtral eval` does it."""
-    task = task_named("easy_vqa")
-    worker = Worker(bundle, Settings(open_bundle(bundle).fingerprint), WorkerOptions(batch=SLOTS))
-    job = worker.job(requests_of(asked, task.max_new_tokens), {})
-    records = {record.id: record for record in job.records()}
-    return Evaluation(task.name, {"bundle": str(bundle)}, score_answers(task, asked, records))
 
 
 def table(evaluations: dict[str, Evaluation]) -> tuple[str, list[dict[str, Any]]]:
@@ -67,7 +56,7 @@ def table(evaluations: dict[str, Evaluation]) -> tuple[str, list[dict[str, Any]]
     return "\n".join(lines), rows
 
 
-def timed(bundle: Path, asked: list[Example], rounds: int) -> dict[str, Any]:
+def timed(bundle: Path, asked: Sequence[Example], rounds: int) -> dict[str, Any]:
     """Seconds of both commands over the same questions, in turn: whole processes, and their answering alone."""
     limit = task_named("easy_vqa").max_new_tokens
     seconds: dict[str, list[float]] = {"eval": [], "run": []}
@@ -121,12 +110,12 @@ def main() -> None:
     args = parser.parse_args()
     args.folder.mkdir(parents=True, exist_ok=True)
     bundles = {name: make_bundle(name, RECIPES[name], None, args.folder).path for name in PRECISIONS}
-    asked = easy_vqa_examples(args.questions)
-    shown, rows = table({name: evaluate(path, asked) for name, path in bundles.items()})
+    questions = easy_vqa_questions(args.questions)
+    shown, rows = table({name: evaluate(path, questions, EIGHT_SLOTS)[0] for name, path in bundles.items()})
     result: dict[str, Any] = {"rows": rows}
     print(shown)
     if args.rounds:
-        result["time"] = timed(bundles["float32"], asked[:TIMED], args.rounds)
+        result["time"] = timed(bundles["float32"], questions.examples[:TIMED], args.rounds)
         whole, alone = result["time"]["eval_over_run"], result["time"]["answering_eval_over_run"]
         print(f"\npixtral eval takes {whole:.2f} times as long as pixtral run, its answering alone {alone:.2f} times")
     print(json.dumps(result))

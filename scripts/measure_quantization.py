@@ -18,9 +18,9 @@ from typing import Any
 
 import easy_vqa
 
-from demo_bundles import RECIPES, easy_vqa_examples, make_bundle, own_samples
-from measure_eval import evaluate
+from demo_bundles import EIGHT_SLOTS, RECIPES, easy_vqa_questions, make_bundle, own_samples
 from pixtral_runtime.compare.compare import CompareSettings, compare_bundles
+from pixtral_runtime.evaluation.run import evaluate
 
 CAPTION = "Describe this image in one short sentence."
 SCORED = ("float32", "float16", "float16, int8 KV cache", "int8", "fp8", "int4", "int4, int8 KV cache")
@@ -48,7 +48,8 @@ def measure(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "positions": found.positions,
             }
             if kind == "packaged" and name in SCORED:
-                score = evaluate(bundle.path, easy_vqa_examples(args.questions)).scores["exact"]
+                evaluation, _ = evaluate(bundle.path, easy_vqa_questions(args.questions), EIGHT_SLOTS)
+                score = evaluation.scores["exact"]
                 row |= {"accuracy": score.mean, "interval_95": (score.low, score.high), "questions": score.n}
         rows.append(row)
     for row in rows:

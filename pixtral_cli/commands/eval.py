@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pixtral_cli.eval_files import Files, Questions, evaluate, image_cache, judge_options
+from pixtral_cli.eval_files import Files, evaluate_bundle, image_cache, judge_options
 from pixtral_cli.eval_tables import print_evaluation, write_page
 from pixtral_cli.options import (
     BackendOption,
@@ -64,22 +64,23 @@ def eval(
     from pixtral_runtime.evaluation.comparison import compare_evaluations
     from pixtral_runtime.evaluation.dataset import ImageStore, download_dataset, read_examples
     from pixtral_runtime.evaluation.result import read_evaluation
+    from pixtral_runtime.evaluation.run import EvaluationOptions, Questions
     from pixtral_runtime.evaluation.tasks.registry import task_named
 
     chosen = task_named(task)
     wanted, memory_bytes = slots_wanted(batch, memory_limit)
-    options = WorkerOptions(backend, threads, wanted, memory_bytes)
+    worker = WorkerOptions(backend, threads, wanted, memory_bytes)
     files = Files(save, html, resume, force)
     files.check()
     judge = judge_options(chosen, judge_url, judge_model, save)
     old = read_evaluation(against) if against is not None and not against.is_dir() else None
     folder = download_dataset(chosen) if data is None else data
     found, broken = read_examples(chosen, folder, ImageStore(cache or image_cache(), folder), limit)
-    questions = Questions(chosen, found, broken, max_new_tokens or chosen.max_new_tokens)
-    seen = (preprocess, max_image_side, image_tokens)
-    evaluation, records = evaluate(bundle, questions, seen, options, judge, files)
+    questions = Questions(chosen, found, broken, max_new_tokens)
+    options = EvaluationOptions(preprocess, max_image_side, image_tokens, worker, judge)
+    evaluation, records = evaluate_bundle(bundle, questions, options, files)
     if old is None and against is not None:
-        old, _ = evaluate(against, questions, seen, options, judge, files.of_reference())
+        old, _ = evaluate_bundle(against, questions, options, files.of_reference())
     comparison = None if old is None else compare_evaluations(old, evaluation)
     print_evaluation(evaluation, comparison, as_json=as_json)
     if html is not None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pixtral_cli.job_progress import check_outputs, finish, open_results, work_off
+from pixtral_cli import output
+from pixtral_cli.job_progress import answer_requests, check_outputs, finish
 from pixtral_cli.options import (
     BackendOption,
     BatchOption,
@@ -29,14 +31,14 @@ from pixtral_cli.options import (
     TopPOption,
     read_prompt,
     read_schema,
-    say_backend,
     slots_wanted,
+    start_job,
 )
 
 if TYPE_CHECKING:
     from pixtral_runtime.batch.job import Job
     from pixtral_runtime.batch.ray_job import RayJob
-    from pixtral_runtime.batch.records import Request
+    from pixtral_runtime.batch.records import Record, Request
 
 EPILOG = "Example: pixtral run bundle photos/ -p 'What is shown?' -o results.jsonl"
 QUESTION = "Describe this image in one short sentence."
@@ -95,7 +97,6 @@ def run(
     from pixtral_runtime.batch.fit import check_fit
     from pixtral_runtime.batch.ray_job import RayJob
     from pixtral_runtime.batch.records import Settings
-    from pixtral_runtime.batch.tables import write_table
     from pixtral_runtime.batch.worker import Worker, WorkerOptions
     from pixtral_runtime.bundle.manifest import open_bundle
 
@@ -111,23 +112,17 @@ def run(
     worker = Worker(bundle, settings, options)
     asked = _asked(paths or [], prompt or [QUESTION], requests, system, max_new_tokens, recursive, shard)[:limit]
     check_fit(worker.prompts, asked)
-    with open_results(results, asked, settings, resume=resume, force=force) as file:
-        known = {} if file is None else file.done
-        if ray is None:
-            job: Job | RayJob = worker.job(asked, known)
-            say_backend(worker.model)
-        else:
-            job = RayJob(bundle, asked, settings, options, known, address=ray, workers=ray_workers)
-        tally = work_off(job, len(asked), file, print_answers=not as_json)
-    records = tally.in_order(asked)
-    if table is not None and results is not None:
-        write_table(records, results.with_suffix(f".{table}"), table)
-    summary = tally.summary(records) | {"output": None if results is None else str(results)}
-    if report is not None:
-        from pixtral_runtime.batch.page import write_report
 
-        write_report(records, report, title=f"pixtral run {bundle}", summary=summary)
-    finish(summary, as_json=as_json)
+    def start(requests: Sequence[Request], done: Mapping[str, Record]) -> Job | RayJob:
+        if ray is None:
+            return start_job(worker, requests, done)
+        return RayJob(bundle, requests, settings, options, done, address=ray, workers=ray_workers)
+
+    with output.progress() as bars:
+        tally = answer_requests(
+            start, asked, settings, results, resume=resume, force=force, bars=bars, print_answers=not as_json
+        )
+    finish(tally, asked, results, table=table, report=report, title=f"pixtral run {bundle}", as_json=as_json)
 
 
 def _asked(
@@ -140,23 +135,16 @@ def _asked(
     shard: str | None,
 ) -> list[Request]:
     """What the arguments ask for. Raises InputError."""
-    from pixtral_runtime.batch.request_file import read_requests, requests_of_images
-    from pixtral_runtime.batch.shards import parse_shard
-    from pixtral_runtime.batch.shards import share_of as share
+    from pixtral_runtime.batch.request_file import read_request_file, requests_of_images
+    from pixtral_runtime.batch.shards import parse_shard, share_of
     from pixtral_runtime.errors import InputError
     from pixtral_runtime.inputs.image_files import collect_images
 
     if (requests is None) == (not paths):
         raise InputError("name either images or a file of requests", "pixtral run BUNDLE photos/, or --requests FILE")
-    if requests is None:
+    if requests is not None:
+        asked = read_request_file(requests, max_new_tokens=max_new_tokens, system=system)
+    else:
         images = collect_images(paths, sys.stdin, recursive=recursive)
         asked = requests_of_images(images, [read_prompt(text) for text in prompts], system, max_new_tokens)
-    else:
-        try:
-            with requests.open(encoding="utf-8") as lines:
-                asked = read_requests(
-                    lines, str(requests), max_new_tokens=max_new_tokens, system=system, folder=requests.parent
-                )
-        except OSError as error:
-            raise InputError(f"{requests} cannot be read: {error.strerror}", "--requests FILE.jsonl") from error
-    return asked if shard is None else share(asked, *parse_shard(shard))
+    return asked if shard is None else share_of(asked, *parse_shard(shard))

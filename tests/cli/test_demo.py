@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from demo_bundles import easy_vqa_examples
+from demo_bundles import EIGHT_SLOTS, easy_vqa_questions
 from helpers.bundles import export_tiny
 from helpers.places import DATA
-from measure_eval import evaluate
 from pixtral_runtime import Model, load
+from pixtral_runtime.evaluation.run import evaluate
 
 CHECKPOINT = DATA / "tiny-pixtral"
 IMAGES = sorted((DATA / "images").glob("*.png"))  # named COLOR_SHAPE_SIZE
@@ -22,9 +22,11 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 
 
 def test_it_answers_the_benchmark(model: Model) -> None:
-    asked = easy_vqa_examples(300)
-    assert evaluate(model.bundle.path, asked).scores["exact"].mean >= 0.95  # of all 9,673: see docs/measurements.md
-    assert sum(example.references == ("yes",) for example in asked) < 150
+    questions = easy_vqa_questions(300)
+    evaluation, records = evaluate(model.bundle.path, questions, EIGHT_SLOTS)
+    assert evaluation.scores["exact"].mean >= 0.95  # of all 9,673: see docs/measurements.md
+    assert len(records) == evaluation.rows == 300
+    assert sum(example.references == ("yes",) for example in questions.examples) < 150
 
 
 @pytest.mark.parametrize("path", IMAGES, ids=lambda path: path.stem)

@@ -45,6 +45,15 @@ def requests_of_images(
     ]
 
 
+def read_request_file(path: Path, *, max_new_tokens: int, system: str | None = None) -> list[Request]:
+    """The requests of a JSONL file, whose folder relative paths of images start from. Raises InputError."""
+    try:
+        with path.open(encoding="utf-8") as lines:
+            return read_requests(lines, str(path), max_new_tokens=max_new_tokens, system=system, folder=path.parent)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", "--requests FILE.jsonl") from error
+
+
 def read_requests(
     lines: Iterable[str], name: str, *, max_new_tokens: int, system: str | None = None, folder: Path
 ) -> list[Request]:

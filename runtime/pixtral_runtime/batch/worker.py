@@ -43,7 +43,7 @@ class Worker:
     """
 
     def __init__(self, bundle: Path, settings: Settings, options: WorkerOptions) -> None:
-        self._settings, self._options = settings, options
+        self.settings, self._options = settings, options
         _ = settings.sampling  # refused here, before the model is loaded
         opened = open_bundle(bundle)
         preprocess = default_preprocess(
@@ -67,5 +67,5 @@ class Worker:
         options = self._options
         slots = choose_slots(self.model, requests, options.batch, options.memory_bytes)
         return Job(
-            self.model, requests, self._settings, JobOptions(slots, options.drafts, self._schema, self._features, done)
+            self.model, requests, self.settings, JobOptions(slots, options.drafts, self._schema, self._features, done)
         )
