@@ -15,9 +15,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pixtral_engines.lowering_trt10_3 import COMPAT
 from pixtral_engines.network import ParsedNetwork, parse_graph
 from pixtral_engines.profiles import Profile, Shapes, ranges, read_profiles
-from pixtral_engines.targets import Target, refuse_types
+from pixtral_engines.targets import Target, parse_targets, refuse_types
 from pixtral_runtime.backends.trt_package import import_tensorrt, log_of, version_of
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, open_engines, source_of, with_engines
 from pixtral_runtime.bundle.manifest import Bundle
@@ -36,11 +37,18 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """`timing_cache` keeps kernels' times for the next build; None: beside the engines. TensorRT-RTX has none."""
+    """`timing_cache` keeps kernels' times for the next build; None: beside the engines. TensorRT-RTX has none.
+
+    Raises InputError for a form of the graphs that is not known.
+    """
 
     optimization_level: int | None = None  # 0 to 5; None: TensorRT's default
     timing_cache: Path | None = None
     compat: str | None = None  # COMPAT: graphs in the form for TensorRT 10.3
+
+    def __post_init__(self) -> None:
+        if self.compat not in (None, COMPAT):
+            raise InputError(f"no form of the graphs for '{self.compat}'", f"--compat {COMPAT}")
 
 
 @dataclass(frozen=True)
@@ -72,6 +80,11 @@ def plan_build(bundle: Bundle, target: Target, shapes: Shapes, own_profiles: Seq
     )
 
 
+def plan_targets(bundle: Bundle, targets: str, shapes: Shapes, own_profiles: Sequence[str] = ()) -> list[BuildPlan]:
+    """A plan for each target of a comma-separated list. Raises InputError."""
+    return [plan_build(bundle, target, shapes, own_profiles) for target in parse_targets(targets)]
+
+
 def build(bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Progress) -> Bundle:
     """Build a target's engines and list them in the manifest, each as soon as it is done.
 
@@ -97,6 +110,38 @@ def build(bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Pr
         bundle.write()
     open_engines(bundle, plan.target.name, version)
     return bundle
+
+
+def build_targets(bundle: Bundle, plans: Sequence[BuildPlan], settings: BuildSettings, progress: Progress) -> Bundle:
+    """Build for each target in turn, and raise what `build` raises."""
+    for plan in plans:
+        bundle = build(bundle, plan, settings, progress)
+    return bundle
+
+
+def build_summary(bundle: Bundle, plans: Sequence[BuildPlan], *, is_built: bool) -> dict[str, Any]:
+    """What was built, or would be, as a JSON document: plans of one bundle and of one kind of shapes."""
+    shapes = plans[0].shapes
+    built = bundle.engines if is_built else {}
+    return {
+        "bundle": str(bundle.path),
+        "precision": bundle.precision,
+        "context": shapes.context,
+        "batch": shapes.batch,
+        "chunk": shapes.chunk,
+        "peak_memory_bytes": max(plan.peak_memory_bytes for plan in plans),
+        "built": is_built,
+        "targets": [
+            {
+                "target": plan.target.name,
+                "engine_bytes": {graph: entry["bytes"] for graph, entry in built[plan.target.name]["graphs"].items()}
+                if is_built
+                else dict(plan.engine_bytes),
+                "profiles": {graph: list(profiles) for graph, profiles in plan.profiles.items()},
+            }
+            for plan in plans
+        ],
+    }
 
 
 def _refuse_small_machine(bundle: Bundle, plan: BuildPlan) -> None:

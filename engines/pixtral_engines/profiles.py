@@ -41,7 +41,7 @@ class Shapes:
     chunk: int = PREFILL_CHUNK_TOKENS
 
     @classmethod
-    def of(cls, bundle: Bundle, context: int | None, batch: int, chunk: int) -> Shapes:
+    def of(cls, bundle: Bundle, context: int | None = None, batch: int = 1, chunk: int = 256) -> Shapes:
         """Limits with the default context: the largest image and some text. Raises InputError."""
         side = bundle.limits.max_image_side // bundle.model.vision.patch_size
         usual = -(-(token_count(side, side) + TEXT_TOKENS) // ROWS_STEP) * ROWS_STEP

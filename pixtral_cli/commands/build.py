@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from pixtral_cli import output
 from pixtral_cli.options import BundleArgument, JsonOption
-
-if TYPE_CHECKING:
-    from pixtral_runtime.bundle.manifest import Bundle
 
 EPILOG = "Example: pixtral build bundle --target rtx:sm89,rtx:sm120 --batch 4"
 
@@ -52,18 +48,17 @@ def build(
     """Compile a bundle's graphs into TensorRT engines, kept beside them."""
     from pixtral_runtime.bundle.manifest import open_bundle
 
-    summary = build_targets(
-        open_bundle(bundle),
-        target,
-        context=context,
-        batch=batch,
-        chunk=chunk,
-        profiles=profile or (),
-        opt_level=opt_level,
-        timing_cache=timing_cache,
-        compat=compat,
-        dry_run=dry_run,
-    )
+    opened = open_bundle(bundle)
+    output.require("onnx", "rtx", "Building engines")
+    from pixtral_engines.build import BuildSettings, build_summary, build_targets, plan_targets
+    from pixtral_engines.profiles import Shapes
+
+    settings = BuildSettings(opt_level, timing_cache, compat)
+    plans = plan_targets(opened, target, Shapes.of(opened, context, batch, chunk), profile or ())
+    if not dry_run:
+        with output.progress() as bars:
+            opened = build_targets(opened, plans, settings, bars.stage)
+    summary = build_summary(opened, plans, is_built=not dry_run)
     if as_json:
         output.print_json(summary)
         return
@@ -71,58 +66,6 @@ def build(
     for built in summary["targets"]:
         rows = [(graph, f"{size:,}", _text(built["profiles"][graph])) for graph, size in built["engine_bytes"].items()]
         output.print_table((built["target"], "bytes", "profiles"), rows)
-
-
-def build_targets(
-    bundle: Bundle,
-    target: str,
-    *,
-    context: int | None = None,
-    batch: int = 1,
-    chunk: int = 256,
-    profiles: Sequence[str] = (),
-    opt_level: int | None = None,
-    timing_cache: Path | None = None,
-    compat: str | None = None,
-    dry_run: bool = False,
-) -> dict[str, Any]:
-    """Build for each target in turn. Returns what was built, or would be."""
-    output.require("onnx", "rtx", "Building engines")
-    from pixtral_engines.build import BuildSettings, plan_build
-    from pixtral_engines.build import build as build_engines
-    from pixtral_engines.lowering_trt10_3 import COMPAT
-    from pixtral_engines.profiles import Shapes
-    from pixtral_engines.targets import parse_targets
-    from pixtral_runtime.errors import InputError
-
-    if compat not in (None, COMPAT):
-        raise InputError(f"no form of the graphs for '{compat}'", f"--compat {COMPAT}")
-    shapes = Shapes.of(bundle, context, batch, chunk)
-    plans = [plan_build(bundle, chosen, shapes, profiles) for chosen in parse_targets(target)]
-    summary: dict[str, Any] = {
-        "bundle": str(bundle.path),
-        "precision": bundle.precision,
-        "context": shapes.context,
-        "batch": shapes.batch,
-        "chunk": shapes.chunk,
-        "peak_memory_bytes": max(plan.peak_memory_bytes for plan in plans),
-        "built": not dry_run,
-        "targets": [],
-    }
-    for plan in plans:
-        sizes = dict(plan.engine_bytes)
-        if not dry_run:
-            with output.progress() as bars:
-                bundle = build_engines(bundle, plan, BuildSettings(opt_level, timing_cache, compat), bars.stage)
-            sizes = {graph: entry["bytes"] for graph, entry in bundle.engines[plan.target.name]["graphs"].items()}
-        summary["targets"].append(
-            {
-                "target": plan.target.name,
-                "engine_bytes": sizes,
-                "profiles": {g: list(p) for g, p in plan.profiles.items()},
-            }
-        )
-    return summary
 
 
 def _text(profiles: list[dict[str, tuple[int, int, int]]]) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from pixtral_cli import output
-from pixtral_cli.commands.build import build_targets
+
+if TYPE_CHECKING:
+    from pixtral_runtime.bundle.manifest import Bundle
 
 EPILOG = "Example: pixtral export mistralai/Pixtral-12B-2409 -o pixtral-12b --dtype float16"
 
@@ -87,8 +89,21 @@ def export(
             "fingerprint": written.fingerprint,
         }
         if build is not None:
-            summary["engines"] = build_targets(written, build)["targets"]
+            summary["engines"] = _build(written, build)
     if as_json:
         output.print_json(summary)
     else:
         output.print_pairs(summary)
+
+
+def _build(bundle: Bundle, targets: str) -> list[dict[str, Any]]:
+    """Engines as `pixtral build --target` makes them by default."""
+    output.require("onnx", "rtx", "Building engines")
+    from pixtral_engines.build import BuildSettings, build_summary, build_targets, plan_targets
+    from pixtral_engines.profiles import Shapes
+
+    plans = plan_targets(bundle, targets, Shapes.of(bundle))
+    with output.progress() as bars:
+        built = build_targets(bundle, plans, BuildSettings(), bars.stage)
+    summary: list[dict[str, Any]] = build_summary(built, plans, is_built=True)["targets"]
+    return summary
