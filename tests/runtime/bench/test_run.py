@@ -28,7 +28,11 @@ def test_cases_are_every_combination_the_last_varying_fastest() -> None:
 def test_each_case_is_measured_by_its_mode_and_rates_only_where_there_is_a_ceiling(
     monkeypatch: pytest.MonkeyPatch, modes: tuple[str, ...], measured: int
 ) -> None:
-    rates_measured: list[int] = []
+    rates_measured: list[DeviceRates] = []
+
+    def measured_rates(*_: object) -> DeviceRates:
+        rates_measured.append(RATES)
+        return RATES
 
     def result(mode: str) -> object:
         return lambda model, case, *rest: CaseResult(case, {mode: [1.0, 1.0, 1.0]})
@@ -36,7 +40,7 @@ def test_each_case_is_measured_by_its_mode_and_rates_only_where_there_is_a_ceili
     monkeypatch.setattr(run, "measure_latency", result("latency"))
     monkeypatch.setattr(run, "measure_throughput", result("throughput"))
     monkeypatch.setattr(run, "measure_serving", result("serve"))
-    monkeypatch.setattr(run, "measured_rates", lambda *_: rates_measured.append(1) or RATES)
+    monkeypatch.setattr(run, "measured_rates", measured_rates)
     monkeypatch.setattr(
         run, "setting_of", lambda *_: BenchSetting("b", "int4", "float16", 2, "ort-cpu", 0, read_state())
     )
