@@ -67,6 +67,8 @@ def print_report(report: Report, form: str, changes: list[StageChange]) -> None:
     else:
         output.print_pairs({name: v for name, v in report.setting.items() if isinstance(v, str | int | float)})
         output.print_table(TABLE_HEADER, table_rows(report.results))
+        if report.load_s is not None:
+            output.print_line(f"load: {report.load_s:.2f} s")
         for line in (*memory_lines(report.results), *energy_lines(report.results)):
             output.print_line(line)
         if best := knee(report.results):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -53,11 +54,14 @@ def bench(
     cases = _cases(mode, image_side, images, prompt_tokens, decode_tokens, batch, request_rate)
     old = None if compare is None else read_report(compare)
     prompts = open_prompts(bundle, "", None, None)
+    started = time.perf_counter()
     model = open_model(prompts, backend, threads)
+    load_s = time.perf_counter() - started
     pictures = [] if images is None else collect_images([str(images)], sys.stdin)
     effort = Effort(runs, min_seconds, warmup)
     with output.progress() as bars:
         report = run_benchmark(model, cases, effort, threads=threads, pictures=pictures, progress=bars.stage)
+    report.load_s = load_s
     if save is not None:
         report.save(save)
     changes = [] if old is None else compare_reports(old, report, threshold / 100)

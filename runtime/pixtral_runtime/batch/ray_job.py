@@ -50,6 +50,7 @@ class RayJob:
         self._done, self._address, self._workers = done, address, workers
         self._stopped = False
         self.kept = 0
+        self.idle_s: float | None = None  # each worker waits for its own images
 
     def stop(self) -> None:
         self._stopped = True

@@ -15,7 +15,10 @@ from pixtral_runtime.batch.results_file import ResultsFile
 
 @dataclass
 class Tally:
-    """What became of a job. `kept` counts records of an earlier run, `records` has them where a file has."""
+    """What became of a job. `kept` counts records of an earlier run, `records` has them where a file has.
+
+    `image_wait_s` is how long the model had nothing to do but wait for images; None on a cluster, where nobody counts.
+    """
 
     requests: int
     kept: int = 0
@@ -23,6 +26,7 @@ class Tally:
     failures: int = 0
     new_tokens: int = 0
     seconds: float = 0.0
+    image_wait_s: float | None = None
     records: dict[str, Record] = field(default_factory=dict)  # by id
 
     @property
@@ -51,6 +55,7 @@ class Tally:
             "kept": self.kept,
             "new_tokens": self.new_tokens,
             "seconds": round(self.seconds, 3),
+            "image_wait_s": None if self.image_wait_s is None else round(self.image_wait_s, 3),
             "requests_per_s": round(self.made / seconds, 3),
             "tokens_per_s": round(self.new_tokens / seconds, 2),
         }
@@ -74,6 +79,7 @@ def run_job(
         tally.add(record, job.kept, time.monotonic() - started)
         on_record(record, tally)
     tally.kept = job.kept  # all of them may have been, without a record to tell
+    tally.image_wait_s = job.idle_s
     if file is not None:
         tally.records = dict(file.done)
     return tally

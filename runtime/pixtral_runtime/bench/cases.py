@@ -11,6 +11,7 @@ from pixtral_runtime.bench.spread import Spread, is_noisy, is_warm
 
 MODES = ("latency", "throughput", "serve")
 LATENCY_STAGES = ("image", "preprocess", "vision", "prefill", "ttft", "tpot", "e2e")
+THROUGHPUT_STAGES = ("requests_per_s", "tokens_per_s", "vision", "prefill", "decode")
 KEPT_UP_SHARE = 0.9  # of the rate offered
 
 

@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pixtral_runtime.bench.cases import LATENCY_STAGES, Case, CaseResult, DeviceRates, Effort
+from pixtral_runtime.bench.cases import LATENCY_STAGES, THROUGHPUT_STAGES, Case, CaseResult, DeviceRates, Effort
 from pixtral_runtime.bench.roofline import Ceiling, Cost, Sizes, ceiling, stage_costs
 from pixtral_runtime.device import memory as bench_memory
 from pixtral_runtime.device.energy import Energy, measure_energy
@@ -112,9 +112,12 @@ def measure_latency(
 def measure_throughput(
     model: Model, case: Case, effort: Effort, folder: Sequence[Path] = (), *, requests: int = 16
 ) -> CaseResult:
-    """Requests and tokens a second of `requests` at once in the case's slots. Reading images is part of it."""
+    """Requests and tokens a second of `requests` at once in the case's slots. Reading images is part of it.
+
+    Vision, prefill and decode are milliseconds a request: what a run spent on them over its requests.
+    """
     files = pictures(case, folder, requests)
-    samples: dict[str, list[float]] = {"requests_per_s": [], "tokens_per_s": []}
+    samples: dict[str, list[float]] = {name: [] for name in THROUGHPUT_STAGES}
     for number in range(effort.warmup + effort.runs):
         started = time.perf_counter()
         scheduler = Scheduler(model.bundle, model.runner, case.batch)
@@ -124,8 +127,11 @@ def measure_throughput(
             scheduler.step()
         seconds = time.perf_counter() - started
         if number >= effort.warmup:
-            samples["requests_per_s"].append(requests / seconds)
-            samples["tokens_per_s"].append(requests * case.decode_tokens / seconds)
+            times = scheduler.times
+            stages_ms = (times.vision_ms / requests, times.prefill_ms / requests, times.decode_ms / requests)
+            rates = (requests / seconds, requests * case.decode_tokens / seconds)
+            for name, value in zip(THROUGHPUT_STAGES, (*rates, *stages_ms), strict=True):
+                samples[name].append(value)
     return CaseResult(case, samples)
 
 

@@ -24,15 +24,20 @@ COMPARED_STAGES = ("image", "preprocess", "vision", "prefill", "ttft", "tpot", "
 
 @dataclass
 class Report:
-    """A benchmark: its results, the machine and bundle it was made with, and what to know before believing it."""
+    """A benchmark: its results, the machine and bundle it was made with, and what to know before believing it.
+
+    `load_s` is how long the bundle took to load, once; None where nobody measured it.
+    """
 
     setting: dict[str, Any]
     results: list[CaseResult]
     remarks: list[str] = field(default_factory=list)
+    load_s: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
         results = [result.to_dict() for result in self.results]
-        return {"schema": REPORT_SCHEMA, "setting": self.setting, "remarks": self.remarks, "results": results}
+        head = {"schema": REPORT_SCHEMA, "setting": self.setting, "remarks": self.remarks, "load_s": self.load_s}
+        return head | {"results": results}
 
     def save(self, path: Path) -> None:
         write_atomically(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
@@ -55,7 +60,8 @@ def read_report(path: Path) -> Report:
         data = json.loads(path.read_bytes())
         if data["schema"] != REPORT_SCHEMA:
             raise InputError(f"{path}: schema {data['schema']}, this pixtral reads {REPORT_SCHEMA}", "measure it anew")
-        return Report(data["setting"], [CaseResult.from_dict(entry) for entry in data["results"]], data["remarks"])
+        results = [CaseResult.from_dict(entry) for entry in data["results"]]
+        return Report(data["setting"], results, data["remarks"], data.get("load_s"))  # not in the first reports
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", hint) from error
     except (ValueError, KeyError, TypeError) as error:

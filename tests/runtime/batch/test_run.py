@@ -17,6 +17,7 @@ class MadeJob:
 
     def __init__(self, records: list[Record], kept: int = 0) -> None:
         self._records, self.kept, self._stopped = records, kept, False
+        self.idle_s = 0.25
 
     def stop(self) -> None:
         self._stopped = True
@@ -49,6 +50,7 @@ def test_every_record_is_counted_and_handed_on_once() -> None:
     assert [one.id for one in records] == ["a", "b", "c"]
     summary = tally.summary(records)
     assert (summary["requests"], summary["answered"], summary["new_tokens"]) == (3, 2, 6)
+    assert summary["image_wait_s"] == 0.25
     assert summary["failed"] == [{"id": "a", "error": "broken"}]
 
 
