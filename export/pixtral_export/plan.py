@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
 from pixtral_export.checkpoint.reader import Checkpoint
 from pixtral_export.model.ops import OPSET
 from pixtral_export.model.parameters import parameters
-from pixtral_export.quantization.recipes import Recipe, Stored, check_patterns, make_recipe
+from pixtral_export.quantization.recipes import RECIPES, Recipe, Stored, check_patterns, make_recipe
 from pixtral_export.quantization.samples import DEFAULT_SAMPLES
 from pixtral_export.weights.plan import plan_weights, weight_file_bytes
 from pixtral_runtime.bundle.config import ModelConfig
+from pixtral_runtime.bundle.footprint import Footprint
 from pixtral_runtime.bundle.manifest import Limits
-from pixtral_runtime.bundle.spec import ACTIVATION_DTYPES
+from pixtral_runtime.bundle.spec import ACTIVATION_DTYPES, kv_cache_bytes_per_token
 from pixtral_runtime.errors import InputError
 
 DEFAULT_CONTEXT = 16_384
@@ -101,6 +102,20 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
         bundle_bytes=weight_bytes + graph_bytes + checkpoint.tokenizer.stat().st_size,
         peak_memory_bytes=peak_memory_bytes,
         seconds=seconds,
+    )
+
+
+def plan_footprint(checkpoint: Checkpoint, plan: ExportPlan) -> Footprint:
+    """What the planned bundle would take on a device, with the weights of each precision it could have instead."""
+    settings = plan.settings
+    names = (settings.dtype, *RECIPES)
+    return Footprint(
+        checkpoint.config,
+        settings.dtype,
+        plan.recipe.name,
+        plan.limits,
+        {name: plan_export(checkpoint, replace(settings, precision=name)).weight_bytes for name in names},
+        kv_cache_bytes_per_token(checkpoint.config, settings.kv_cache or settings.dtype),
     )
 
 

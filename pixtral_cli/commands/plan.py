@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -92,24 +91,11 @@ def _of_checkpoint(
     output.require("torch", "export", "Planning an export")
     from pixtral_export.checkpoint.hub import resolve_checkpoint
     from pixtral_export.checkpoint.reader import open_checkpoint
-    from pixtral_export.plan import ExportSettings, plan_export
-    from pixtral_export.quantization.recipes import RECIPES
-    from pixtral_runtime.bundle.footprint import Footprint
-    from pixtral_runtime.bundle.spec import kv_cache_bytes_per_token
+    from pixtral_export.plan import ExportSettings, plan_export, plan_footprint
 
     checkpoint = open_checkpoint(resolve_checkpoint(source))
-    settings = ExportSettings(dtype, context, precision=precision, kv_cache=kv_cache)
-    chosen = plan_export(checkpoint, settings)
-    plans = {name: plan_export(checkpoint, replace(settings, precision=name)) for name in (dtype, *RECIPES)}
-    footprint = Footprint(
-        checkpoint.config,
-        dtype,
-        chosen.recipe.name,
-        chosen.limits,
-        {name: planned.weight_bytes for name, planned in plans.items()},
-        kv_cache_bytes_per_token(checkpoint.config, kv_cache or dtype),
-    )
-    return footprint, {
+    chosen = plan_export(checkpoint, ExportSettings(dtype, context, precision=precision, kv_cache=kv_cache))
+    return plan_footprint(checkpoint, chosen), {
         "checkpoint": str(checkpoint.path),
         "precision": chosen.recipe.name,
         "checkpoint_bytes": checkpoint.total_bytes,
