@@ -26,8 +26,9 @@ from pixtral_export.export import export
 from pixtral_export.plan import ExportSettings, plan_export
 from pixtral_runtime import load
 from pixtral_runtime.backends.ort_caches import OrtCache
+from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.model import Model
-from pixtral_runtime.generation.scheduler import Generation, Scheduler
+from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import user_message
 
 PROMPT = "Describe this image in one short sentence."

@@ -18,8 +18,9 @@ from typing import TYPE_CHECKING
 
 from pixtral_runtime.batch.records import Record, Request, Settings, record_key, record_of
 from pixtral_runtime.errors import InputError, PixtralError
+from pixtral_runtime.generation.generation import Generation, StageTimes
 from pixtral_runtime.generation.model import Model
-from pixtral_runtime.generation.scheduler import Generation, Scheduler, StageTimes
+from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.inputs.image import decode_image
 from pixtral_runtime.inputs.image_files import read_image_file

@@ -31,8 +31,9 @@ from pixtral_runtime.device import memory as bench_memory
 from pixtral_runtime.device.energy import Energy, measure_energy
 from pixtral_runtime.device.energy_meters import open_meters
 from pixtral_runtime.errors import InputError
+from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.model import Model
-from pixtral_runtime.generation.scheduler import Generation, Scheduler
+from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image import decode_image
 from pixtral_runtime.inputs.image_files import read_image_file

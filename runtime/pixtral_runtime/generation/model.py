@@ -14,9 +14,10 @@ from pathlib import Path
 from pixtral_runtime.backends.choose import open_backend
 from pixtral_runtime.backends.session import Sessions
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
+from pixtral_runtime.generation.generation import Generation, StageTimes
 from pixtral_runtime.generation.model_runner import ModelRunner
 from pixtral_runtime.generation.sampling import Sampling
-from pixtral_runtime.generation.scheduler import Generation, Scheduler, StageTimes
+from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import Message, user_message
 from pixtral_runtime.inputs.image_files import ImageSource, open_image, with_pictures
 from pixtral_runtime.inputs.preprocess import Preprocess, default_preprocess

@@ -22,7 +22,8 @@ from pixtral_runtime.backends.session import Sessions
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import MachineError
-from pixtral_runtime.generation.scheduler import Generation, Scheduler
+from pixtral_runtime.generation.generation import Generation
+from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image_files import open_image
 

@@ -20,8 +20,10 @@ from pixtral_runtime import Message, Model, Sampling, load
 from pixtral_runtime.backends.ort_caches import whole_steps
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.generation.feature_cache import FeatureCache
+from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.model_runner import ModelRunner
-from pixtral_runtime.generation.scheduler import LEAST_COPIED_ROWS, Generation, Scheduler
+from pixtral_runtime.generation.scheduler import Scheduler
+from pixtral_runtime.generation.slots import LEAST_COPIED_ROWS
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.prompt import Prompt
 

@@ -1,0 +1,44 @@
+"""One request on its way through the model: what was asked, what has become of it, and where its time went."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+from pixtral_runtime.errors import PixtralError
+from pixtral_runtime.generation.sampling import Constraint, Sampling
+from pixtral_runtime.inputs.prompt import Prompt
+
+
+@dataclass
+class StageTimes:
+    """Where a request's time went, in milliseconds. A step that serves several requests counts for each in full."""
+
+    vision_ms: float = 0.0
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+    decode_steps: int = 0
+
+
+@dataclass(eq=False)
+class Generation:
+    """One request, and what has become of it. `finish_reason` is None until it is done; then `error` may be set."""
+
+    prompt: Prompt
+    max_new_tokens: int = 128
+    sampling: Sampling = field(default_factory=Sampling)
+    constraint: Constraint | None = None
+    token_ids: list[int] = field(default_factory=list)
+    finish_reason: str | None = None
+    error: PixtralError | None = None
+    reused_tokens: int = 0
+    times: StageTimes = field(default_factory=StageTimes)
+
+    def fail(self, error: PixtralError) -> None:
+        """End it with an error."""
+        self.error, self.finish_reason = error, "error"
+
+
+def milliseconds_since(started: float) -> float:
+    """From a moment of `time.perf_counter` until now."""
+    return (time.perf_counter() - started) * 1e3
