@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -72,6 +72,17 @@ class _Profile:
         return abs(math.log(sum(map(math.prod, shapes.values())) / usual))
 
 
+@dataclass(frozen=True)
+class _Bound:
+    """What an execution context is set to. Where something is empty, it has to be set before the next run."""
+
+    profile: int = -1
+    shapes: Mapping[str, Shape] = field(default_factory=dict)  # of inputs
+    output_shapes: Mapping[str, Shape] = field(default_factory=dict)
+    addresses: Mapping[str, int] = field(default_factory=dict)  # of inputs and outputs
+    captured: Any = None  # a CUDA graph of a run over exactly this
+
+
 class TrtSession:
     """One engine of a bundle.
 
@@ -102,11 +113,7 @@ class TrtSession:
         self._aliases = {name: self._engine.get_aliased_input_tensor(name) for name in self._outputs}
         self.graph_use = GraphUse("off")
         self._context = self._create_context(trt, settings)
-        self._active = -1  # profile
-        self._shapes: dict[str, Shape] = {}  # of inputs, as bound; and so on
-        self._addresses: dict[str, int] = {}
-        self._output_shapes: dict[str, Shape] = {}
-        self._captured: Any = None
+        self._bound = _Bound()
         self._capacity = self._largest_outputs()
         self._fed: dict[str, Memory] = {}
         self._pools: dict[str, list[Memory]] = {name: [] for name in self._outputs}
@@ -118,13 +125,13 @@ class TrtSession:
         shapes: dict[str, Shape] = {name: value.shape for name, value in values.items()}
         shapes |= dict.fromkeys(past.addresses, past.shape) if past else {}
         self._refuse_wrong_feeds({name: value.dtype for name, value in values.items()}, shapes)
-        self._set_shapes(self._profile_for(shapes), shapes)
+        self._bind_shapes(self._profile_for(shapes), shapes)
         outputs = {name: self._output(name) for name, alias in self._aliases.items() if alias is None}
         addresses = {name: self._feed(name, value) for name, value in values.items()}
         addresses |= past.addresses if past else {}
         addresses |= {name: addresses[alias] for name, alias in self._aliases.items() if alias is not None}
         addresses |= {name: buffer.address for name, buffer in outputs.items()}
-        is_repeated = self._set_addresses(addresses)
+        is_repeated = self._bind_addresses(addresses)
         self._execute(is_repeated)
         for name in [name for name in outputs if name.startswith("present_")]:
             present = outputs.pop(name)
@@ -199,8 +206,8 @@ class TrtSession:
         """Bytes of each output at the largest shapes of any profile."""
         sizes = dict.fromkeys(self._outputs, 0)
         for index, profile in enumerate(self._profiles):
-            self._set_shapes(index, {name: shapes[2] for name, shapes in profile.ranges.items()})
-            for name, shape in self._output_shapes.items():
+            self._bind_shapes(index, {name: shapes[2] for name, shapes in profile.ranges.items()})
+            for name, shape in self._bound.output_shapes.items():
                 sizes[name] = max(sizes[name], math.prod(shape) * _dtype(self._outputs[name]).itemsize)
         return sizes
 
@@ -230,30 +237,35 @@ class TrtSession:
             f"{self._rebuild} with a larger {options}",
         )
 
-    def _set_shapes(self, profile: int, shapes: dict[str, Shape]) -> None:
-        if (profile, shapes) == (self._active, self._shapes):
+    def _bind_shapes(self, profile: int, shapes: dict[str, Shape]) -> None:
+        if (profile, shapes) == (self._bound.profile, self._bound.shapes):
             return
-        self._forget_captured()
-        self._shapes, self._addresses = {}, {}
-        if profile != self._active:
+        self._note(_Bound(self._bound.profile))
+        if profile != self._bound.profile:
             self._do("set_optimization_profile_async", profile, self._device.stream)
-            self._active = profile
+            self._note(_Bound(profile))
         for name, shape in shapes.items():
             self._do("set_input_shape", name, shape)
         if unset := self._context.infer_shapes():
             raise RuntimeError(f"TensorRT lacks the shapes of {unset}")
-        self._output_shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self._outputs}
-        self._shapes = shapes
+        output_shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self._outputs}
+        self._note(_Bound(profile, shapes, output_shapes))
 
-    def _set_addresses(self, addresses: dict[str, int]) -> bool:
+    def _bind_addresses(self, addresses: dict[str, int]) -> bool:
         """Bind every tensor. Returns whether all was bound so already."""
-        if addresses == self._addresses:
+        if addresses == self._bound.addresses:
             return True
-        self._forget_captured()
+        self._note(replace(self._bound, addresses={}, captured=None))
         for name, address in addresses.items():
             self._do("set_tensor_address", name, address)
-        self._addresses = addresses
+        self._note(replace(self._bound, addresses=addresses))
         return False
+
+    def _note(self, bound: _Bound) -> None:
+        """Remember what is bound from now on. A graph that was captured of something else is released."""
+        if self._bound.captured is not None and self._bound.captured is not bound.captured:
+            self._device.release(self._bound.captured)
+        self._bound = bound
 
     def _feed(self, name: str, value: Array | TrtBuffer) -> int:
         if isinstance(value, TrtBuffer):
@@ -267,31 +279,26 @@ class TrtSession:
     def _output(self, name: str) -> TrtBuffer:
         pool = self._pools[name]
         memory = pool.pop() if pool else Memory(self._device, self._capacity[name])
-        return TrtBuffer(self._device, pool, memory, self._output_shapes[name], _dtype(self._outputs[name]))
+        return TrtBuffer(self._device, pool, memory, self._bound.output_shapes[name], _dtype(self._outputs[name]))
 
     def _execute(self, is_repeated: bool) -> None:
         """Run as bound. A repetition is captured: the run before it was the warm-up that TensorRT asks for."""
         stream, use = self._device.stream, self.graph_use
-        if use.kind == "captured" and is_repeated and self._captured is None and not use.refused:
+        if use.kind == "captured" and is_repeated and self._bound.captured is None and not use.refused:
             if self._context.is_stream_capturable(stream):
                 self._device.begin_capture()
                 try:
                     self._do("execute_async_v3", stream)
                 finally:
-                    self._captured = self._device.end_capture()
+                    self._note(replace(self._bound, captured=self._device.end_capture()))
             else:
                 use.refused = "TensorRT says that this engine cannot be captured"
-        if self._captured is not None:
-            self._device.launch(self._captured)
+        if self._bound.captured is not None:
+            self._device.launch(self._bound.captured)
             use.replayed += 1
         else:
             self._do("execute_async_v3", stream)
             use.plain += 1
-
-    def _forget_captured(self) -> None:
-        if self._captured is not None:
-            self._device.release(self._captured)
-            self._captured = None
 
     def _do(self, method: str, *arguments: Any) -> None:
         """A call of the context that says False where it refuses. All that feeds can cause was ruled out before."""
