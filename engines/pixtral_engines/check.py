@@ -22,7 +22,7 @@ from pixtral_engines.network import lower, parse_graph
 from pixtral_runtime.backends.ort_session import refuse_missing_kernels
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.bundle.spec import GRAPHS, cache_names
+from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.compare.parity import DECODE_STEPS, TensorCheck, prompt_cases, relative_error, vision_cases
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 
@@ -90,7 +90,8 @@ class NetworkCheck:
         decoder = self.bundle.model.decoder
         table = np.concatenate(features) if features else np.zeros((1, decoder.dim), self.bundle.dtype)
         shape = (1, decoder.n_kv_heads, self.rows, decoder.head_dim)
-        cache = {name: np.zeros(shape, self.bundle.cache_dtype) for name in cache_names("past", decoder.n_layers)}
+        pairs = self.bundle.graph_spec("decoder").caches
+        cache = {past.name: np.zeros(shape, self.bundle.cache_dtype) for past, _ in pairs}
         tokens, index, start = prompt.token_ids, prompt.feature_index, 0
         for step in range(-(-len(tokens) // CHUNK_TOKENS) + DECODE_STEPS):
             count = min(CHUNK_TOKENS, len(tokens) - start)
@@ -106,7 +107,7 @@ class NetworkCheck:
                 "logits_index": np.array([count - 1]),
             }
             yield from self._call("decoder", now, feeds | cache, found)
-            cache = {name: found[name.replace("past", "present", 1)] for name in cache}
+            cache = {past.name: found[present.name] for past, present in pairs}
             start += count
 
     def _call(self, graph: str, case: str, feeds: dict[str, Array], found: dict[str, Array]) -> Iterator[TensorCheck]:

@@ -71,11 +71,13 @@ def inspect(
         output.print_table(
             ("engine", "graph", "bytes", "sha256"), [(t, g, f"{e['bytes']:,}", e["sha256"][:16]) for t, g, e in engines]
         )
+    specs = [opened.graph_spec(name) for name in GRAPHS]
+    alike = {tensor for spec in specs for pair in spec.caches[1:] for tensor in pair}  # as the first, layer by layer
     rows = [
-        (name, kind, tensor.name, " x ".join(map(str, tensor.shape)), tensor.dtype)
-        for name in GRAPHS
-        for kind, tensors in (("in", opened.graph_spec(name).inputs), ("out", opened.graph_spec(name).outputs))
+        (spec.name, kind, tensor.name, " x ".join(map(str, tensor.shape)), tensor.dtype)
+        for spec in specs
+        for kind, tensors in (("in", spec.inputs), ("out", spec.outputs))
         for tensor in tensors
-        if not tensor.name.startswith(("past_", "present_")) or tensor.name.endswith("_key_0")
+        if tensor not in alike
     ]
     output.print_table(("graph", "", "tensor", "shape", "dtype"), rows)

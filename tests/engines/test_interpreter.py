@@ -137,10 +137,10 @@ def test_prefill_and_decode_steps_agree_over_a_cache(named_bundle: tuple[str, Bu
     decoder, draw = bundle.model.decoder, Draw(bundle)
     shape = (2, decoder.n_kv_heads, ROWS, decoder.head_dim)
     cache: dict[str, Array] = {}
-    for tensor in bundle.graph_spec("decoder").inputs:
-        if tensor.name.startswith("past_"):
-            is_coded = tensor.dtype == "int8"
-            cache[tensor.name] = draw.integers(-127, 128, *shape).astype(np.int8) if is_coded else draw.floats(*shape)
+    pairs = bundle.graph_spec("decoder").caches
+    for past, _ in pairs:
+        is_coded = past.dtype == "int8"
+        cache[past.name] = draw.integers(-127, 128, *shape).astype(np.int8) if is_coded else draw.floats(*shape)
     write_index = np.array([0, 4])
     for tokens in (5, 3, 1, 1):
         feeds = cache | {
@@ -153,7 +153,7 @@ def test_prefill_and_decode_steps_agree_over_a_cache(named_bundle: tuple[str, Bu
         assert seen["logits"].dtype == np.float32
         errors = {key: relative_error(value, expected[key]) for key, value in seen.items()}
         assert len(errors) == 1 + len(cache) and max(errors.values()) < TOLERANCE[name], errors
-        cache = {key: expected[key.replace("past", "present")].astype(value.dtype) for key, value in cache.items()}
+        cache = {past.name: expected[present.name].astype(cache[past.name].dtype) for past, present in pairs}
         write_index = write_index + tokens
 
 
@@ -201,23 +201,20 @@ class InterpreterSession:
     def __init__(self, bundle: Bundle, graph: str, rows: int) -> None:
         parsed = parse_graph(bundle, graph, RTX, rows)
         self._interpreter = Interpreter(parsed.network, RTX, keep=parsed, cache_constants=True)
+        self._pairs = bundle.graph_spec(graph).caches
 
     def run(self, feeds: dict[str, Array | Buffer], cache: KVCache | None = None) -> dict[str, Buffer]:
-        past = cache.tensors if isinstance(cache, HostCache) else {}
+        held = cache.tensors if isinstance(cache, HostCache) else {}
         arrays = {key: value if isinstance(value, np.ndarray) else value.numpy() for key, value in feeds.items()}
-        outputs = self._interpreter.run(arrays | past)
-        for key in past:
-            past[key] = outputs.pop(key.replace("past", "present"))
+        outputs = self._interpreter.run(arrays | held)
+        for past, present in self._pairs:
+            held[past.name] = outputs.pop(present.name)
         return {key: HostBuffer(value) for key, value in outputs.items()}
 
     def new_cache(self, slots: int, rows: int) -> HostCache:
-        return HostCache(
-            {
-                tensor.name: np.zeros((slots, *tensor.shape[1:]), NUMPY_DTYPES[tensor.dtype])
-                for tensor in self._interpreter.inputs
-                if tensor.name.startswith("past_")
-            }
-        )
+        inputs = {tensor.name: tensor for tensor in self._interpreter.inputs}
+        pasts = [inputs[past.name] for past, _ in self._pairs]
+        return HostCache({one.name: np.zeros((slots, *one.shape[1:]), NUMPY_DTYPES[one.dtype]) for one in pasts})
 
 
 def test_greedy_answers_are_those_of_onnx_runtime(plain: Bundle) -> None:

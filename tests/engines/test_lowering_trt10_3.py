@@ -74,11 +74,10 @@ def calls(bundle: Bundle) -> dict[str, list[dict[str, Array]]]:
     steps = []
     for tokens, start in ((5, np.array([0, 7])), (1, np.array([5, 12]))):
         cache = {}
-        for tensor in bundle.graph_spec("decoder").inputs:
-            if tensor.name.startswith("past_"):
-                shape = (2, decoder.n_kv_heads, ROWS, decoder.head_dim)
-                codes = random.integers(-127, 128, shape).astype(np.int8)
-                cache[tensor.name] = codes if tensor.dtype == "int8" else floats(*shape)
+        for past, _ in bundle.graph_spec("decoder").caches:
+            shape = (2, decoder.n_kv_heads, ROWS, decoder.head_dim)
+            codes = random.integers(-127, 128, shape).astype(np.int8)
+            cache[past.name] = codes if past.dtype == "int8" else floats(*shape)
         positions = start[:, None] + np.arange(tokens)
         feeds = {"position_ids": positions, "write_index": start, "logits_index": np.arange(2 * tokens)}
         steps.append({"hidden": floats(2, tokens, decoder.dim), **feeds, **cache})
@@ -128,7 +127,8 @@ def test_chunks_and_decode_over_stale_rows_keep_agreeing(named: tuple[str, Bundl
     random = np.random.default_rng(1)
     first = calls(bundle)["decoder"][0]
     sources: tuple[bytes | Path, ...] = (bundle.graph_path("decoder"), lowered(bundle, "decoder"))
-    caches = [{key: value for key, value in first.items() if key.startswith("past_")}] * 2
+    pairs = bundle.graph_spec("decoder").caches
+    caches = [{past.name: first[past.name] for past, _ in pairs}] * 2
     start = np.array([0, 7])
     for tokens in (5, 3, 1, 1):
         feeds = {
@@ -139,7 +139,7 @@ def test_chunks_and_decode_over_stale_rows_keep_agreeing(named: tuple[str, Bundl
         }
         runs = [run_in_onnx_runtime(source, feeds | cache) for source, cache in zip(sources, caches, strict=True)]
         assert relative_error(runs[1]["logits"], runs[0]["logits"]) <= TOLERANCE[name], tokens
-        caches = [{key: run[key.replace("past_", "present_")] for key in caches[0]} for run in runs]
+        caches = [{past.name: run[present.name] for past, present in pairs} for run in runs]
         start = start + tokens
 
 
@@ -147,10 +147,9 @@ def test_rows_that_no_position_reaches_are_not_looked_at(named: tuple[str, Bundl
     _, bundle = named
     model, call = lowered(bundle, "decoder"), calls(bundle)["decoder"][0]
     other = dict(call)
-    for key, value in call.items():
-        if key.startswith("past_"):
-            other[key] = value.copy()
-            other[key][:, :, 12:] = 99
+    for past, _ in bundle.graph_spec("decoder").caches:
+        other[past.name] = call[past.name].copy()
+        other[past.name][:, :, 12:] = 99
     np.testing.assert_array_equal(
         run_in_onnx_runtime(model, call)["logits"], run_in_onnx_runtime(model, other)["logits"]
     )

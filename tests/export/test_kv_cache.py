@@ -110,12 +110,14 @@ def stepwise(bundle: Bundle, ids: np.ndarray) -> np.ndarray:
 
 def test_the_cache_takes_a_quarter_of_a_float32_one_and_says_so(bundle: Bundle) -> None:
     decoder = bundle.model.decoder
-    types = {tensor.dtype for tensor in bundle.graph_spec("decoder").inputs if tensor.name.startswith("past_")}
+    pairs = bundle.graph_spec("decoder").caches
+    types = {tensor.dtype for pair in pairs for tensor in pair}
     assert (bundle.kv_cache, types) == ("int8", {"int8"})
     assert bundle.kv_cache_bytes_per_token == 2 * decoder.n_layers * decoder.n_kv_heads * decoder.head_dim
     model = onnx.load(bundle.graph_path("decoder"), load_external_data=False)
     assert {node.domain for node in model.graph.node} == {""}
-    caches = [v for v in (*model.graph.input, *model.graph.output) if v.name.startswith(("past_", "present_"))]
+    names = {tensor.name for pair in pairs for tensor in pair}
+    caches = [v for v in (*model.graph.input, *model.graph.output) if v.name in names]
     assert len(caches) == 4 * decoder.n_layers
     assert {v.type.tensor_type.elem_type for v in caches} == {TensorProto.INT8}
 
@@ -139,10 +141,9 @@ def test_the_form_for_tensorrt_computes_the_same(bundle: Bundle, tmp_path: Path)
     random = np.random.default_rng(1)
     positions = np.array([[0, 1, 2], [5, 6, 7]])
     feeds = {"position_ids": positions, "write_index": positions[:, 0], "logits_index": np.arange(6)}
-    for tensor in bundle.graph_spec("decoder").inputs:
-        if tensor.name.startswith("past_"):
-            shape = [int({"B": 2, "C": 16}.get(str(dim), dim)) for dim in tensor.shape]
-            feeds[tensor.name] = random.integers(-127, 128, shape).astype(np.int8)
+    for past, _ in bundle.graph_spec("decoder").caches:
+        shape = [int({"B": 2, "C": 16}.get(str(dim), dim)) for dim in past.shape]
+        feeds[past.name] = random.integers(-127, 128, shape).astype(np.int8)
     feeds["hidden"] = random.standard_normal((2, 3, bundle.model.decoder.dim), np.float32)
 
     def run() -> list[np.ndarray]:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pixtral_runtime.backends.session import Array
+from pixtral_runtime.bundle.spec import CachePairs
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -24,10 +25,13 @@ CACHE_STEP_ROWS = (
 
 
 class OrtCache:
-    """Cache buffers on the host, one NumPy array and one OrtValue over it per tensor. `arrays` (slots, K, rows, E)."""
+    """Cache buffers on the host, one NumPy array and one OrtValue over it per tensor.
 
-    def __init__(self, names: tuple[str, ...], arrays: list[Array]) -> None:
-        self._names = names
+    `arrays` (slots, K, rows, E) are what the cache starts with, one for each pair of `tensors`.
+    """
+
+    def __init__(self, tensors: CachePairs, arrays: list[Array]) -> None:
+        self.tensors = tensors
         self._hold(arrays)
 
     @property
@@ -47,7 +51,7 @@ class OrtCache:
 
     def view(self, start: int, stop: int) -> OrtCache:
         if (start, stop) not in self._views:
-            self._views[start, stop] = OrtCache(self._names, [array[start:stop] for array in self._arrays])
+            self._views[start, stop] = OrtCache(self.tensors, [array[start:stop] for array in self._arrays])
         return self._views[start, stop]
 
     def copy_rows(self, source: int, target: int, rows: int) -> None:
@@ -55,12 +59,12 @@ class OrtCache:
             array[target, :, :rows] = array[source, :, :rows]
 
     def layers(self) -> list[tuple[Array, Array]]:
-        return list(zip(self._arrays[::2], self._arrays[1::2], strict=True))  # `cache_names` has key before value
+        return list(zip(self._arrays[::2], self._arrays[1::2], strict=True))  # `GraphSpec.caches` has key before value
 
     def bind(self, binding: ort.IOBinding) -> None:
-        for past, value in zip(self._names, self._values, strict=True):
-            binding.bind_ortvalue_input(past, value)
-            binding.bind_ortvalue_output(past.replace("past", "present", 1), value)
+        for (past, present), value in zip(self.tensors, self._values, strict=True):
+            binding.bind_ortvalue_input(past.name, value)
+            binding.bind_ortvalue_output(present.name, value)
 
     def _resize(self, rows: int) -> None:
         slots, heads, before, head_dim = self._arrays[0].shape
@@ -87,11 +91,12 @@ def whole_steps(rows: int) -> int:
 class DeviceCache:
     """Past keys and values on a device, (slots, K, rows, E) each, in ONNX Runtime's own memory.
 
-    `arrays` are what the cache starts with; they are copied. `device` is "cuda" or "cpu".
+    `arrays` are what the cache starts with, one for each pair of `tensors`; they are copied. `device` is "cuda" or
+    "cpu".
     """
 
-    def __init__(self, names: tuple[str, ...], arrays: list[Array], device: str) -> None:
-        self._names, self._device, self._dtype = names, device, arrays[0].dtype
+    def __init__(self, tensors: CachePairs, arrays: list[Array], device: str) -> None:
+        self.tensors, self._device, self._dtype = tensors, device, arrays[0].dtype
         self._values = [self._placed(array) for array in arrays]
         self._range = range(arrays[0].shape[0])  # slots
 
@@ -124,19 +129,17 @@ class DeviceCache:
     def layers(self) -> list[tuple[Array, Array]]:
         """Copies on the host."""
         arrays = [value.numpy()[self._range.start : self._range.stop] for value in self._values]
-        return list(zip(arrays[::2], arrays[1::2], strict=True))  # `cache_names` has key before value
+        return list(zip(arrays[::2], arrays[1::2], strict=True))  # `GraphSpec.caches` has key before value
 
     def bind(self, binding: ort.IOBinding) -> None:
         shape = (self.slots, *self._values[0].shape()[1:])
         offset = self._range.start * math.prod(shape[1:]) * self._dtype.itemsize
-        for past, value in zip(self._names, self._values, strict=True):
-            tensor = (self._device, 0, self._dtype, shape, value.data_ptr() + offset)
-            binding.bind_input(past, *tensor)
-            binding.bind_output(past.replace("past", "present", 1), *tensor)
+        for (past, present), value in zip(self.tensors, self._values, strict=True):
+            memory = (self._device, 0, self._dtype, shape, value.data_ptr() + offset)
+            binding.bind_input(past.name, *memory)
+            binding.bind_output(present.name, *memory)
 
     def _resize(self, rows: int) -> None:
-        from pixtral_runtime.backends.ort_caches import whole_steps
-
         kept = min(rows, self.rows)
         slots, heads, _, head_dim = self._values[0].shape()
         for index, old in enumerate(self._values):  # one by one: only one is there twice

@@ -8,18 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pixtral_runtime.backends.ort_caches import DeviceCache, OrtCache, whole_steps
 from pixtral_runtime.backends.session import Array, Buffer, KVCache
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.bundle.spec import GraphSpec, cache_names
+from pixtral_runtime.bundle.spec import GraphSpec
 from pixtral_runtime.errors import MachineError, extra_missing
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,8 @@ class OrtSession:
                 f"ONNX Runtime runs the {graph} graph without {', '.join(lost)}: no device, or libraries missing",
                 "nvidia-smi, then pixtral doctor; or --backend ort-cpu",
             )
-        self._outputs = [tensor.name for tensor in self._spec.outputs if not tensor.name.startswith("present_")]
+        presents = {present for _, present in self._spec.caches}
+        self._outputs = [tensor.name for tensor in self._spec.outputs if tensor not in presents]
 
     def run(self, feeds: Mapping[str, Array | Buffer], cache: KVCache | None = None) -> dict[str, Buffer]:
         binding = self._session.io_binding()
@@ -89,6 +86,6 @@ class OrtSession:
     def new_cache(self, slots: int, rows: int) -> OrtCache | DeviceCache:
         decoder = self._bundle.model.decoder
         shape = (slots, decoder.n_kv_heads, whole_steps(rows), decoder.head_dim)
-        names = cache_names("past", decoder.n_layers)
-        arrays = [np.zeros(shape, self._bundle.cache_dtype) for _ in names]
-        return OrtCache(names, arrays) if self._device is None else DeviceCache(names, arrays, self._device)
+        tensors = self._spec.caches
+        arrays = [np.zeros(shape, self._bundle.cache_dtype) for _ in tensors]
+        return OrtCache(tensors, arrays) if self._device is None else DeviceCache(tensors, arrays, self._device)

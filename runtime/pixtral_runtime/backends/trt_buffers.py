@@ -10,6 +10,7 @@ import numpy as np
 
 from pixtral_runtime.backends.cuda import DeviceStream, Memory
 from pixtral_runtime.backends.session import Array
+from pixtral_runtime.bundle.spec import CachePairs
 from pixtral_runtime.errors import InputError
 
 Shape = tuple[int, ...]
@@ -40,20 +41,23 @@ class TrtBuffer:
 
 
 class TrtCache:
-    """Past keys and values on the device, (slots, K, rows, E) each, with the rows of the engine."""
+    """Past keys and values on the device, (slots, K, rows, E) each, with the rows of the engine.
+
+    `addresses` are those of the past tensors by name; `memory` holds a block for each pair of `tensors`.
+    """
 
     def __init__(
         self,
         device: DeviceStream,
-        names: tuple[str, ...],
+        tensors: CachePairs,
         shape: Shape,
         dtype: np.dtype[Any],
         memory: list[Memory],
         hint: str,
     ) -> None:
-        self._device, self._names, self._memory, self._hint = device, names, memory, hint
-        self.shape, self.dtype = shape, dtype
-        self.addresses = {name: block.address for name, block in zip(names, memory, strict=True)}
+        self._device, self._memory, self._hint = device, memory, hint
+        self.tensors, self.shape, self.dtype = tensors, shape, dtype
+        self.addresses = {past.name: block.address for (past, _), block in zip(tensors, memory, strict=True)}
 
     @property
     def slots(self) -> int:
@@ -75,10 +79,10 @@ class TrtCache:
 
     def layers(self) -> list[tuple[Array, Array]]:
         """Copies on the host. Waits for the steps before."""
-        arrays = [np.empty(self.shape, self.dtype) for _ in self._names]
+        arrays = [np.empty(self.shape, self.dtype) for _ in self.tensors]
         for array, address in zip(arrays, self.addresses.values(), strict=True):
             self._device.copy_to_host(array, address)
-        return list(zip(arrays[::2], arrays[1::2], strict=True))  # `cache_names` has key before value
+        return list(zip(arrays[::2], arrays[1::2], strict=True))  # `GraphSpec.caches` has key before value
 
     def shrink(self, rows: int) -> None:
         """Keeps its rows, which are the engine's."""
@@ -86,7 +90,7 @@ class TrtCache:
     def view(self, start: int, stop: int) -> TrtCache:
         size = self.nbytes // self.slots
         shape = (stop - start, *self.shape[1:])
-        part = TrtCache(self._device, self._names, shape, self.dtype, self._memory, self._hint)
+        part = TrtCache(self._device, self.tensors, shape, self.dtype, self._memory, self._hint)
         part.addresses = {name: address + start * size for name, address in self.addresses.items()}
         return part
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
@@ -104,9 +104,9 @@ class TrtSession:
         self._rebuild = f"pixtral build {bundle.path}"
         self._runtime = trt.Runtime(self._log.logger)
         self._engine = self._load(path)
-        spec = bundle.graph_spec(graph)
+        self._spec = bundle.graph_spec(graph)
         self._inputs, self._outputs = (
-            {tensor.name: tensor for tensor in tensors} for tensors in (spec.inputs, spec.outputs)
+            {tensor.name: tensor for tensor in tensors} for tensors in (self._spec.inputs, self._spec.outputs)
         )
         self._refuse_other_graph(trt, path)
         self._profiles = [self._profile(index) for index in range(self._engine.num_optimization_profiles)]
@@ -125,7 +125,7 @@ class TrtSession:
         shapes: dict[str, Shape] = {name: value.shape for name, value in values.items()}
         shapes |= dict.fromkeys(past.addresses, past.shape) if past else {}
         self._refuse_wrong_feeds({name: value.dtype for name, value in values.items()}, shapes)
-        self._bind_shapes(self._profile_for(shapes), shapes)
+        self._bind_shapes(self._profile_for(shapes, fed=values), shapes)
         outputs = {name: self._output(name) for name, alias in self._aliases.items() if alias is None}
         addresses = {name: self._feed(name, value) for name, value in values.items()}
         addresses |= past.addresses if past else {}
@@ -133,21 +133,22 @@ class TrtSession:
         addresses |= {name: buffer.address for name, buffer in outputs.items()}
         is_repeated = self._bind_addresses(addresses)
         self._execute(is_repeated)
-        for name in [name for name in outputs if name.startswith("present_")]:
-            present = outputs.pop(name)
-            self._device.copy_within(addresses[name.replace("present", "past", 1)], present.address, present.nbytes)
+        for read, written in self._spec.caches:
+            if present := outputs.pop(written.name, None):
+                self._device.copy_within(addresses[read.name], present.address, present.nbytes)
         return dict(outputs)
 
     def new_cache(self, slots: int, rows: int) -> TrtCache:
         """A zeroed cache. Raises InputError where it is larger than the engine's."""
-        names = tuple(name for name in self._inputs if name.startswith("past_"))
-        most, *rest = max(profile.ranges[names[0]][2] for profile in self._profiles)
+        tensors = self._spec.caches
+        first, _ = tensors[0]
+        most, *rest = max(profile.ranges[first.name][2] for profile in self._profiles)
         if slots > most:
             raise InputError(f"{slots} slots are needed, the engine has {most}", f"{self._rebuild} --batch {slots}")
-        dtype = _dtype(self._inputs[names[0]])
+        dtype = _dtype(first)
         shape = (slots, *rest)
-        memory = [Memory(self._device, math.prod(shape) * dtype.itemsize) for _ in names]
-        cache = TrtCache(self._device, names, shape, dtype, memory, f"{self._rebuild} --context")
+        memory = [Memory(self._device, math.prod(shape) * dtype.itemsize) for _ in tensors]
+        cache = TrtCache(self._device, tensors, shape, dtype, memory, f"{self._rebuild} --context")
         cache.reserve(rows)
         for address in cache.addresses.values():
             self._device.zero(address, cache.nbytes)
@@ -221,13 +222,13 @@ class TrtSession:
             if dtype != _dtype(self._inputs[name]):
                 raise InputError(f"{self._graph}: {name} is {dtype}, expected {self._inputs[name].dtype}")
 
-    def _profile_for(self, shapes: Mapping[str, Shape]) -> int:
-        """The profile that takes the shapes and was tuned for the most similar ones."""
+    def _profile_for(self, shapes: Mapping[str, Shape], fed: Iterable[str]) -> int:
+        """The profile that takes the shapes and was tuned for the most similar ones of what is fed: not the cache."""
         misfits = [profile.misfits(shapes) for profile in self._profiles]
         fitting = [index for index, names in enumerate(misfits) if not names]
         if fitting:
-            fed = {name: shape for name, shape in shapes.items() if not name.startswith("past_")}
-            return min(fitting, key=lambda index: self._profiles[index].distance(fed))
+            compared = {name: shapes[name] for name in fed}
+            return min(fitting, key=lambda index: self._profiles[index].distance(compared))
         name = min(misfits, key=len)[0]
         ranges = (profile.ranges[name] for profile in self._profiles)
         taken = ", or ".join(f"{smallest} to {largest}" for smallest, _, largest in ranges)

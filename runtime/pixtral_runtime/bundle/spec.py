@@ -27,11 +27,18 @@ class TensorSpec:
     dtype: str
 
 
+CachePairs = tuple[tuple[TensorSpec, TensorSpec], ...]
+"""Each cache tensor that a graph reads (past), with the output that replaces it (present)."""
+
+
 @dataclass(frozen=True)
 class GraphSpec:
+    """`caches` are inputs and outputs as well: key and value of layer 0, of layer 1, …"""
+
     name: str
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
+    caches: CachePairs = ()
 
 
 def vision_graph(config: ModelConfig, dtype: str) -> GraphSpec:
@@ -59,7 +66,11 @@ def embed_graph(config: ModelConfig, dtype: str) -> GraphSpec:
 def decoder_graph(config: ModelConfig, dtype: str, cache_dtype: str) -> GraphSpec:
     """Hidden states to logits. Each present tensor is its past tensor with T rows written from `write_index` on."""
     decoder = config.decoder
-    cache = ("B", decoder.n_kv_heads, "C", decoder.head_dim)
+    shape = ("B", decoder.n_kv_heads, "C", decoder.head_dim)
+    past, present = (
+        tuple(TensorSpec(name, shape, cache_dtype) for name in cache_names(when, decoder.n_layers))
+        for when in ("past", "present")
+    )
     return GraphSpec(
         "decoder",
         inputs=(
@@ -67,12 +78,10 @@ def decoder_graph(config: ModelConfig, dtype: str, cache_dtype: str) -> GraphSpe
             TensorSpec("position_ids", ("B", "T"), "int64"),
             TensorSpec("write_index", ("B",), "int64"),
             TensorSpec("logits_index", ("R",), "int64"),
-            *(TensorSpec(name, cache, cache_dtype) for name in cache_names("past", decoder.n_layers)),
+            *past,
         ),
-        outputs=(
-            TensorSpec("logits", ("R", decoder.vocab_size), "float32"),
-            *(TensorSpec(name, cache, cache_dtype) for name in cache_names("present", decoder.n_layers)),
-        ),
+        outputs=(TensorSpec("logits", ("R", decoder.vocab_size), "float32"), *present),
+        caches=tuple(zip(past, present, strict=True)),
     )
 
 

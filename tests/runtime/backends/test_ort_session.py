@@ -15,7 +15,7 @@ from helpers.places import DEMO
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends.ort_caches import CACHE_STEP_ROWS, OrtCache
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
-from pixtral_runtime.bundle.spec import cache_names
+from pixtral_runtime.bundle.spec import TensorSpec
 
 
 @pytest.mark.parametrize("graph", ["vision", "decoder"])
@@ -42,9 +42,12 @@ def test_products_of_int8_bundles_are_computed_in_int8(
 
 
 def cache(slots: int, rows: int) -> OrtCache:
-    rng = np.random.default_rng(0)
-    names = cache_names("past", 1)
-    return OrtCache(names, [rng.standard_normal((slots, 2, rows, 4)).astype(np.float32) for _ in names])
+    rng, shape = np.random.default_rng(0), ("B", 2, "C", 4)
+    pairs = tuple(
+        (TensorSpec(f"past_{kind}_0", shape, "float32"), TensorSpec(f"present_{kind}_0", shape, "float32"))
+        for kind in ("key", "value")
+    )
+    return OrtCache(pairs, [rng.standard_normal((slots, 2, rows, 4)).astype(np.float32) for _ in pairs])
 
 
 def test_a_cache_grows_and_shrinks_in_steps_and_keeps_its_rows() -> None:
