@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pixtral_runtime.backends.ort_caches import DeviceCache, OrtCache, whole_steps
-from pixtral_runtime.backends.session import Array, Buffer, KVCache
+from pixtral_runtime.backends.session import Array, Buffer, KVCache, own_cache
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GraphSpec
 from pixtral_runtime.errors import MachineError, extra_missing
@@ -70,6 +70,9 @@ class OrtSession:
         self._outputs = [tensor.name for tensor in self._spec.outputs if tensor not in presents]
 
     def run(self, feeds: Mapping[str, Array | Buffer], cache: KVCache | None = None) -> dict[str, Buffer]:
+        """Run the graph. Raises InputError for a cache that is not its own, or none where it needs one."""
+        kind: type[OrtCache] | type[DeviceCache] = OrtCache if self._device is None else DeviceCache
+        own: OrtCache | DeviceCache | None = own_cache(self._spec, cache, kind)
         binding = self._session.io_binding()
         for name, value in feeds.items():
             if isinstance(value, np.ndarray):
@@ -78,8 +81,8 @@ class OrtSession:
                 binding.bind_ortvalue_input(name, value)
         for name in self._outputs:
             binding.bind_output(name, self._device or "cpu")
-        if isinstance(cache, OrtCache | DeviceCache):
-            cache.bind(binding)
+        if own is not None:
+            own.bind(binding)
         self._session.run_with_iobinding(binding)
         return dict(zip(self._outputs, binding.get_outputs(), strict=False))
 

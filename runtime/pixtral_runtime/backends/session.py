@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import numpy.typing as npt
 
-from pixtral_runtime.bundle.spec import PREFILL_CHUNK_TOKENS
+from pixtral_runtime.bundle.spec import PREFILL_CHUNK_TOKENS, CachePairs, GraphSpec
+from pixtral_runtime.errors import InputError
 
 Array = npt.NDArray[Any]
 
@@ -49,11 +50,25 @@ class KVCache(Protocol):
         """Key and value of each layer on the host, (slots, K, rows, E) each. No copies: the next step changes them."""
 
 
+class BackendCache(KVCache, Protocol):
+    """A cache as its own backend sees it."""
+
+    @property
+    def tensors(self) -> CachePairs:
+        """What it holds memory for."""
+
+
+AnyBackendCache = TypeVar("AnyBackendCache", bound=BackendCache)
+
+
 class Session(Protocol):
     """One graph, ready to run."""
 
     def run(self, feeds: Mapping[str, Array | Buffer], cache: KVCache | None = None) -> dict[str, Buffer]:
-        """Run the graph. Feeds are named as in `spec`; a decoder gets its cache here and updates it in place."""
+        """Run the graph. Feeds are named as in `spec`; a decoder gets its cache here and updates it in place.
+
+        Raises InputError if the cache is not one that this graph's `new_cache` makes, or is missing.
+        """
 
     def new_cache(self, slots: int, rows: int) -> KVCache:
         """A zeroed cache for this graph. Decoder only."""
@@ -75,3 +90,30 @@ class Sessions:
     slots: int | None = field(default=None, kw_only=True)
     context: int | None = field(default=None, kw_only=True)
     drafts: bool = field(default=True, kw_only=True)
+
+
+def own_cache(graph: GraphSpec, cache: KVCache | None, kind: type[AnyBackendCache]) -> AnyBackendCache | None:
+    """The cache of a run as the kind that a backend binds; None for a graph that has none.
+
+    Raises InputError if the cache is missing, of another kind, of other tensors (names, sizes or dtype), or one too
+    many: ignoring it would give an answer, and a wrong one.
+    """
+    if not graph.caches:
+        if cache is not None:
+            raise InputError(f"{graph.name} has no cache, seen {type(cache).__name__}")
+        return None
+    hint = f"hand over what new_cache of the {graph.name} session returns"
+    if cache is None:
+        raise InputError(f"{graph.name} needs a cache, {_shown(graph.caches)}: none was handed over", hint)
+    if not isinstance(cache, kind):
+        raise InputError(
+            f"{graph.name} runs here on a cache of the kind {kind.__name__}, seen {type(cache).__name__}", hint
+        )
+    if cache.tensors != graph.caches:
+        raise InputError(f"{graph.name}'s cache is {_shown(graph.caches)}, seen {_shown(cache.tensors)}", hint)
+    return cache
+
+
+def _shown(tensors: CachePairs) -> str:
+    ends = (tensors[0][0], tensors[-1][0])
+    return " to ".join(f"{past.name} ({' × '.join(map(str, past.shape))}, {past.dtype})" for past in ends)

@@ -24,7 +24,7 @@ from typing import Any, Literal
 import numpy as np
 
 from pixtral_runtime.backends.cuda import DeviceStream, Memory
-from pixtral_runtime.backends.session import Array, Buffer, KVCache, Sessions
+from pixtral_runtime.backends.session import Array, Buffer, KVCache, Sessions, own_cache
 from pixtral_runtime.backends.trt_buffers import Shape, TrtBuffer, TrtCache
 from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.bundle.engine_list import EngineSet
@@ -119,9 +119,9 @@ class TrtSession:
         self._pools: dict[str, list[Memory]] = {name: [] for name in self._outputs}
 
     def run(self, feeds: Mapping[str, Array | Buffer], cache: KVCache | None = None) -> dict[str, Buffer]:
-        """Queue one run. Raises InputError for feeds that no profile of the engine takes."""
+        """Queue one run. Raises InputError for feeds that no profile takes and for a cache not the engine's."""
+        past = own_cache(self._spec, cache, TrtCache)
         values = {name: v if isinstance(v, np.ndarray | TrtBuffer) else v.numpy() for name, v in feeds.items()}
-        past = cache if isinstance(cache, TrtCache) else None
         shapes: dict[str, Shape] = {name: value.shape for name, value in values.items()}
         shapes |= dict.fromkeys(past.addresses, past.shape) if past else {}
         self._refuse_wrong_feeds({name: value.dtype for name, value in values.items()}, shapes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +14,16 @@ import pytest
 from helpers.bundles import exported
 from helpers.places import DEMO
 from pixtral_export.plan import ExportSettings
-from pixtral_runtime.backends.ort_caches import CACHE_STEP_ROWS, OrtCache
+from pixtral_runtime.backends.ort_caches import CACHE_STEP_ROWS, DeviceCache, OrtCache
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
-from pixtral_runtime.bundle.spec import TensorSpec
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.spec import CachePairs, TensorSpec
+from pixtral_runtime.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return exported(DEMO, tmp_path_factory.mktemp("bundle") / "b", ExportSettings())
 
 
 @pytest.mark.parametrize("graph", ["vision", "decoder"])
@@ -75,3 +83,43 @@ def test_views_and_copies_reach_the_same_memory() -> None:
     made.copy_rows(1, 2, 5)
     np.testing.assert_array_equal(key[2, :, :5], key[1, :, :5])
     np.testing.assert_array_equal(key[2, :, 5:], rest)
+
+
+@pytest.mark.parametrize("device", [None, "cpu"])
+def test_a_decoder_runs_on_a_cache_of_its_own_backend_and_tensors_only(device: str | None, bundle: Bundle) -> None:
+    decoder = OrtSession(bundle, "decoder", OrtSettings(device=device))
+    zero = np.zeros(1, np.int64)
+    hidden = np.ones((1, 1, bundle.model.decoder.dim), bundle.dtype)
+    feeds = {"hidden": hidden, "position_ids": zero[None], "write_index": zero, "logits_index": zero}
+    own = decoder.new_cache(1, 1)
+    elsewhere = OrtSession(bundle, "decoder", OrtSettings(device=None if device else "cpu")).new_cache(1, 1)
+    kinds = [type(one).__name__ for one in (own, elsewhere)]
+    last = f"past_value_{bundle.model.decoder.n_layers - 1}"
+
+    def other(tensors: CachePairs) -> OrtCache | DeviceCache:
+        arrays = [np.zeros((1, 2, CACHE_STEP_ROWS, 4), np.int8) for _ in tensors]
+        return DeviceCache(tensors, arrays, device) if device else OrtCache(tensors, arrays)
+
+    fewer = other(own.tensors[:2])
+    codes = other(tuple((replace(past, dtype="int8"), replace(present, dtype="int8")) for past, present in own.tensors))
+    for cache, message in (
+        (None, f"decoder needs a cache, past_key_0 .*float16.* to {last}.*: none was handed over"),
+        (elsewhere, f"decoder runs here on a cache of the kind {kinds[0]}, seen {kinds[1]}"),
+        (fewer, f"decoder's cache is past_key_0 .* to {last} .*, seen past_key_0 .* to past_value_0 "),
+        (codes, f"decoder's cache is past_key_0 .*float16.*, seen past_key_0 .*int8.* to {last}"),
+    ):
+        with pytest.raises(InputError, match=message) as raised:
+            decoder.run(feeds, cache)
+        assert "new_cache" in raised.value.hint
+    assert not any(tensor.any() for cache in (elsewhere, fewer, codes) for layer in cache.layers() for tensor in layer)
+    decoder.run(feeds, own.view(0, 1))
+    assert all(tensor.any() for layer in own.layers() for tensor in layer)
+
+
+def test_a_graph_without_a_cache_refuses_one(bundle: Bundle) -> None:
+    vision, decoder = (OrtSession(bundle, graph, OrtSettings()) for graph in ("vision", "decoder"))
+    side = bundle.model.vision.patch_size
+    feeds = {"pixels": np.zeros((1, 3, side, side), bundle.dtype)}
+    with pytest.raises(InputError, match="vision has no cache, seen OrtCache"):
+        vision.run(feeds, decoder.new_cache(1, 1))
+    assert list(vision.run(feeds)) == ["image_features"]

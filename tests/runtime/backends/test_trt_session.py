@@ -338,6 +338,35 @@ def test_wrong_feeds_are_refused(
         decoder.run(feeds)
 
 
+def test_a_cache_that_is_not_the_engines_is_refused(bundle: Bundle, coded: Bundle) -> None:
+    """By its memory's addresses an int8 cache would be read as one of float16, twice as large."""
+    device = HostDevice()
+    decoder, embed = session(StandIn(device), bundle, "decoder"), session(StandIn(device), bundle, "embed")
+    theirs = OrtSession(bundle, "decoder", OrtSettings())
+    feeds = step_feeds(bundle, hidden_of(bundle, 1, 1), np.zeros((1, 1), np.int64))
+    own, codes = decoder.new_cache(1, 1), session(StandIn(device), coded, "decoder").new_cache(1, 1)
+    for cache, message in (
+        (None, "decoder needs a cache, past_key_0 .* to past_value_.*: none was handed over"),
+        (theirs.new_cache(1, 1), "decoder runs here on a cache of the kind TrtCache, seen OrtCache"),
+        (codes, "decoder's cache is past_key_0 .*float16.*, seen past_key_0 .*int8"),
+    ):
+        with pytest.raises(InputError, match=message) as raised:
+            decoder.run(feeds, cache)
+        assert "new_cache" in raised.value.hint
+    with pytest.raises(InputError, match="decoder runs here on a cache of the kind OrtCache, seen TrtCache"):
+        theirs.run(feeds, own)
+    tokens = {
+        "token_ids": np.array([[5]]),
+        "image_features": hidden_of(bundle, 1, 1)[0],
+        "feature_index": np.array([[-1]]),
+    }
+    with pytest.raises(InputError, match="embed has no cache, seen TrtCache"):
+        embed.run(tokens, own)
+    assert device.events == []
+    decoder.run({**feeds, "hidden": embed.run(tokens)["hidden"]}, own.view(0, 1))["logits"].numpy()
+    assert device.events[:2] == ["embed", "decoder"]
+
+
 def test_a_file_that_is_not_the_engine_is_refused(bundle: Bundle, coded: Bundle, tmp_path: Path) -> None:
     trt, other = StandIn(HostDevice()), tmp_path / "other.engine"
     other.write_bytes(b"something else")
