@@ -65,7 +65,7 @@ def with_sm89(copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> tuple[Bundle, Gp
     device: Any = Gpu()
     trt = StandIn(device)
     trt.__version__ = "1.0"  # type: ignore[attr-defined]
-    monkeypatch.setattr(backend, "load", lambda flavor: trt)
+    monkeypatch.setattr(backend, "import_tensorrt", lambda flavor: trt)
     monkeypatch.setattr(model, "open_backend", partial(backend.open_backend, gpu=lambda: device))
     listed = {}
     for graph in GRAPHS:

@@ -36,7 +36,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Gpu:
     device = Gpu()
     trt = StandIn(device)
     trt.__version__ = "1.0"  # type: ignore[attr-defined]
-    monkeypatch.setattr(backend, "load", lambda flavor: trt)
+    monkeypatch.setattr(backend, "import_tensorrt", lambda flavor: trt)
     return device
 
 

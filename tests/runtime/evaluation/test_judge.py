@@ -27,14 +27,14 @@ STOPPED_RUN = """
 import signal
 import sys
 from pathlib import Path
-from pixtral_runtime.evaluation.judge import JudgeOptions, rate
+from pixtral_runtime.evaluation.judge import JudgeOptions, rate_answers
 from pixtral_runtime.evaluation.task import Example
-from pixtral_runtime.inputs.prompt import Message
+from pixtral_runtime.inputs.conversation import Message
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a program that a shell put in the background ignores it
 url, picture, path = sys.argv[1:]
 pairs = [(Example(str(n), (Message("user", (Path(picture), "?")),), ("A plot.",)), "x") for n in range(4)]
-for rating in rate(pairs, Path(path), JudgeOptions(url, parallel=2)):
+for rating in rate_answers(pairs, Path(path), JudgeOptions(url, parallel=2)):
     print(rating.rating, flush=True)
 """
 
