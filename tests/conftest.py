@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from helpers.gpu import skip_without_gpu
 from helpers.places import SHARED
 
 PACKAGES = ("numpy", "onnxruntime", "mistral-common", "opencv-python-headless", "torch", "onnx", "transformers")
@@ -23,6 +24,12 @@ def installed(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "missing"
+
+
+@pytest.hookimpl(tryfirst=True)  # before fixtures export bundles for a test that is skipped
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    if mark := item.get_closest_marker("gpu"):
+        skip_without_gpu(**mark.kwargs)
 
 
 @pytest.fixture(scope="session")

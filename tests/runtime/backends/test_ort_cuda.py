@@ -158,14 +158,10 @@ def test_a_session_that_fell_back_to_the_cpu_is_refused(bundle: Bundle) -> None:
     assert "--backend ort-cpu" in caught.value.hint
 
 
-@pytest.mark.gpu
+@pytest.mark.gpu(provider=CUDA_PROVIDERS[0])
 def test_a_cuda_device_answers_as_the_cpu_does(bundle: Bundle) -> None:
     """Not yet run."""
-    try:
-        sessions = open_backend(bundle, "ort-cuda").sessions
-    except MachineError as error:
-        pytest.skip(f"no CUDA: {error}")
     theirs = load(bundle.path, backend="ort-cpu")
-    ours = Model(bundle, sessions, theirs.prompts)
+    ours = Model(bundle, open_backend(bundle, "ort-cuda").sessions, theirs.prompts)
     for images in ([], [IMAGE] * 6):
         assert ours.generate(QUESTION, images).token_ids == theirs.generate(QUESTION, images).token_ids
