@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +30,10 @@ from pixtral_runtime.bench.report import (
     setting_changes,
     table_rows,
 )
+from pixtral_runtime.device.energy import Energy
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.generation.model_runner import ModelRunner
+from pixtral_runtime.generation.scheduler import Generation, Scheduler
 
 CASE = Case("latency", 2, 6, 64)
 QUICK = Effort(runs=3, warmup=1)
@@ -77,22 +80,91 @@ def test_the_prompt_has_the_tokens_asked_for(model: Model) -> None:
     assert "--prompt-tokens" in raised.value.hint
 
 
-def test_answers_under_measurement_are_as_long_as_asked(model: Model) -> None:
-    """The demo checkpoint would stop after some words."""
-    for slots in (1, 3):
-        result = measure_throughput(model, Case("throughput", slots, 40, 64), Effort(runs=2, warmup=0), requests=4)
-        ratio = result.samples["tokens_per_s"][0] / result.samples["requests_per_s"][0]
-        assert ratio == pytest.approx(40)
-        stages_ms = sum(result.samples[stage][0] for stage in ("vision", "prefill", "decode"))
-        assert 0 < stages_ms <= 1e3 / result.samples["requests_per_s"][0]  # the rest is reading pictures
+class Ticks:
+    """A second at each look."""
+
+    def __init__(self) -> None:
+        self._looks = count()
+
+    def perf_counter(self) -> float:
+        return float(next(self._looks))
 
 
-def test_requests_that_come_too_fast_wait_and_the_knee_lies_below(model: Model) -> None:
+@pytest.mark.parametrize("slots", [1, 3])
+def test_answers_under_measurement_are_as_long_as_asked_and_rates_are_per_second(
+    slots: int, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The demo checkpoint would stop after some words. The clock is looked at twice a run: a run takes one second."""
+    made, submit = list[Generation](), Scheduler.submit
+
+    def noted(self: Scheduler, generation: Generation) -> None:
+        made.append(generation)
+        submit(self, generation)
+
+    monkeypatch.setattr(Scheduler, "submit", noted)
+    monkeypatch.setattr("pixtral_runtime.bench.measure.time", Ticks())
+    result = measure_throughput(model, Case("throughput", slots, 40, 64), Effort(runs=2, warmup=1), requests=4)
+    assert [len(generation.token_ids) for generation in made] == [40] * (3 * 4)
+    assert {generation.finish_reason for generation in made} == {"length"}
+    assert (result.samples["requests_per_s"], result.samples["tokens_per_s"]) == ([4.0, 4.0], [160.0, 160.0])
+    stages_ms = [result.samples[stage] for stage in ("vision", "prefill", "decode")]
+    assert all(len(samples) == 2 and min(samples) > 0 for samples in stages_ms)
+
+
+class Hours:
+    """A millisecond at each look, and as much as is slept: each step of the loop takes two."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def perf_counter(self) -> float:
+        self.now += 0.001
+        return self.now
+
+    def sleep(self, seconds: float) -> None:
+        self.now += seconds
+
+
+def test_requests_that_come_too_fast_wait_and_the_knee_lies_below(
+    model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request takes some 17 steps of 2 ms, so a slot can serve some 30 a second."""
+    monkeypatch.setattr("pixtral_runtime.bench.measure.time", Hours())
     slow, fast = (measure_serving(model, Case("serve", 1, 16, 64, rate=rate), requests=12) for rate in (2.0, 2000.0))
-    assert slow.spreads["ttft"].p50 < fast.spreads["ttft"].p50
-    assert fast.spreads["requests_per_s"].p50 < 2000
-    best = knee([slow, fast])
-    assert best is None or best is slow  # a busy machine may not keep up at all
+    assert {name: len(values) for name, values in fast.samples.items()} == {
+        **dict.fromkeys(("ttft", "tpot", "e2e"), 12),
+        **dict.fromkeys(("offered_per_s", "requests_per_s", "tokens_per_s"), 1),
+    }
+    assert slow.spreads["ttft"].p50 < 10 < 100 < fast.spreads["ttft"].p50
+    assert slow.spreads["tpot"].p50 == pytest.approx(2, rel=0.1)
+    assert all(e2e > ttft for ttft, e2e in zip(fast.samples["ttft"], fast.samples["e2e"], strict=True))
+    assert fast.samples["offered_per_s"][0] > 1000 and 20 < fast.samples["requests_per_s"][0] < 40
+    assert fast.samples["tokens_per_s"][0] == pytest.approx(16 * fast.samples["requests_per_s"][0])
+    assert knee([slow, fast]) is slow and knee([fast]) is None
+    # What waits, waits from its own arrival on: counted from there, one slot's answers end at even times.
+    arrivals_ms = 1e3 * np.cumsum(np.random.default_rng(0).exponential(1 / 2000, 12))
+    gaps_ms = np.diff(arrivals_ms + fast.samples["e2e"])
+    assert gaps_ms == pytest.approx(gaps_ms[-1])
+
+
+class Meter:
+    """An energy meter that always measured 48 joules."""
+
+    scope, source = "module", "test"
+
+    def start(self) -> None:
+        pass
+
+    def stop(self) -> Energy:
+        return Energy(self.scope, self.source, 48.0, 1.0)
+
+
+def test_energy_is_shared_out_over_pictures_and_new_tokens(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four runs of two pictures each, with six new tokens a picture; warm-ups do not count."""
+    monkeypatch.setattr("pixtral_runtime.bench.measure.open_meters", lambda: [Meter()])
+    (energy,) = measure_latency(model, CASE, Effort(runs=4, warmup=1), None).energy
+    assert (energy["scope"], energy["joules"]) == ("module", 48)
+    assert (energy["joules_per_image"], energy["joules_per_token"]) == (6, 1)
 
 
 class Clock:
@@ -119,8 +191,11 @@ def test_a_slowdown_of_ten_per_cent_is_found_and_none_in_a_run_against_itself(
     monkeypatch.setattr(ModelRunner, "encode", slowed)
     monkeypatch.setattr("pixtral_runtime.bench.measure.time", clock)
     old, again = (Report({}, [measure_latency(model, CASE, Effort(runs=20), None)]) for _ in range(2))
-    assert not any(change.difference.significant for change in compare_reports(old, old, 0.05))
-    assert not any(change.regressed for change in compare_reports(old, again, 0.05))
+    for same in (old, again):
+        unchanged = compare_reports(old, same, 0.05)
+        assert [change.stage for change in unchanged] == list(LATENCY_STAGES)
+        assert [change.stage for change in unchanged if change.regressed] == []
+        assert all(change.difference.ratio == pytest.approx(1, abs=0.05) for change in unchanged)
     vision_s *= 1.1
     changes = {
         change.stage: change
@@ -130,13 +205,15 @@ def test_a_slowdown_of_ten_per_cent_is_found_and_none_in_a_run_against_itself(
     assert changes["vision"].difference.ratio == pytest.approx(1.1, abs=0.02)
 
 
-def test_a_drop_of_a_rate_is_a_regression(model: Model) -> None:
+def test_a_drop_of_a_rate_is_a_regression() -> None:
     old = CaseResult(Case("throughput", 1, 8, 64), {"tokens_per_s": [100.0, 101, 99, 100, 102, 98]})
     new = CaseResult(old.case, {"tokens_per_s": [80.0, 81, 79, 80, 82, 78]})
     (change,) = compare_reports(Report({}, [old]), Report({}, [new]), 0.05)
-    assert change.regressed
+    assert change.regressed and change.difference.ratio == pytest.approx(0.8)
+    (change,) = compare_reports(Report({}, [old]), Report({}, [new]), 0.25)
+    assert change.difference.significant and not change.regressed  # a fifth less is within a quarter
     (change,) = compare_reports(Report({}, [new]), Report({}, [old]), 0.05)
-    assert not change.regressed
+    assert change.difference.significant and not change.regressed  # a rise
     with pytest.raises(InputError, match="no case is in both"):
         compare_reports(Report({}, [old]), Report({}, [CaseResult(CASE, {"e2e": [1.0]})]), 0.05)
 
@@ -150,7 +227,8 @@ def test_a_report_is_printed_saved_and_compared(bundle: Path, tmp_path: Path) ->
     assert [result.case.image_side for result in saved.results] == [64, 48]
     assert saved.load_s is not None and saved.load_s > 0 and "\nload: " in done.stdout
     assert saved.setting["bundle"] == load(bundle).bundle.fingerprint
-    assert all(meter["joules"] is None or meter["joules"] > 0 for meter in saved.results[0].energy)
+    assert saved.results[0].energy  # a machine without a meter says so
+    assert all(meter["reason"] if meter["joules"] is None else meter["joules"] > 0 for meter in saved.results[0].energy)
     assert "energy" in done.stdout
     assert set(saved.setting["after"]) >= {"clocks_hz", "temperatures", "throttling", "load_average"}
     assert saved.setting["ceilings"]["bandwidth_bytes_per_s"] > 1e9
@@ -174,25 +252,28 @@ def test_every_format_has_every_row(model: Model) -> None:
     assert len(list(csv.reader(io.StringIO(csv_text(results))))) == 1 + len(table)
 
 
-def test_another_setting_is_named(model: Model) -> None:
-    assert setting_changes({"threads": 1, "x": 2}, {"threads": 2, "x": 2}) == ["threads was 1 and is 2"]
+def test_settings_that_differ_are_named_and_no_others() -> None:
+    old = {"threads": 1, "x": 2, "gone": 3, "ceilings": {"a": 1}, "lists": [1], "device": "one"}
+    new = {"device": "another", "lists": [2], "ceilings": {"a": 2}, "new": 3, "x": 2, "threads": 2}
+    assert setting_changes(old, new) == ["threads was 1 and is 2", "device was one and is another"]
+    assert setting_changes(old, old) == []
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "words", "code"),
     [
-        (["--mode", "speed"], "latency|throughput|serve"),
-        (["--image-side", "0"], "--image-side"),
-        (["--batch", "x"], "--batch"),
-        (["--format", "xml"], "table|md|csv|json"),
-        (["--compare", "nowhere.json"], "nowhere.json"),
-        (["--images", "nowhere"], "nowhere"),
-        (["--backend", "rtx"], "pixtral doctor"),
+        (["--mode", "speed"], "latency|throughput|serve", 3),
+        (["--image-side", "0"], "--image-side", 3),
+        (["--batch", "x"], "--batch", 3),
+        (["--format", "xml"], "table|md|csv|json", 3),
+        (["--compare", "nowhere.json"], "nowhere.json", 3),
+        (["--images", "nowhere"], "nowhere", 3),
+        (["--backend", "rtx"], "pixtral doctor", 4),
     ],
 )
-def test_bad_input_is_refused(bundle: Path, arguments: list[str], words: str) -> None:
+def test_bad_input_is_refused(bundle: Path, arguments: list[str], words: str, code: int) -> None:
     done = invoke(bundle, *arguments)
-    assert done.exit_code in (3, 4), done.stderr
+    assert done.exit_code == code, done.stderr
     assert words in done.stderr
     assert "hint: " in done.stderr
 
