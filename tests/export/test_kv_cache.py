@@ -125,6 +125,7 @@ def test_the_cache_takes_a_quarter_of_a_float32_one_and_says_so(bundle: Bundle) 
 def test_comparing_bundles_reads_codes_as_numbers(bundle: Bundle, checkpoint: Path, tmp_path: Path) -> None:
     plain = quantized(checkpoint, tmp_path / "plain", kv_cache=None)
     found = compare_bundles(plain, bundle, [], [DEFAULT_PROMPT], CompareSettings(4), lambda *_: None)
+    assert len(found.layers) == bundle.model.decoder.n_layers
     assert all(30 < layer.worst_db < 60 for layer in found.layers)  # 127 steps to the largest value
 
 

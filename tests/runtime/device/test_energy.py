@@ -198,10 +198,18 @@ def test_a_thread_samples_while_work_is_done_and_ends_with_it() -> None:
     assert not [thread for thread in threading.enumerate() if thread.name == "energy of module"]
 
 
+def sampling_threads() -> list[str]:
+    return [thread.name for thread in threading.enumerate() if thread.name.startswith("energy of")]
+
+
 def test_meters_stop_where_the_work_fails(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), measure_energy(open_meters(machine(tmp_path, "orin-nano-super"), ABSENT)):
+    def fail() -> None:
+        assert sampling_threads() == ["energy of module"]
         raise ZeroDivisionError
-    assert not [thread for thread in threading.enumerate() if thread.name.startswith("energy of")]
+
+    with pytest.raises(ZeroDivisionError), measure_energy(open_meters(machine(tmp_path, "orin-nano-super"), ABSENT)):
+        fail()
+    assert sampling_threads() == []
 
 
 # --- tegrastats
@@ -268,6 +276,7 @@ def test_tegrastats_is_started_read_and_ended(tmp_path: Path) -> None:
     meter = TegrastatsMeter((sys.executable, "-c", script))
     with measure_energy([meter]) as readings:
         printed.read_bytes()  # comes back when the script has printed
+        assert "tegrastats" in {thread.name for thread in threading.enumerate()}
     assert (readings[0].scope, readings[0].source) == ("module", "tegrastats")
     assert readings[0].watts == pytest.approx(12.479)
     assert not [thread for thread in threading.enumerate() if thread.name == "tegrastats"]

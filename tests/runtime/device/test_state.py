@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -48,6 +49,19 @@ def test_a_server_with_two_sockets_is_read_from_its_files(tmp_path: Path) -> Non
     assert state.temperatures == (Temperature("x86_pkg_temp", 61, 100),)  # its trip point at 0 is one that is not set
     assert state.throttle_counts == {"CPU core thermal throttling": 6, "CPU package thermal throttling": 56}
     assert state.load_average == (0.52, 0.58, 0.59)
+
+
+def test_an_amd_cpus_temperature_is_that_of_its_own_monitor(tmp_path: Path) -> None:
+    files = {
+        "hwmon0/name": "nvme",
+        "hwmon0/temp1_input": 40_000,
+        "hwmon1/name": "k10temp",
+        "hwmon1/temp1_input": 71_500,
+    }
+    root = plant(tmp_path, {f"sys/class/hwmon/{name}": text for name, text in files.items()})
+    assert state_of(root).temperatures == (Temperature("k10temp", 71.5, None),)
+    plant(root, {"sys/class/hwmon/hwmon1/temp1_max": 95_000})
+    assert state_of(root).temperatures == (Temperature("k10temp", 71.5, 95),)
 
 
 def test_a_jetson_is_named_after_its_board_and_has_its_power_mode(tmp_path: Path) -> None:
@@ -124,8 +138,9 @@ def test_a_state_goes_into_json_with_what_moves_kept_apart(tmp_path: Path) -> No
 
 def test_this_machine_is_read_without_an_error() -> None:
     state = read_state()
-    assert state.cpu_threads is None or state.cpu_threads >= 1
-    assert state.versions["numpy"]
+    if Path("/proc/stat").exists():  # else it is not told
+        assert state.cpu_threads is not None and state.cpu_threads >= len(os.sched_getaffinity(0))
+    assert state.versions["numpy"] == version("numpy")
 
 
 @pytest.mark.parametrize(

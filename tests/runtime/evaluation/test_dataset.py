@@ -118,12 +118,21 @@ def test_rows_that_are_all_broken_are_an_error_with_the_first_reason(tmp_path: P
         of(tmp_path, "custom")
 
 
-def test_rows_are_not_all_in_memory(tmp_path: Path) -> None:
-    write_docvqa(tmp_path / "validation-0.parquet", 40)
+def test_rows_are_not_all_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A last row group that is damaged is met when its turn comes, and not before the first row."""
+    path = tmp_path / "validation-0.parquet"
+    write_docvqa(path, 40)
+    groups = pq.ParquetFile(path).metadata
+    damaged = bytearray(path.read_bytes())
+    start = groups.row_group(groups.num_row_groups - 1).column(0).dictionary_page_offset
+    damaged[start : start + 40] = bytes(40)
+    path.write_bytes(damaged)
+    monkeypatch.setattr("pixtral_runtime.evaluation.dataset.BATCH_ROWS", 2)
     rows = read_rows(tmp_path, TASKS["docvqa"])
     first = next(rows)
     assert isinstance(first, dict) and first["questionId"] == "0"
-    rows.close()  # type: ignore[attr-defined]
+    with pytest.raises(InputError, match=r"validation-0\.parquet cannot be read"):
+        list(rows)
 
 
 def test_without_a_network_the_hint_says_how_to_fetch_the_data(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -108,3 +108,9 @@ def test_equal_scores_do_not_differ() -> None:
 )
 def test_a_verdict_knows_what_wording_alone_does(task: str, change: Paired, said: str) -> None:
     assert said in verdict(task, change)
+
+
+def test_a_verdict_says_whose_wordings_it_knows() -> None:
+    change = Paired(2500, -0.003, -0.005, -0.001, 0.01, "McNemar", 1, 9)
+    assert "makes (as the paper saw over ten prompts)" in verdict("chartqa", change)
+    assert "makes (the most that the paper saw, elsewhere)" in verdict("docvqa", change)

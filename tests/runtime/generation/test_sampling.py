@@ -89,5 +89,5 @@ def test_a_seed_repeats_its_draws_and_another_does_not() -> None:
 
 @pytest.mark.parametrize("wrong", [{"temperature": -1.0}, {"temperature": float("nan")}, {"top_p": 0.0}, {"seed": -1}])
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
-    with pytest.raises(InputError):
+    with pytest.raises(InputError, match=next(iter(wrong)).replace("_", ".")):
         Sampling(**wrong)  # type: ignore[arg-type]

@@ -44,6 +44,8 @@ def test_a_path_that_is_not_there_is_refused(folder: Path, source: str) -> None:
         collect_images([str(folder / source)], [])
 
 
-def test_an_empty_folder_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no images in"):
-        collect_images([str(tmp_path)], [])
+@pytest.mark.parametrize("recursive", [False, True])
+def test_an_empty_folder_is_refused(recursive: bool, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no images in") as caught:
+        collect_images([str(tmp_path)], [], recursive=recursive)
+    assert ("--recursive" in caught.value.hint) != recursive  # what was asked for already is no help
