@@ -173,11 +173,14 @@ def test_sampling_depends_on_its_seed_only(model: Model) -> None:
 
 
 def test_an_answer_ends_where_the_context_does(model: Model) -> None:
+    """With a few tokens of room, and a sampling that seldom ends an answer by itself."""
     context = model.bundle.limits.max_context
-    prompt = model.prompts.build(user_message("go " * 400))
-    answer = model.answer(prompt, context)
-    assert len(prompt.token_ids) + len(answer.token_ids) <= context
-    assert answer.finish_reason in ("stop", "length")
+    one, two = (len(model.prompts.build(user_message("go " * words)).token_ids) for words in (1, 2))
+    prompt = model.prompts.build(user_message("go " * (1 + (context - 1 - one) // (two - one))))
+    assert 0 < context - len(prompt.token_ids) <= two - one
+    answer = model.answer(prompt, context, Sampling(temperature=50.0, top_p=1.0, seed=0))
+    assert len(prompt.token_ids) + len(answer.token_ids) == context
+    assert answer.finish_reason == "length"
     with pytest.raises(InputError, match="context"):
         model.generate("go " * context)
 

@@ -108,7 +108,10 @@ for turn in range(10):
         assert found is None or found.tobytes() == expected.tobytes()
         if found is None:
             cache.put(bytes([index]) * 32, expected)
+            found = cache.get(bytes([index]) * 32)
+            assert found is None or found.tobytes() == expected.tobytes()
 assert not cache.corrupt
+assert cache.hits > 100, cache.hits  # of 500: the other process may have pushed some out
 """
     processes = [subprocess.Popen([sys.executable, "-c", script]) for _ in range(2)]
     assert [process.wait() for process in processes] == [0, 0]
