@@ -58,16 +58,15 @@ def gptq(
     scales = torch.empty(len(weight) // group, weight.shape[1])
     for upper, (start, end) in zip(factors, spans(len(weight)), strict=True):
         rest = weight[start:end].clone()
-        step = min(BLOCK_ROWS, group)
-        for first in range(0, end - start, step):
-            last = first + step
-            if first % group == 0:
-                # from weights that carry the errors of all rows before the group
-                whole = rest[first : first + group]
-                scales[(start + first) // group] = group_scales(whole, format, None, storable, search=True)
-            scale = scales[(start + first) // group]
-            errors = torch.empty(step, weight.shape[1])
+        for first in range(0, end - start, BLOCK_ROWS):
+            last = min(first + BLOCK_ROWS, end - start)
+            errors = torch.empty(last - first, weight.shape[1])
             for row in range(first, last):
+                if row % group == 0:
+                    # from weights that carry the errors of all rows before the group
+                    whole = rest[row : row + group]
+                    scales[(start + row) // group] = group_scales(whole, format, None, storable, search=True)
+                scale = scales[(start + row) // group]
                 code = format.round(rest[row] / scale)
                 codes[start + row] = code
                 error = (rest[row] - code * scale) / upper[row, row]
