@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,15 +22,17 @@ PromptOption = Annotated[str, typer.Option("-p", "--prompt", help="What to ask; 
 SystemOption = Annotated[str | None, typer.Option(help="System prompt.")]
 MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
 TemperatureOption = Annotated[float, typer.Option(help="0 is greedy; higher is more random.")]
-TopPOption = Annotated[float, typer.Option(help="Sample from the most likely tokens of this total probability.")]
-SeedOption = Annotated[int, typer.Option(help="Seed of the sampling.")]
+TopPOption = Annotated[
+    float, typer.Option(help="With --temperature: draw from the likeliest tokens of this total probability.")
+]
+SeedOption = Annotated[int, typer.Option(help="With --temperature: seed of the draws.")]
 MaxImageSideOption = Annotated[int | None, typer.Option(help="Scale images down to this longest edge in pixels.")]
 ImageTokensOption = Annotated[
     int | None, typer.Option(help="Scale each image down until it takes at most this many tokens.")
 ]
 PreprocessOption = Annotated[str, typer.Option(help="Whose image preprocessing: mistral or hf.")]
 ExifOption = Annotated[bool, typer.Option("--exif/--no-exif", help="Turn pictures as their EXIF orientation says.")]
-ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads; 0 takes all cores.")]
+ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads of ONNX Runtime; 0 takes all cores.")]
 BackendOption = Annotated[
     str, typer.Option(help="auto (engines for this GPU where the bundle has them), ort-cpu, ort-cuda, rtx or trt.")
 ]
@@ -38,15 +40,69 @@ BatchOption = Annotated[
     str, typer.Option(metavar="auto|N", help="Requests answered at a time; auto takes what memory and engines allow.")
 ]
 MemoryLimitOption = Annotated[
-    str | None, typer.Option(metavar="SIZE", help="Memory that 'auto' may plan with, as in 8GB. Default: what is free.")
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Memory that answers may take, as in 8GB; engines have theirs. Default: all free."
+    ),
 ]
 DraftsOption = Annotated[
-    int, typer.Option(min=0, help="Tokens to guess from the prompt and try in one step; answers stay the same.")
+    int, typer.Option(min=0, help="Tokens to guess from the prompt and try in one step, in ONNX Runtime; same answers.")
 ]
 EmbeddingCacheOption = Annotated[
     Path | None, typer.Option(metavar="DIR", help="Keep encoded images here, so that they are encoded once.")
 ]
+GroupSizeOption = Annotated[
+    int | None, typer.Option(help="Weights that share a scale in int4: 32, 64 or 128. Default: 128.")
+]
+MethodOption = Annotated[
+    str | None, typer.Option(help="How codes of int4 and nvfp4 are chosen: gptq, awq or rtn. Default: gptq.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
+
+
+FLAVORS = ("rtx", "trt")
+NOT_FOR_ENGINES = ("threads", "drafts", "memory_limit")
+"""Parameters of commands that engines do not read: they have a fixed share of memory and decode a token a step."""
+
+
+def typed_options(context: typer.Context, parameters: Collection[str]) -> list[str]:
+    """The options behind these parameters of the command that the user typed, spelled as on the help page."""
+    return [
+        "/".join(name for name in (*option.opts, *option.secondary_opts) if name.startswith("--"))
+        for option in context.command.params
+        if option.name in parameters and context.get_parameter_source(option.name).name != "DEFAULT"
+    ]
+
+
+def refuse_unused(context: typer.Context, parameters: Collection[str], reason: str, remedy: str = "") -> None:
+    """Raise InputError if the user typed one of these parameters, which would do nothing for the `reason`.
+
+    Accepted all the same is what does nothing this time but gives what was asked for: --seed at temperature 0, --force
+    where nothing exists, --build with --dry-run.
+    """
+    from pixtral_runtime.errors import InputError
+
+    if unknown := set(parameters) - {option.name for option in context.command.params}:
+        raise KeyError(f"{context.command.name} has no parameter {min(unknown)}")
+    for option in typed_options(context, parameters):
+        raise InputError(f"{option} would do nothing {reason}", f"{remedy and remedy + ', or '}leave {option} away")
+
+
+def refuse_unused_by_engines(context: typer.Context, backend: str) -> None:
+    """Raise InputError for what engines do not read, if the user asked for engines."""
+    if backend in FLAVORS:
+        present = {option.name for option in context.command.params} & set(NOT_FOR_ENGINES)
+        refuse_unused(context, present, f"with --backend {backend}", "--backend ort-cpu")
+
+
+def warn_of_unused(context: typer.Context, backend: str) -> None:
+    """Say what engines do not read, if `auto` found some: the same command must run on any machine.
+
+    `backend` is what runs the bundle, and why, as `Model.backend` says it.
+    """
+    if backend.partition(":")[0] in FLAVORS:
+        for option in typed_options(context, NOT_FOR_ENGINES):
+            output.warn(f"{option} does nothing with engines; --backend ort-cpu reads it")
 
 
 def read_prompt(text: str) -> str:

@@ -19,6 +19,7 @@ from pathlib import Path
 from pixtral_export.checkpoint.reader import Checkpoint
 from pixtral_export.plan import ExportPlan
 from pixtral_export.quantization.samples import (
+    DEFAULT_SAMPLES,
     MOST_IMAGE_TOKENS,
     build_samples,
     calibration_requests,
@@ -99,6 +100,7 @@ def export(
 def _samples(bundle: Bundle, plan: ExportPlan, warn: Callable[[str], None]) -> tuple[list[Prompt], dict[str, object]]:
     """The calibration samples, and what the manifest says of them."""
     source, count = plan.settings.calibration, plan.settings.calibration_samples
+    count = DEFAULT_SAMPLES if count is None else count
     if source is None:
         warn("calibrating with the packaged samples; your own images fit better: --calibration FOLDER")
     requests = packaged_requests() if source is None else calibration_requests(source)
@@ -118,12 +120,12 @@ def _samples(bundle: Bundle, plan: ExportPlan, warn: Callable[[str], None]) -> t
 def _quantization(plan: ExportPlan, journal: Journal, notes: dict[str, object]) -> dict[str, object]:
     """What the manifest says of the recipe; nothing where there was none."""
     recipe = plan.recipe
-    if recipe.name == plan.settings.dtype and recipe.kv_cache is None:
+    if recipe.name == plan.settings.dtype and recipe.kv_cache is None and not recipe.keep:
         return {}
     scheme = recipe.decoder
     return {
         "group_size": scheme.group if scheme else None,
-        "method": recipe.method if scheme and scheme.group else "smoothquant" if recipe.smooth else "rtn",
+        "method": recipe.method,
         "keep": list(plan.settings.keep),
         "cache_scales": journal.cache_scales,
         "unquantized_inputs": journal.fallbacks,

@@ -9,8 +9,8 @@ from pathlib import Path
 from pixtral_export.checkpoint.reader import Checkpoint
 from pixtral_export.model.ops import OPSET
 from pixtral_export.model.parameters import parameters
+from pixtral_export.quantization.formats import FP4
 from pixtral_export.quantization.recipes import RECIPES, Recipe, Stored, check_patterns, make_recipe
-from pixtral_export.quantization.samples import DEFAULT_SAMPLES
 from pixtral_export.weights.plan import plan_weights, weight_file_bytes
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.footprint import Footprint
@@ -25,6 +25,8 @@ COPY_BYTES_PER_S = 100e6  # seen 75 to 140: read, cast, transpose, hash and writ
 BASE_MEMORY_BYTES = 950_000_000  # torch and onnx loaded, graphs traced; 2.27 GB seen in all for Pixtral-12B
 CALIBRATION_S_PER_WEIGHT = 2.7e-7  # seen: 49 min for the 12B's 10.9e9, int4 by GPTQ, 16 samples, 2 busy cores
 
+NVFP4_S_PER_WEIGHT = 0.8e-7  # more: GPTQ searches scales eight times as often; seen 350 against 185 ns of CPU time
+
 
 @dataclass(frozen=True)
 class ExportSettings:
@@ -33,12 +35,12 @@ class ExportSettings:
     max_image_side: int | None = None  # None: the checkpoint's own
     opset: int = OPSET
     precision: str | None = None  # a key of RECIPES; None: weights in the dtype
-    group_size: int = 128
-    method: str = "gptq"  # how 4-bit codes are chosen: gptq, awq or rtn
+    group_size: int | None = None  # weights of a scale; None: the recipe's own
+    method: str | None = None  # how codes are chosen: gptq, awq, smoothquant or rtn; None: the recipe's own
     keep: tuple[str, ...] = ()  # PATTERN=DTYPE
     kv_cache: str | None = None  # int8; None: the dtype
     calibration: Path | None = None  # folder of images or JSON Lines; None: the packaged samples
-    calibration_samples: int = DEFAULT_SAMPLES
+    calibration_samples: int | None = None  # None: DEFAULT_SAMPLES
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
         kv_cache=settings.kv_cache,
     )
     check_patterns(recipe, parameters(config))
+    _refuse_unused_samples(settings, recipe)
     weights = plan_weights(config, settings.dtype, limits, recipe)
     weight_bytes = weight_file_bytes(weights)
     graph_bytes = GRAPH_BYTES_PER_LAYER * (config.vision.num_hidden_layers + config.decoder.n_layers)
@@ -108,15 +111,31 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
 def plan_footprint(checkpoint: Checkpoint, plan: ExportPlan) -> Footprint:
     """What the planned bundle would take on a device, with the weights of each precision it could have instead."""
     settings = plan.settings
+    others = replace(settings, group_size=None, method=None, calibration=None, calibration_samples=None)
     names = (settings.dtype, *RECIPES)
+    weights = {name: plan_export(checkpoint, replace(others, precision=name)).weight_bytes for name in names}
     return Footprint(
         checkpoint.config,
         settings.dtype,
         plan.recipe.name,
         plan.limits,
-        {name: plan_export(checkpoint, replace(settings, precision=name)).weight_bytes for name in names},
+        weights | {plan.recipe.name: plan.weight_bytes},
         kv_cache_bytes_per_token(checkpoint.config, settings.kv_cache or settings.dtype),
     )
+
+
+def _refuse_unused_samples(settings: ExportSettings, recipe: Recipe) -> None:
+    """Raise InputError for calibration options where nothing looks at samples."""
+    if recipe.calibrated:
+        return
+    is_plain = recipe.name == settings.dtype
+    wishes = {"--calibration": settings.calibration, "--calibration-samples": settings.calibration_samples}
+    for option, wish in wishes.items():
+        if wish is not None:
+            raise InputError(
+                f"{option} {wish} would do nothing: {recipe.name}{'' if is_plain else ' by rounding'} needs no samples",
+                f"leave {option} away, or {'--precision int4' if is_plain else '--method gptq'}, or --kv-cache int8",
+            )
 
 
 def _cost(config: ModelConfig, recipe: Recipe, weight_bytes: int) -> tuple[int, float]:
@@ -130,5 +149,7 @@ def _cost(config: ModelConfig, recipe: Recipe, weight_bytes: int) -> tuple[int, 
     if recipe.calibrated:
         block = [count for name, count in counts.items() if name.startswith("layers.0.")]
         memory = max(memory, BASE_MEMORY_BYTES + 4 * (sum(block) + 3 * max(block)))
-        seconds += CALIBRATION_S_PER_WEIGHT * sum(block) * config.decoder.n_layers
+        is_nvfp4_gptq = recipe.decoder is not None and recipe.decoder.weight == FP4.name and recipe.method == "gptq"
+        per_weight = CALIBRATION_S_PER_WEIGHT + (NVFP4_S_PER_WEIGHT if is_nvfp4_gptq else 0)
+        seconds += per_weight * sum(block) * config.decoder.n_layers
     return memory, seconds

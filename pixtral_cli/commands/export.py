@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixtral_cli import output
+from pixtral_cli.options import GroupSizeOption, MethodOption
 
 if TYPE_CHECKING:
     from pixtral_runtime.bundle.manifest import Bundle
@@ -28,8 +29,8 @@ def export(
     precision: Annotated[
         str | None, typer.Option(help="Quantize: int4, int8, fp8 or nvfp4. Default: weights in --dtype.")
     ] = None,
-    group_size: Annotated[int, typer.Option(help="Weights that share a scale in int4: 32, 64 or 128.")] = 128,
-    method: Annotated[str, typer.Option(help="How 4-bit weights are rounded: gptq, awq or rtn.")] = "gptq",
+    group_size: GroupSizeOption = None,
+    method: MethodOption = None,
     keep: Annotated[
         list[str] | None,
         typer.Option(metavar="PATTERN=DTYPE", help="Store layers otherwise, as in 'layers.0.*=float16'; repeatable."),
@@ -40,13 +41,15 @@ def export(
     calibration: Annotated[
         Path | None, typer.Option(help="Images (a folder), or JSON Lines of image and prompt, to calibrate with.")
     ] = None,
-    calibration_samples: Annotated[int, typer.Option(min=1, help="How many of them to take.")] = 16,
+    calibration_samples: Annotated[int | None, typer.Option(min=1, help="How many to take. Default: 16.")] = None,
     opset: Annotated[int, typer.Option(help="ONNX opset of the graphs.")] = 24,
     build: Annotated[
         str | None, typer.Option(metavar="TARGET", help="Build engines as well, as 'pixtral build --target' does.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print sizes and estimates, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print sizes and estimates, write and build nothing.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Turn a checkpoint into a bundle: portable ONNX graphs and weights."""

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixtral_cli import output
-from pixtral_cli.options import JsonOption
+from pixtral_cli.options import GroupSizeOption, JsonOption, MethodOption, refuse_unused
 
 if TYPE_CHECKING:
     from pixtral_runtime.bundle.device_catalog import KnownDevice
@@ -19,11 +19,14 @@ THIS_MACHINE = "cpu"
 
 
 def plan(
+    called: typer.Context,
     source: Annotated[str, typer.Argument(metavar="CHECKPOINT|BUNDLE", help="Checkpoint folder, hub id or bundle.")],
     precision: Annotated[
         str | None, typer.Option(help="int4, int8, fp8 or nvfp4, as in export. Default: weights in --dtype.")
     ] = None,
     dtype: Annotated[str, typer.Option(help="Weights and activations, as in export.")] = "float16",
+    group_size: GroupSizeOption = None,
+    method: MethodOption = None,
     kv_cache: Annotated[str | None, typer.Option(help="int8, as in export. Default: in --dtype.")] = None,
     context: Annotated[
         int | None, typer.Option(min=1, help="Tokens of prompt and answer. Default: the bundle's, or export's.")
@@ -38,9 +41,10 @@ def plan(
     from pixtral_runtime.bundle.manifest import MANIFEST
 
     if Path(source, MANIFEST).is_file():
+        refuse_unused(called, ("dtype", "group_size", "method"), "for a bundle", "pixtral plan CHECKPOINT")
         footprint, summary = _of_bundle(Path(source), precision, kv_cache)
     else:
-        footprint, summary = _of_checkpoint(source, precision, dtype, kv_cache, context)
+        footprint, summary = _of_checkpoint(source, precision, dtype, group_size, method, kv_cache, context)
     tokens = context or footprint.limits.max_context
     summary |= {
         "engine_bytes": footprint.weights[footprint.precision],
@@ -86,7 +90,13 @@ def _of_bundle(path: Path, precision: str | None, kv_cache: str | None) -> tuple
 
 
 def _of_checkpoint(
-    source: str, precision: str | None, dtype: str, kv_cache: str | None, context: int | None
+    source: str,
+    precision: str | None,
+    dtype: str,
+    group_size: int | None,
+    method: str | None,
+    kv_cache: str | None,
+    context: int | None,
 ) -> tuple[Footprint, dict[str, Any]]:
     output.require("torch", "export", "Planning an export")
     from pixtral_export.checkpoint.hub import resolve_checkpoint
@@ -94,7 +104,10 @@ def _of_checkpoint(
     from pixtral_export.plan import ExportSettings, plan_export, plan_footprint
 
     checkpoint = open_checkpoint(resolve_checkpoint(source))
-    chosen = plan_export(checkpoint, ExportSettings(dtype, context, precision=precision, kv_cache=kv_cache))
+    settings = ExportSettings(
+        dtype, context, precision=precision, kv_cache=kv_cache, group_size=group_size, method=method
+    )
+    chosen = plan_export(checkpoint, settings)
     return plan_footprint(checkpoint, chosen), {
         "checkpoint": str(checkpoint.path),
         "precision": chosen.recipe.name,

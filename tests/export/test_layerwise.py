@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 import onnx
@@ -14,18 +15,29 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 from torch import Tensor, nn
+from torch.nn.functional import kl_div
 
+from helpers.places import DEMO, IMAGES
 from helpers.tiny import edit_weights, write_checkpoint
+from pixtral_export.check import load_reference, reference_logits
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.export import export
+from pixtral_export.model.parameters import Parameter, parameters
 from pixtral_export.model.pixtral import Pixtral
+from pixtral_export.model.transformer import Linear
 from pixtral_export.plan import ExportSettings, plan_export
+from pixtral_export.quantization.calibrate import Quantized, snr
 from pixtral_export.quantization.formats import FORMATS, expand_scales, fake_quantize
 from pixtral_export.weights.layerwise import units
+from pixtral_export.weights.weight_file import WeightFile
 from pixtral_runtime import load
 from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, VisionConfig
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
 from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.inputs.conversation import user_message
+from pixtral_runtime.inputs.image_files import open_image
+from pixtral_runtime.inputs.preprocess import default_preprocess
+from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 
 PRECISIONS = ("int4", "int8", "fp8")
 SAMPLES = 4
@@ -54,9 +66,13 @@ def checkpoint(config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 def quantized(checkpoint: Path, target: Path, **settings: object) -> Bundle:
-    defaults = ExportSettings(dtype="float32", max_context=1024, group_size=32, calibration_samples=SAMPLES)
+    defaults = ExportSettings(
+        dtype="float32", max_context=1024, group_size=32 if settings["precision"] == "int4" else None
+    )
     opened = open_checkpoint(checkpoint)
     plan = plan_export(opened, replace(defaults, **settings))  # type: ignore[arg-type]
+    if plan.recipe.calibrated:
+        plan = replace(plan, settings=replace(plan.settings, calibration_samples=SAMPLES))
     bundle = export(opened, plan, target, force=True, progress=lambda *_: None)
     assert plan.weight_bytes == bundle.files["weights.bin"].bytes or bundle.quantization["unquantized_inputs"]
     return open_bundle(target)
@@ -71,12 +87,11 @@ def stored(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
     return found
 
 
-def reference(bundle: Bundle) -> Pixtral:
-    """The eager model with a quantized bundle's weights, its inputs rounded where the bundle rounds them."""
+def dequantized(bundle: Bundle) -> dict[str, Tensor]:
+    """Every weight as the graphs compute it, (in, out) for linear layers."""
     tensors = {name: torch.from_numpy(np.array(value)) for name, value in stored(bundle).items()}
-    model = Pixtral(bundle.model, 1024)
-    state = {}
-    for name in model.state_dict():
+    weights = {}
+    for name in (parameter.name for parameter in parameters(bundle.model)):
         weight = tensors[name]
         if f"{name}_scale" in tensors:
             scale = tensors[f"{name}_scale"]
@@ -86,8 +101,15 @@ def reference(bundle: Bundle) -> Pixtral:
                 weight = (weight.T * expand_scales(scale.T, weight.shape[1])).T
             else:
                 weight = weight * expand_scales(scale, len(weight))
-        state[name] = weight.contiguous()
-    model.load_state_dict(state)
+        weights[name] = weight.contiguous()
+    return weights
+
+
+def reference(bundle: Bundle) -> Pixtral:
+    """The eager model with a quantized bundle's weights, its inputs rounded where the bundle rounds them."""
+    tensors = {name: torch.from_numpy(np.array(value)) for name, value in stored(bundle).items()}
+    model = Pixtral(bundle.model, 1024)
+    model.load_state_dict(dequantized(bundle))
     format = FORMATS["float8e4m3fn" if bundle.precision == "fp8" else "int8"]
     for name, module in model.named_modules():
         own, shared = f"{name}.input_scale", f"{name.rpartition('.')[0]}.input_scale"
@@ -101,6 +123,18 @@ def reference(bundle: Bundle) -> Pixtral:
                 lambda _, inputs, scale=input_scale: (fake_quantize(inputs[0], scale, format),)
             )
     return model.eval()
+
+
+def logits_of(model: Pixtral, prompt: Prompt) -> Tensor:
+    """Logits (T, V) of a prompt with pictures."""
+    with torch.inference_mode():
+        features = torch.cat([model.image_features(torch.from_numpy(image)[None])[0] for image in prompt.images])
+        ids, index = torch.from_numpy(prompt.token_ids), torch.from_numpy(prompt.feature_index)
+        return reference_logits(model, ids, index, features)
+
+
+def _idle(*_: object) -> None:
+    """No progress is shown."""
 
 
 def run(bundle: Bundle, graph: str, feeds: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
@@ -175,9 +209,7 @@ def test_both_formats_quantize_to_the_same_bytes_each_time(config: ModelConfig, 
 def test_an_interrupted_calibration_goes_on_where_it_stopped(after: int, checkpoint: Path, tmp_path: Path) -> None:
     expected = quantized(checkpoint, tmp_path / "whole", precision="int8").fingerprint
     opened = open_checkpoint(checkpoint)
-    settings = ExportSettings(
-        dtype="float32", max_context=1024, group_size=32, calibration_samples=SAMPLES, precision="int8"
-    )
+    settings = ExportSettings(dtype="float32", max_context=1024, calibration_samples=SAMPLES, precision="int8")
     seen: list[int] = []
 
     def interrupt(stage: str, done: int, total: int) -> None:
@@ -252,6 +284,76 @@ def test_bad_calibration_input_is_refused(checkpoint: Path, tmp_path: Path) -> N
         quantized(checkpoint, tmp_path / "b", precision="int4", calibration=lines)
     with pytest.raises(InputError, match="cannot be read"):
         quantized(checkpoint, tmp_path / "b", precision="int4", calibration=tmp_path / "absent.jsonl")
+
+
+@pytest.mark.parametrize("method", ["gptq", "awq", "rtn"])
+def test_nvfp4_stores_what_was_computed(
+    method: str, checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Codes, scales and unit in the file are bit for bit the weights that calibration went on with."""
+    computed: dict[str, Tensor] = {}
+    add_quantized = WeightFile.add_quantized
+
+    def spy(file: WeightFile, parameter: Parameter, quantized: Quantized) -> None:
+        computed[parameter.name] = quantized.dequantized()
+        add_quantized(file, parameter, quantized)
+
+    monkeypatch.setattr(WeightFile, "add_quantized", spy)
+    bundle = quantized(checkpoint, tmp_path / "b", precision="nvfp4", method=method, dtype="float16")
+    assert {k: bundle.quantization[k] for k in ("method", "group_size")} == {"method": method, "group_size": 16}
+    assert ("samples" in bundle.quantization) == (method != "rtn")
+    linears = [p.name for p in parameters(bundle.model) if p.is_linear and p.name.startswith("layers.")]
+    assert sorted(computed) == ([] if method == "rtn" else sorted(linears))
+    weights = dequantized(bundle)
+    for name, weight in computed.items():
+        assert torch.equal(weights[name], weight), name
+
+
+@pytest.fixture(scope="module")
+def nvfp4_of_demo(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Bundle]:
+    folder = tmp_path_factory.mktemp("nvfp4")
+    opened = open_checkpoint(DEMO)
+    settings = ExportSettings(dtype="float16", max_context=1024, precision="nvfp4")
+    chosen = {"gptq": settings, "rtn": replace(settings, method="rtn")}
+    return {
+        method: export(opened, plan_export(opened, one), folder / method, force=False, progress=_idle)
+        for method, one in chosen.items()
+    }
+
+
+def test_nvfp4_by_gptq_loses_less_than_by_rounding(nvfp4_of_demo: dict[str, Bundle]) -> None:
+    """On the demo checkpoint and pictures that calibration has not seen: each layer's output, and the logits."""
+    checkpoint = open_checkpoint(DEMO)
+    exact = load_reference(checkpoint, 1024)
+    prompts = PromptBuilder(nvfp4_of_demo["rtn"], default_preprocess(nvfp4_of_demo["rtn"]))
+    held_out = [
+        prompts.build(user_message("What is the color?", [open_image(path)])) for path in sorted(IMAGES.iterdir())
+    ]
+    layers = {name: m for name, m in exact.named_modules() if name.startswith("layers.") and isinstance(m, Linear)}
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(lambda _, inputs, name=name: seen[name].append(inputs[0].flatten(0, 1)))
+    with torch.inference_mode():
+        logits = torch.cat([logits_of(exact, prompt) for prompt in held_out])
+        inputs = {name: torch.cat(parts) for name, parts in seen.items()}
+        layer_db, divergence = {}, {}
+        for method, bundle in nvfp4_of_demo.items():
+            weights = dequantized(bundle)
+            layer_db[method] = {
+                name: snr(x @ layers[name].weight, x @ weights[f"{name}.weight"]) for name, x in inputs.items()
+            }
+            other = torch.cat([logits_of(reference(bundle), prompt) for prompt in held_out])
+            divergence[method] = float(
+                kl_div(other.log_softmax(-1), logits.log_softmax(-1), reduction="sum", log_target=True)
+            )
+            divergence[method] /= len(logits)
+            found = sorted(layer_db[method].values())
+            print(
+                f"{method}: {found[0]:.1f} to {found[-1]:.1f} dB, mean {mean(found):.2f}; {divergence[method]:.2e} nats"
+            )
+    assert all(layer_db["gptq"][name] > layer_db["rtn"][name] for name in layers)
+    assert mean(layer_db["gptq"].values()) > mean(layer_db["rtn"].values()) + 2  # seen 5.9
+    assert divergence["gptq"] < 0.7 * divergence["rtn"]  # seen 0.32
 
 
 def test_nvfp4_is_refused_by_onnx_runtime_with_a_way_out(checkpoint: Path, tmp_path: Path) -> None:

@@ -2,15 +2,32 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
+from helpers.places import DEMO
 from make_synthetic_checkpoint import pixtral_12b
+from pixtral_export.checkpoint.reader import Checkpoint, open_checkpoint
 from pixtral_export.model.parameters import Parameter, parameters
+from pixtral_export.plan import ExportSettings, plan_export
 from pixtral_export.quantization.recipes import Recipe, Scheme, check_patterns, make_recipe, stored_tensors
 from pixtral_export.weights.plan import plan_weights, weight_file_bytes
 from pixtral_runtime.bundle.manifest import Limits
 from pixtral_runtime.errors import InputError
 
+METHODS = {
+    "float16": [],
+    "int4": ["gptq", "awq", "rtn"],
+    "int8": ["smoothquant"],
+    "fp8": ["rtn"],
+    "nvfp4": ["gptq", "awq", "rtn"],
+}
+"""Of each precision, its own first."""
+GROUP_SIZES = {"float16": [], "int4": [128, 64, 32], "int8": [], "fp8": [], "nvfp4": [16]}
+OPTIONS = {"--precision": "precision", "--method": "method", "--group-size": "group_size", "--kv-cache": "kv_cache",
+           "--calibration": "calibration", "--calibration-samples": "calibration_samples"}  # fmt: skip
 LAYERS = {parameter.name.removesuffix(".weight"): parameter for parameter in parameters(pixtral_12b())}
 
 
@@ -62,6 +79,95 @@ def test_a_wish_that_cannot_be_met_is_refused(settings: dict[str, object], hint:
     with pytest.raises(InputError) as caught:
         ask()
     assert hint in caught.value.hint
+
+
+@pytest.fixture(scope="module")
+def demo() -> Checkpoint:
+    return open_checkpoint(DEMO)
+
+
+def follow(way: str, settings: ExportSettings) -> ExportSettings:
+    """The settings after one way of a hint: `leave --method away`, or options with the first of their values."""
+    words = way.split()
+    if words[0] == "leave":
+        return replace(settings, **{OPTIONS[words[1]]: None})  # type: ignore[arg-type]
+    pairs = {OPTIONS[option]: values.split("|")[0] for option, values in zip(words[::2], words[1::2], strict=True)}
+    typed = {name: int(value) if name == "group_size" else value for name, value in pairs.items()}
+    return replace(settings, **typed)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kv_cache", [None, "int8"])
+@pytest.mark.parametrize(
+    "samples", [{}, {"calibration": Path("photos")}, {"calibration_samples": 4}], ids=("none", "own", "few")
+)
+@pytest.mark.parametrize("group_size", [None, 16, 64, 48])
+@pytest.mark.parametrize("method", [None, "gptq", "awq", "smoothquant", "rtn"])
+@pytest.mark.parametrize("precision", list(METHODS))
+def test_every_choice_is_followed_or_refused_by_name(
+    precision: str,
+    method: str | None,
+    group_size: int | None,
+    samples: dict[str, Path | int],
+    kv_cache: str | None,
+    demo: Checkpoint,
+) -> None:
+    settings = ExportSettings(
+        precision=precision,
+        method=method,
+        group_size=group_size,
+        kv_cache=kv_cache,
+        **samples,  # type: ignore[arg-type]
+    )
+    sees_samples = (
+        kv_cache is not None or (method or next(iter(METHODS[precision]), "rtn")) != "rtn" or precision == "fp8"
+    )
+    wrong = [
+        option
+        for option, is_wrong in (
+            ("--group-size", group_size not in (None, *GROUP_SIZES[precision])),
+            ("--method", method not in (None, *METHODS[precision])),
+            ("--calibration", "calibration" in samples and not sees_samples),
+            ("--calibration-samples", "calibration_samples" in samples and not sees_samples),
+        )
+        if is_wrong
+    ]
+    if wrong:
+        with pytest.raises(InputError) as caught:
+            plan_export(demo, settings)
+        assert f"{wrong[0]} " in str(caught.value)
+        for way in caught.value.hint.split(", or "):
+            changed = follow(way, settings)
+            try:
+                plan_export(demo, changed)
+            except InputError as error:  # another wish may not fit either, but this one is settled
+                assert f"{wrong[0]} " not in str(error)
+        return
+    plan = plan_export(demo, settings)
+    recipe, layer = plan.recipe, Parameter("layers.0.attention.wq.weight", (128, 256))
+    own = {
+        name: next(iter(choices[precision]), None) for name, choices in (("method", METHODS), ("group", GROUP_SIZES))
+    }
+    assert recipe.method == (method or own["method"] or "rtn")
+    scheme = recipe.scheme(layer)
+    assert (None if scheme is None else scheme.group) == (group_size or own["group"])
+    assert recipe.kv_cache == kv_cache
+    assert recipe.calibrated == sees_samples
+    assert plan.settings == settings
+
+
+def test_calibration_is_planned_for(demo: Checkpoint) -> None:
+    """GPTQ takes longer than rounding, and both make a bundle of the same size."""
+    planned = [plan_export(demo, ExportSettings(precision="nvfp4", method=method)) for method in (None, "gptq", "rtn")]
+    assert planned[0].seconds == planned[1].seconds > planned[2].seconds
+    assert planned[0].bundle_bytes == planned[2].bundle_bytes
+
+
+def test_a_pattern_that_others_have_left_nothing_is_refused() -> None:
+    keep = ["layers.*=float16", "layers.0.*=int8"]
+    with pytest.raises(InputError, match=r"--keep layers\.0\.\* would do nothing") as caught:
+        check_patterns(make_recipe("int4", "float16", keep=keep), LAYERS.values())
+    assert "first" in caught.value.hint
+    check_patterns(make_recipe("int4", "float16", keep=keep[::-1]), LAYERS.values())
 
 
 def test_a_pattern_that_names_no_layer_is_refused() -> None:

@@ -16,9 +16,12 @@ CONTEXT = 1024
 def exported(checkpoint: Path, target: Path, settings: ExportSettings | None = None, *, force: bool = False) -> Bundle:
     """Export with a short context unless `settings` have one, and with two samples where it is calibrated."""
     settings = settings or ExportSettings()
-    settings = replace(settings, max_context=settings.max_context or CONTEXT, calibration_samples=2)
+    settings = replace(settings, max_context=settings.max_context or CONTEXT)
     opened = open_checkpoint(checkpoint)
-    return export(opened, plan_export(opened, settings), target, force=force, progress=lambda *_: None)
+    plan = plan_export(opened, settings)
+    if plan.recipe.calibrated:
+        plan = replace(plan, settings=replace(settings, calibration_samples=2))
+    return export(opened, plan, target, force=force, progress=lambda *_: None)
 
 
 def export_tiny(checkpoint: Path, target: Path, *, dtype: str = "float16", force: bool = False) -> Path:

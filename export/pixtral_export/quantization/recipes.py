@@ -1,11 +1,11 @@
 """Which number format each weight of a bundle gets: the recipes behind `pixtral export --precision`.
 
-| recipe | decoder | vision tower | runs on |
-| --- | --- | --- | --- |
-| `int4` | int4 weights in groups along K | int8 weights | CPU, SM80 and newer |
-| `int8` | int8 weights and activations, smoothed | the same | CPU, SM80 and newer |
-| `fp8` | E4M3 weights and activations | the same | SM89 and newer |
-| `nvfp4` | E2M1 weights in groups of 16, E4M3 scales | int8 weights | SM120 |
+| recipe | decoder | its codes by | vision tower | runs on |
+| --- | --- | --- | --- | --- |
+| `int4` | int4 weights in groups along K | GPTQ, AWQ or rounding | int8 weights | CPU, SM80 and newer |
+| `int8` | int8 weights and activations | SmoothQuant | the same | CPU, SM80 and newer |
+| `fp8` | E4M3 weights and activations | rounding | the same | SM89 and newer |
+| `nvfp4` | E2M1 weights in groups of 16, E4M3 scales | GPTQ, AWQ or rounding | int8 weights | SM120 |
 
 The token embedding and the output head are int8 in blocks along D in every recipe; norms, biases, the patch
 convolution, attention and the rotary tables keep the bundle's dtype.
@@ -15,8 +15,9 @@ from __future__ import annotations
 
 import fnmatch
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 
 from pixtral_export.model.parameters import Parameter
 from pixtral_export.quantization.formats import FORMATS, FP4, FP8
@@ -24,6 +25,8 @@ from pixtral_export.weight_names import global_scale_name, input_scale_name, sca
 from pixtral_runtime.errors import InputError
 
 GROUP_SIZES = (32, 64, 128)
+METHODS_4_BIT = ("gptq", "awq", "rtn")
+Choice = TypeVar("Choice", str, int)
 TABLE_BLOCK = 128  # of embedding and head; smaller where the width is no multiple
 NVFP4_GROUP = 16  # fixed by the format
 EMBEDDING, HEAD = "tok_embeddings.weight", "output.weight"
@@ -46,10 +49,14 @@ class Recipe:
     decoder: Scheme | None = None
     vision: Scheme | None = None
     tables: bool = False  # embedding and head in int8 blocks
-    smooth: bool = False  # move outliers of activations into weights
-    method: str = "rtn"  # how int4 codes are chosen: rtn, awq or gptq
+    method: str = "rtn"  # how codes are chosen: rtn rounds; gptq, awq and smoothquant need samples
     kv_cache: str | None = None  # the format keys and values are cached in, by a static scale each layer
     keep: tuple[tuple[str, Scheme | None], ...] = field(default=())
+
+    @property
+    def smooth(self) -> bool:
+        """Whether outliers of activations move into weights."""
+        return self.method == "smoothquant"
 
     @property
     def calibrated(self) -> bool:
@@ -63,9 +70,10 @@ class Recipe:
         if parameter.name == EMBEDDING and scheme is not None and scheme.weight != "int8":
             raise InputError("rows of an embedding can be gathered in int8 only", "--keep tok_embeddings=int8")
         if scheme is not None and scheme.group is not None and parameter.shape[1] % scheme.group:
+            smaller = "--group-size 32, or " if scheme.group > min(GROUP_SIZES) else ""
             raise InputError(
                 f"{parameter.name} has {parameter.shape[1]} inputs, which groups of {scheme.group} do not divide",
-                "pixtral export … --group-size 32, or --keep to leave this layer as it is",
+                f"pixtral export … {smaller}--keep to leave this layer as it is",
             )
         return scheme
 
@@ -94,22 +102,36 @@ def int4(group_size: int, method: str) -> Recipe:
 def int8(group_size: int, method: str) -> Recipe:
     """W8A8 after SmoothQuant (arXiv 2211.10438): static activation scales, one weight scale an output."""
     scheme = Scheme("int8", activation="int8")
-    return Recipe("int8", scheme, scheme, tables=True, smooth=True)
+    return Recipe("int8", scheme, scheme, tables=True, method=method)
 
 
 def fp8(group_size: int, method: str) -> Recipe:
     """W8A8 in E4M3: static activation scales, one weight scale an output. Ada, Hopper, Blackwell and Thor."""
     scheme = Scheme("float8e4m3fn", activation="float8e4m3fn")
-    return Recipe("fp8", scheme, scheme, tables=True)
+    return Recipe("fp8", scheme, scheme, tables=True, method=method)
 
 
 def nvfp4(group_size: int, method: str) -> Recipe:
     """Weight-only E2M1 in groups of 16 with E4M3 scales and one float scale a tensor. Blackwell and Thor."""
-    return Recipe("nvfp4", Scheme("float4e2m1", NVFP4_GROUP), Scheme("int8"), tables=True)
+    return Recipe("nvfp4", Scheme("float4e2m1", group_size), Scheme("int8"), tables=True, method=method)
 
 
-RECIPES: dict[str, Callable[[int, str], Recipe]] = {"int4": int4, "int8": int8, "fp8": fp8, "nvfp4": nvfp4}
-METHODS = ("gptq", "awq", "rtn")
+@dataclass(frozen=True)
+class RecipeKind:
+    """A recipe before the user's choices, and what there is to choose."""
+
+    make: Callable[[int, str], Recipe]
+    methods: tuple[str, ...]  # the first is the recipe's own
+    group_sizes: tuple[int, ...] = ()  # none: one scale an output
+    own_group_size: int = 0
+
+
+RECIPES = {
+    "int4": RecipeKind(int4, METHODS_4_BIT, GROUP_SIZES, 128),
+    "int8": RecipeKind(int8, ("smoothquant",)),
+    "fp8": RecipeKind(fp8, ("rtn",)),
+    "nvfp4": RecipeKind(nvfp4, METHODS_4_BIT, (NVFP4_GROUP,), NVFP4_GROUP),
+}
 KV_CACHES = ("int8",)
 KEEP_SCHEMES: dict[str, Scheme | None] = {
     "int8": Scheme("int8"),
@@ -123,22 +145,21 @@ def make_recipe(
     precision: str,
     dtype: str,
     *,
-    group_size: int = 128,
-    method: str = "gptq",
+    group_size: int | None = None,
+    method: str | None = None,
     keep: Iterable[str] = (),
     kv_cache: str | None = None,
 ) -> Recipe:
-    """The recipe a user asks for. `keep` holds `PATTERN=DTYPE`. Raises InputError on a name that does not exist."""
-    if precision == dtype:
-        recipe = plain(dtype)
-    elif precision not in RECIPES:
+    """The recipe a user asks for; None takes the recipe's own. `keep` holds `PATTERN=DTYPE`.
+
+    Raises InputError on a name that does not exist, and on a method or a group size that the recipe does not have.
+    """
+    if precision != dtype and precision not in RECIPES:
         raise InputError(f"no precision '{precision}'", f"--precision {'|'.join((dtype, *RECIPES))}")
-    elif group_size not in GROUP_SIZES:
-        raise InputError(f"no group size {group_size}", f"--group-size {'|'.join(map(str, GROUP_SIZES))}")
-    elif method not in METHODS:
-        raise InputError(f"no method '{method}'", f"--method {'|'.join(METHODS)}")
-    else:
-        recipe = RECIPES[precision](group_size, method)
+    kind = RECIPES.get(precision, RecipeKind(lambda *_: plain(dtype), ()))
+    _refuse_other("--group-size", group_size, precision, kind.group_sizes, GROUP_SIZES)
+    _refuse_other("--method", method, precision, kind.methods, METHODS_4_BIT)
+    recipe = kind.make(group_size or kind.own_group_size, method or next(iter(kind.methods), "rtn"))
     if kv_cache not in (None, dtype, *KV_CACHES):
         raise InputError(
             f"no KV cache in '{kv_cache}': neither ONNX Runtime's cache operator nor TensorRT's takes it",
@@ -157,15 +178,36 @@ def make_recipe(
     return replace(recipe, keep=tuple(kept), kv_cache=None if kv_cache == dtype else kv_cache)
 
 
+def _refuse_other(
+    option: str, wish: Choice | None, precision: str, own: Sequence[Choice], int4: Sequence[Choice]
+) -> None:
+    """Raise InputError for a choice that a precision does not have. `own` holds those it has, `int4` those of int4."""
+    if wish is None or wish in own:
+        return
+    ways = [f"{option} {'|'.join(map(str, own))}" if own else f"leave {option} away"]
+    if precision != "int4":
+        ways.append(f"--precision int4 {option} {'|'.join(map(str, int4))}")
+    only = f"; it has {', '.join(map(str, own))}" if own else ", and would do nothing"
+    raise InputError(f"{precision} has no {option} {wish}{only}", ", or ".join(ways))
+
+
 def check_patterns(recipe: Recipe, parameters: Iterable[Parameter]) -> None:
-    """Raise InputError for a `--keep` pattern that names no weight: a typo would silently quantize."""
+    """Raise InputError for a `--keep` pattern that decides no weight: a typo would silently quantize."""
     names = [p.name.removesuffix(".weight") for p in parameters if p.is_linear or p.name == EMBEDDING]
+    open_names = names
     for pattern, _ in recipe.keep:
         if not fnmatch.filter(names, pattern):
             raise InputError(
                 f"--keep {pattern} names no layer; layers are called {names[0]}, {names[-2]}, {names[-1]}",
                 "--keep 'layers.0.*=float16'",
             )
+        decided = set(fnmatch.filter(open_names, pattern))
+        if not decided:
+            raise InputError(
+                f"--keep {pattern} would do nothing: patterns before it fit all its layers, and the first decides",
+                f"name {pattern} first, or leave it away",
+            )
+        open_names = [name for name in open_names if name not in decided]
 
 
 @dataclass(frozen=True)

@@ -236,7 +236,7 @@ class LayerwisePass:
                 file.add_parameter(parameter, None, tensor.T if parameter.is_linear else tensor)
 
     def _needs_samples(self, scheme: Scheme) -> bool:
-        return scheme.activation is not None or (scheme.group is not None and self.recipe.method != "rtn")
+        return scheme.activation is not None or (scheme.group is not None and self.recipe.method in ("gptq", "awq"))
 
     def _images(self) -> Iterator[Tensor]:
         for prompt in self.prompts:
