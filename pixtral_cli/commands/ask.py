@@ -27,12 +27,16 @@ from pixtral_cli.options import (
     open_model,
     open_prompts,
     read_prompt,
+    refuse_unused,
+    refuse_unused_by_engines,
+    warn_of_unused,
 )
 
 EPILOG = "Example: pixtral ask bundle before.jpg after.jpg -p 'What changed?'"
 
 
 def ask(
+    context: typer.Context,
     bundle: BundleArgument,
     images: Annotated[
         list[Path] | None, typer.Argument(help="Images, in the order the prompt means them; none is fine.")
@@ -58,11 +62,15 @@ def ask(
     from pixtral_runtime.inputs.conversation import user_message
     from pixtral_runtime.inputs.image_files import open_image
 
+    if not images:
+        refuse_unused(context, ("max_image_side", "image_tokens", "preprocess", "exif"), "without an image")
+    refuse_unused_by_engines(context, backend)
     sampling = Sampling(temperature, top_p, seed)
     pictures = [open_image(path, apply_exif=exif) for path in images or []]
     prompts = open_prompts(bundle, preprocess, max_image_side, image_tokens)
     built = prompts.build(user_message(read_prompt(prompt), pictures, system))
     model = open_model(prompts, backend, threads)
+    warn_of_unused(context, model.backend)
     if as_json:
         answer = asdict(model.answer(built, max_new_tokens, sampling))
         setting = {"preprocess": preprocess, "exif_applied": exif, "bundle": prompts.bundle.fingerprint}

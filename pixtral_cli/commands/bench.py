@@ -11,7 +11,17 @@ import typer
 
 from pixtral_cli import output
 from pixtral_cli.bench_tables import check_outputs, show
-from pixtral_cli.options import BackendOption, BundleArgument, JsonOption, ThreadsOption, open_model, open_prompts
+from pixtral_cli.options import (
+    BackendOption,
+    BundleArgument,
+    JsonOption,
+    ThreadsOption,
+    open_model,
+    open_prompts,
+    refuse_unused,
+    refuse_unused_by_engines,
+    warn_of_unused,
+)
 
 if TYPE_CHECKING:
     from pixtral_runtime.bench.cases import Case
@@ -20,6 +30,7 @@ EPILOG = "Example: pixtral bench bundle --image-side 512,1024 --decode-tokens 64
 
 
 def bench(
+    context: typer.Context,
     bundle: BundleArgument,
     image_side: Annotated[str, typer.Option(help="Square pictures of these sides in pixels, comma-separated.")] = "512",
     images: Annotated[Path | None, typer.Option(help="Pictures of your own instead, a folder.")] = None,
@@ -50,6 +61,19 @@ def bench(
     from pixtral_runtime.bench.run import run_benchmark
     from pixtral_runtime.inputs.image_files import collect_images
 
+    if images is not None:
+        refuse_unused(context, ("image_side",), "with --images")
+    if mode == "serve":
+        refuse_unused(context, ("runs", "min_seconds", "warmup"), "with --mode serve")
+    if mode != "serve":
+        refuse_unused(context, ("request_rate",), f"with --mode {mode}", "--mode serve")
+    if mode == "throughput":
+        refuse_unused(context, ("min_seconds",), "with --mode throughput", "--runs")
+    if compare is None:
+        refuse_unused(context, ("threshold",), "without --compare", "--compare SAVED.json")
+    if as_json and table != "json":
+        refuse_unused(context, ("table",), "with --json")
+    refuse_unused_by_engines(context, backend)
     check_outputs(table, plot, html)
     cases = _cases(mode, image_side, images, prompt_tokens, decode_tokens, batch, request_rate)
     old = None if compare is None else read_report(compare)
@@ -57,6 +81,7 @@ def bench(
     started = time.perf_counter()
     model = open_model(prompts, backend, threads)
     load_s = time.perf_counter() - started
+    warn_of_unused(context, model.backend)
     pictures = [] if images is None else collect_images([str(images)], sys.stdin)
     effort = Effort(runs, min_seconds, warmup)
     with output.progress() as bars:

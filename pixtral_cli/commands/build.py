@@ -8,12 +8,13 @@ from typing import Annotated
 import typer
 
 from pixtral_cli import output
-from pixtral_cli.options import BundleArgument, JsonOption
+from pixtral_cli.options import BundleArgument, JsonOption, refuse_unused
 
 EPILOG = "Example: pixtral build bundle --target rtx:sm89,rtx:sm120 --batch 4"
 
 
 def build(
+    called: typer.Context,
     bundle: BundleArgument,
     target: Annotated[
         str, typer.Option(help="rtx:sm75 … rtx:sm121 (no GPU needed), trt (the GPU of this machine); comma-separated.")
@@ -46,8 +47,11 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """Compile a bundle's graphs into TensorRT engines, kept beside them."""
+    from pixtral_engines.targets import parse_targets
     from pixtral_runtime.bundle.manifest import open_bundle
 
+    if all(chosen.flavor != "trt" for chosen in parse_targets(target)):
+        refuse_unused(called, ("timing_cache",), f"for {target}: TensorRT-RTX measures no kernels", "--target trt")
     opened = open_bundle(bundle)
     output.require("onnx", "rtx", "Building engines")
     from pixtral_engines.build import BuildSettings, build_summary, build_targets, plan_targets

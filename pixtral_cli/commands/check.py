@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pixtral_cli import output
-from pixtral_cli.options import BundleArgument, JsonOption, ThreadsOption, open_prompts
+from pixtral_cli.options import BundleArgument, JsonOption, ThreadsOption, open_prompts, refuse_unused
 
 EPILOG = "Example: pixtral check bundle --against checkpoint/"
 Failure = tuple[str, str]
@@ -17,6 +17,7 @@ Failure = tuple[str, str]
 
 
 def check(
+    context: typer.Context,
     bundle: BundleArgument,
     against: Annotated[
         str | None, typer.Option(help="The checkpoint it was made from, a folder or a hub id, run in torch.")
@@ -37,6 +38,8 @@ def check(
         raise InputError(
             "nothing to compare with", f"pixtral check {bundle} --against CHECKPOINT, or --engine rtx:sm89"
         )
+    if against is None:
+        refuse_unused(context, ("threads",), "without --against", "--against CHECKPOINT")
     results: dict[str, Any] = {}
     failures: list[Failure] = []
     if against is not None:

@@ -16,6 +16,7 @@ from pixtral_cli.options import (
     MaxImageSideOption,
     MaxNewTokensOption,
     ThreadsOption,
+    refuse_unused,
 )
 from pixtral_runtime.compare.result import BundleComparison, db_text, speed_text
 
@@ -24,6 +25,7 @@ SHOWN_ROWS = 8  # rows of a table; all of them are in the JSON document and the 
 
 
 def compare(
+    context: typer.Context,
     bundle_a: Annotated[Path, typer.Argument(help="The reference, such as a float16 bundle.")],
     bundle_b: Annotated[Path, typer.Argument(help="Another bundle of the same model, such as a quantized one.")],
     images: Annotated[
@@ -49,7 +51,11 @@ def compare(
     from pixtral_runtime.files import write_atomically
     from pixtral_runtime.inputs.image_files import collect_images
 
-    if html is not None:
+    if not images:
+        refuse_unused(context, ("max_image_side", "image_tokens", "exif"), "without --images", "--images FOLDER")
+    if html is None:
+        refuse_unused(context, ("force",), "without --html", "--html compare.html")
+    else:
         _check_target(html, force)
     reference, candidate = open_bundle(bundle_a), open_bundle(bundle_b)
     texts = [DEFAULT_PROMPT] if prompts is None else read_prompts(prompts)

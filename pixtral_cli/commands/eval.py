@@ -19,13 +19,17 @@ from pixtral_cli.options import (
     MemoryLimitOption,
     PreprocessOption,
     ThreadsOption,
+    refuse_unused,
+    refuse_unused_by_engines,
     slots_wanted,
+    warn_of_unused,
 )
 
 EPILOG = "Example: pixtral eval bundle-int4 --task chartqa --data ChartQA/ --save int4.json --against float16.json"
 
 
 def eval(
+    context: typer.Context,
     bundle: BundleArgument,
     task: Annotated[str, typer.Option(help="mm_mt_bench, mmmu, mathvista, chartqa, docvqa, vqav2, easy_vqa, custom.")],
     data: Annotated[
@@ -67,6 +71,13 @@ def eval(
     from pixtral_runtime.evaluation.run import EvaluationOptions, Questions
     from pixtral_runtime.evaluation.tasks.registry import task_named
 
+    if save is None:
+        refuse_unused(context, ("force",), "without --save", "--save result.json")
+    if resume:
+        refuse_unused(context, ("force",), "with --resume, which keeps the answers")
+    if judge_url is None:
+        refuse_unused(context, ("judge_model",), "without --judge-url", "--judge-url URL")
+    refuse_unused_by_engines(context, backend)
     chosen = task_named(task)
     wanted, memory_bytes = slots_wanted(batch, memory_limit)
     worker = WorkerOptions(backend, threads, wanted, memory_bytes)
@@ -79,6 +90,7 @@ def eval(
     questions = Questions(chosen, found, broken, max_new_tokens)
     options = EvaluationOptions(preprocess, max_image_side, image_tokens, worker, judge)
     evaluation, records = evaluate_bundle(bundle, questions, options, files)
+    warn_of_unused(context, evaluation.setting["backend"])
     if old is None and against is not None:
         old, _ = evaluate_bundle(against, questions, options, files.of_reference())
     comparison = None if old is None else compare_evaluations(old, evaluation)

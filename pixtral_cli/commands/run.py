@@ -31,8 +31,11 @@ from pixtral_cli.options import (
     TopPOption,
     read_prompt,
     read_schema,
+    refuse_unused,
+    refuse_unused_by_engines,
     slots_wanted,
     start_job,
+    warn_of_unused,
 )
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ QUESTION = "Describe this image in one short sentence."
 
 
 def run(
+    context: typer.Context,
     bundle: BundleArgument,
     paths: Annotated[
         list[str] | None, typer.Argument(help="Images, folders, globs; '-' reads a list from standard input.")
@@ -100,6 +104,15 @@ def run(
     from pixtral_runtime.batch.worker import Worker, WorkerOptions
     from pixtral_runtime.bundle.manifest import open_bundle
 
+    if requests is not None:
+        refuse_unused(context, ("prompt", "recursive"), "with --requests")
+    if ray is None:
+        refuse_unused(context, ("ray_workers",), "without --ray", "--ray local")
+    if results is None:
+        refuse_unused(context, ("force",), "without --output", "-o results.jsonl")
+    if resume:
+        refuse_unused(context, ("force",), "with --resume, which keeps the file")
+    refuse_unused_by_engines(context, backend)
     check_outputs(results, resume=resume, table=table, report=report)
     schema = None if json_schema is None else read_schema(json_schema)
     digest = None if schema is None else sha256(schema.encode()).hexdigest()
@@ -115,7 +128,9 @@ def run(
 
     def start(requests: Sequence[Request], done: Mapping[str, Record]) -> Job | RayJob:
         if ray is None:
-            return start_job(worker, requests, done)
+            job = start_job(worker, requests, done)
+            warn_of_unused(context, worker.model.backend)
+            return job
         return RayJob(bundle, requests, settings, options, done, address=ray, workers=ray_workers)
 
     with output.progress() as bars:
