@@ -70,8 +70,13 @@ def typed_options(context: typer.Context, parameters: Collection[str]) -> list[s
     return [
         "/".join(name for name in (*option.opts, *option.secondary_opts) if name.startswith("--"))
         for option in context.command.params
-        if option.name in parameters and context.get_parameter_source(option.name).name != "DEFAULT"
+        if option.name in parameters and _is_typed(context, option.name)
     ]
+
+
+def _is_typed(context: typer.Context, parameter: str) -> bool:
+    source = context.get_parameter_source(parameter)
+    return source is not None and source.name != "DEFAULT"
 
 
 def refuse_unused(context: typer.Context, parameters: Collection[str], reason: str, remedy: str = "") -> None:

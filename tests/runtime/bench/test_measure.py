@@ -32,8 +32,9 @@ from pixtral_runtime.bench.report import (
 )
 from pixtral_runtime.device.energy import Energy
 from pixtral_runtime.errors import InputError
+from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.model_runner import ModelRunner
-from pixtral_runtime.generation.scheduler import Generation, Scheduler
+from pixtral_runtime.generation.scheduler import Scheduler
 
 CASE = Case("latency", 2, 6, 64)
 QUICK = Effort(runs=3, warmup=1)
