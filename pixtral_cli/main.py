@@ -85,7 +85,7 @@ def report(error: BaseException) -> int:
     if known is None:
         output.error_line(f"bug in pixtral {__version__}: {type(error).__name__}: {error}", "--debug shows where")
         return BUG
-    output.error_line(str(known), known.hint)
+    output.error_line(str(known), output.hint_of(known))
     return known.exit_code
 
 

@@ -18,7 +18,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
 
+    from pixtral_runtime.errors import PixtralError, Remedy
+
 RED, YELLOW = 31, 33  # ANSI colours
+SHORT_FLAGS = {"output": "-o", "prompt": "-p"}  # options that everybody types by their letter
 
 
 @dataclass(frozen=True)
@@ -87,6 +90,23 @@ def error_line(message: str, hint: str = "") -> None:
     print(f"{_paint('error:', RED)} {message}", file=sys.stderr)
     if hint:
         print(f"hint: {hint}", file=sys.stderr)
+
+
+def remedy_text(remedy: Remedy) -> str:
+    """A remedy as it is typed here, an option of the library as a flag: `--top-p 0.8`, `--backend auto|ort-cpu`."""
+    from pixtral_runtime.errors import choices_text
+
+    if isinstance(remedy, str):
+        return remedy
+    flag = SHORT_FLAGS.get(remedy.name) or "--" + remedy.name.replace("_", "-")
+    text = "" if remedy.value is True else choices_text(remedy.value)
+    quoted = f"'{text}'" if set(text) & set(" *") else text
+    return " ".join(filter(None, (flag, quoted, remedy.note)))
+
+
+def hint_of(error: PixtralError) -> str:
+    """What to type next."""
+    return "; ".join(map(remedy_text, error.remedies))
 
 
 def size(count: int) -> str:

@@ -117,7 +117,7 @@ def _against_network(path: Path, target: str, results: dict[str, Any], *, show: 
     try:
         check = NetworkCheck(prompts.bundle, prompts, package, compat=compat is not None)
     except InputError as error:  # TensorRT drops something, or cannot read it
-        raise CheckFailed(str(error), error.hint) from error
+        raise CheckFailed(str(error), *error.remedies) from error
     seen = []
     for agreement in check.run():
         seen.append(agreement)

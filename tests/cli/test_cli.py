@@ -16,7 +16,7 @@ from typer.testing import CliRunner, Result
 from helpers.places import ROOT
 from pixtral_cli import output
 from pixtral_cli.main import COMMANDS, GROUPS, app, application
-from pixtral_runtime.errors import CheckFailed, ImageError, InputError, MachineError
+from pixtral_runtime.errors import CheckFailed, ImageError, InputError, MachineError, Option, SettingError
 from pixtral_runtime.version import __version__
 
 HEAVY = ("torch", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "mistral_common", "cv2", "numpy", "PIL", "rich")
@@ -126,6 +126,24 @@ def test_an_error_is_a_message_a_hint_and_its_exit_code(error: InputError, code:
     result = invoke("fail", commands=failing(error))
     assert (result.exit_code, result.stdout) == (code, "")
     assert result.stderr == f"error: {error}\nhint: {error.hint}\n"
+
+
+@pytest.mark.parametrize(
+    ("option", "typed"),
+    [
+        (Option("top_p", 0.8), "--top-p 0.8"),
+        (Option("backend", ("auto", "ort-cpu")), "--backend auto|ort-cpu"),
+        (Option("force"), "--force"),
+        (Option("resume", note="to go on with it"), "--resume to go on with it"),
+        (Option("keep", "layers.0.*=float16"), "--keep 'layers.0.*=float16'"),
+        (Option("output", "another.jsonl"), "-o another.jsonl"),
+        (Option("prompt", "What is it?"), "-p 'What is it?'"),
+    ],
+)
+def test_an_option_of_the_library_is_shown_as_its_flag(option: Option, typed: str) -> None:
+    error = SettingError("this cannot be", option, "look closer")
+    result = invoke("fail", commands=failing(error))
+    assert (result.exit_code, result.stderr) == (3, f"error: this cannot be\nhint: {typed}; look closer\n")
 
 
 @pytest.mark.parametrize(
