@@ -19,7 +19,7 @@ from pixtral_runtime.backends.choose import open_backend
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, source_of, with_engines
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
-from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.errors import EngineError, InputError, MachineError, OtherGpuError
 
 IMAGE = IMAGES / "gray_circle_99x70.png"
 SHAPES = Shapes(context=256, batch=1, chunk=16)
@@ -76,17 +76,17 @@ def test_auto_takes_the_cpu_where_engines_do_not_fit_and_says_why(bundle: Bundle
 
 def test_engines_asked_for_by_name_are_never_replaced_by_the_cpu(bundle: Bundle, device: Gpu) -> None:
     device.capability = 120
-    with pytest.raises(MachineError, match="no engines for rtx:sm120") as other_gpu:
+    with pytest.raises(OtherGpuError, match="no engines for rtx:sm120") as other_gpu:
         opened(bundle, device, "rtx")
     assert other_gpu.value.hint.endswith("--target rtx:sm120")
     with pytest.raises(MachineError, match="no engines for trt"):
         opened(bundle, device, "trt")
-    with pytest.raises(InputError, match="there are: none"):
+    with pytest.raises(EngineError, match="there are: none"):
         opened(replace(bundle, engines={}), device, "rtx")
     assert opened(bundle, device, "ort-cpu").reason == "asked for"
     with pytest.raises(InputError, match="no backend 'cuda'") as caught:
         opened(bundle, device, "cuda")
-    assert "auto|ort-cpu|ort-cuda|rtx|trt" in caught.value.hint
+    assert "backend=auto|ort-cpu|ort-cuda|rtx|trt" in caught.value.hint
 
 
 def test_without_a_gpu_the_commands_use_the_cpu_or_say_what_is_missing(bundle: Bundle) -> None:
