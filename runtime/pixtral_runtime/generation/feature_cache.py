@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from pixtral_runtime.backends.session import Array
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import InputError, Option
 
 FILE_FORMAT = b"1"
 SUFFIX, UNFINISHED = ".features", ".tmp"
@@ -41,7 +41,7 @@ class FeatureCache:
             probe.unlink()
         except OSError as error:
             raise InputError(
-                f"{folder} cannot be written: {error.strerror}", "--embedding-cache another/folder"
+                f"{folder} cannot be written: {error.strerror}", Option("embedding_cache", "another/folder")
             ) from error
         self._size = self._trim()
 

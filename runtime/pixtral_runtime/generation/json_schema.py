@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from pixtral_runtime.errors import InputError, MachineError, extra_missing
+from pixtral_runtime.errors import MachineError, Option, RequestError, extra_missing
 from pixtral_runtime.inputs.prompt import PromptBuilder
 
 if TYPE_CHECKING:
@@ -85,14 +85,15 @@ class SchemaConstraint:
     def _stuck(self, reason: str) -> MachineError:
         reason = self._matcher.get_error().partition("\n")[0] or reason
         return MachineError(
-            f"the JSON schema lets no answer go on here: {reason}", "--json-schema with a simpler schema"
+            f"the JSON schema lets no answer go on here: {reason}",
+            Option("json_schema", "SIMPLER"),
         )
 
 
 def compile_schema(text: str, prompts: PromptBuilder, name: str) -> JsonSchema:
     """Compile the text of a JSON schema of draft 2020-12.
 
-    `name` is what errors call it. Raises InputError where the text is no schema or cannot be enforced in full, and
+    `name` is what errors call it. Raises RequestError where the text is no schema or cannot be enforced in full, and
     MachineError where llguidance is missing or no answer can begin.
     """
     try:
@@ -109,20 +110,20 @@ def compile_schema(text: str, prompts: PromptBuilder, name: str) -> JsonSchema:
     limits = llguidance.LLParserLimits(verbose_errors=False)
     failed, messages = llguidance.LLMatcher.validate_grammar_with_warnings(grammar, tokenizer, limits=limits)
     if failed or messages:
-        raise InputError(f"{name} cannot be enforced: {'; '.join(messages)}", "leave that out of the schema")
+        raise RequestError(f"{name} cannot be enforced: {'; '.join(messages)}", "leave that out of the schema")
     schema = JsonSchema(llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits), eos)
     schema.constraint().mask(np.zeros(prompts.bundle.model.decoder.vocab_size, np.float32))  # no answer can even begin?
     return schema
 
 
 def _check(text: str, name: str) -> None:
-    """Raises InputError unless the text is a schema of keywords that can be enforced."""
+    """Raises RequestError unless the text is a schema of keywords that can be enforced."""
     from jsonschema import Draft202012Validator
 
     def number(digits: str) -> float:
         value = float(digits)
         if abs(value) >= LARGEST_EXACT_INTEGER:
-            raise InputError(f"{name} cannot be enforced: {digits} is beyond ±2^53", "a smaller number")
+            raise RequestError(f"{name} cannot be enforced: {digits} is beyond ±2^53", "a smaller number")
         return int(digits) if value.is_integer() and digits.lstrip("-").isdecimal() else value
 
     def no_number(word: str) -> float:
@@ -131,15 +132,15 @@ def _check(text: str, name: str) -> None:
     try:
         schema: Any = json.loads(text, parse_int=number, parse_float=number, parse_constant=no_number)
     except ValueError as error:
-        raise InputError(f"{name} is not JSON: {error}", "--json-schema FILE with a JSON schema") from error
+        raise RequestError(f"{name} is not JSON: {error}", Option("json_schema", "FILE")) from error
     if not isinstance(schema, dict):
-        raise InputError(f"{name} is no JSON schema: expected an object", '{"type": "object", "properties": {…}}')
+        raise RequestError(f"{name} is no JSON schema: expected an object", '{"type": "object", "properties": {…}}')
     written = json.dumps(schema, ensure_ascii=False).replace("\\\\", "")
     if re.search(r"\\u|[\x7f\ud800-\udfff]", written):  # llguidance would leave them out, or fail
-        raise InputError(f"{name} cannot be enforced: it has control characters", "leave them out of the schema")
+        raise RequestError(f"{name} cannot be enforced: it has control characters", "leave them out of the schema")
     errors = list(Draft202012Validator(ENFORCEABLE).iter_errors(schema))
     if errors:  # those further out only say that there is one further in
         worst = max(errors, key=lambda error: len(error.absolute_path))
-        raise InputError(
+        raise RequestError(
             f"{name} cannot be enforced: {worst.json_path}: {worst.message}", "leave that out of the schema"
         )

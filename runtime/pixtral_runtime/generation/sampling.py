@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.errors import MachineError, Option, SettingError
 
 
 @dataclass(frozen=True)
@@ -24,11 +24,11 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
-            raise InputError(f"temperature {self.temperature} is not a number of 0 or more", "--temperature 0")
+            raise SettingError(f"temperature {self.temperature} is not a number of 0 or more", Option("temperature", 0))
         if not 0 < self.top_p <= 1:
-            raise InputError(f"top-p {self.top_p} is outside 0..1", "--top-p 0.8")
+            raise SettingError(f"top-p {self.top_p} is outside 0..1", Option("top_p", 0.8))
         if self.seed < 0:
-            raise InputError(f"seed {self.seed} is negative", "--seed 0")
+            raise SettingError(f"seed {self.seed} is negative", Option("seed", 0))
 
 
 class Constraint(Protocol):

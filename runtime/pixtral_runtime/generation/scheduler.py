@@ -27,7 +27,7 @@ import numpy as np
 
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import ContextError, Option
 from pixtral_runtime.generation.drafts import look_up
 from pixtral_runtime.generation.feature_cache import FeatureCache
 from pixtral_runtime.generation.generation import Generation, StageTimes, milliseconds_since
@@ -80,12 +80,13 @@ class Scheduler:
         return [*self._prefilling, *self._decoding]
 
     def submit(self, generation: Generation) -> None:
-        """Queue one; its answer is cut where the context ends. Raises InputError where the prompt does not fit."""
+        """Queue one; its answer is cut where the context ends. Raises ContextError where the prompt does not fit."""
         room = self._context - len(generation.prompt.token_ids)
         if room < 1:
-            raise InputError(
+            raise ContextError(
                 f"the prompt has {len(generation.prompt.token_ids)} tokens, the cache {self._context} rows a slot",
-                f"--image-tokens N for smaller images, or pixtral build {self._bundle.path} --context N",
+                Option("image_tokens", "N", "for smaller images"),
+                f"pixtral build {self._bundle.path} --context {len(generation.prompt.token_ids) + 1}",
             )
         generation.max_new_tokens = min(generation.max_new_tokens, room)
         self._waiting.append(generation)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from pixtral_runtime.errors import ImageError, InputError
+from pixtral_runtime.errors import ImageError, InputError, Option
 from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.inputs.image import decode_image
 
@@ -54,10 +54,8 @@ def collect_images(sources: Iterable[str], stdin: Iterable[str], *, recursive: b
         for line in filter(None, lines):
             found.update(dict.fromkeys(_expand(line, recursive)))
     if not found:
-        hint = "name image files, or a folder that holds some" + (
-            "" if recursive else "; --recursive looks into sub-folders"
-        )
-        raise InputError(f"no images in {', '.join(sources)}", hint)
+        deeper = () if recursive else (Option("recursive", note="looks into sub-folders"),)
+        raise InputError(f"no images in {', '.join(sources)}", "name image files, or a folder that holds some", *deeper)
     return list(found)
 
 

@@ -17,7 +17,7 @@ from urllib.parse import unquote
 
 from PIL import Image
 
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import RequestError
 from pixtral_runtime.inputs.conversation import Message, Role
 
 T = TypeVar("T")
@@ -32,7 +32,7 @@ def with_images(messages: tuple[Message, ...], images: tuple[Path, ...]) -> tupl
     if not images:
         return messages
     if any(isinstance(part, Path) for message in messages for part in message.content):
-        raise InputError("'images' beside images in the messages", "keep one of the two")
+        raise RequestError("'images' beside images in the messages", "keep one of the two")
     first = next((index for index, message in enumerate(messages) if message.role == "user"), 0)
     return tuple(
         replace(message, content=(*images, *message.content)) if index == first else message
@@ -41,27 +41,27 @@ def with_images(messages: tuple[Message, ...], images: tuple[Path, ...]) -> tupl
 
 
 def parse_message(value: object, folder: Path) -> Message:
-    """One message of OpenAI's chat API; images are paths relative to `folder`. Raises InputError."""
+    """One message of OpenAI's chat API; images are paths relative to `folder`. Raises RequestError."""
     if not isinstance(value, dict):
-        raise InputError(f"messages: expected objects, found {shown(value)}", '{"role": "user", "content": "…"}')
+        raise RequestError(f"messages: expected objects, found {shown(value)}", '{"role": "user", "content": "…"}')
     check_keys(value, ("role", "content"))
     role, content = value.get("role"), value.get("content")
     if role not in ROLES:
-        raise InputError(f"role: expected one of {', '.join(ROLES)}, found {shown(role)}", 'such as "role": "user"')
+        raise RequestError(f"role: expected one of {', '.join(ROLES)}, found {shown(role)}", 'such as "role": "user"')
     if isinstance(content, str):
         return Message(role, (content,) if content else ())
     if not isinstance(content, list):
-        raise InputError(f"content: expected a string or a list, found {shown(content)}", '"content": "…"')
+        raise RequestError(f"content: expected a string or a list, found {shown(content)}", '"content": "…"')
     parts = tuple(_part(part, folder) for part in content)
     if role != "user" and any(isinstance(part, Path) for part in parts):
-        raise InputError(f"an image in a message of the {role}", "put it into a message of the user")
+        raise RequestError(f"an image in a message of the {role}", "put it into a message of the user")
     return Message(role, tuple(part for part in parts if part != ""))
 
 
 def _part(value: object, folder: Path) -> str | Path:
     kind = value.get("type") if isinstance(value, dict) else None
     if not isinstance(value, dict) or not isinstance(kind, str) or kind not in PART_KEYS:
-        raise InputError(
+        raise RequestError(
             f"content: expected parts of the type {', '.join(PART_KEYS)}, found {shown(value)}",
             'such as {"type": "image", "path": "photo.jpg"}',
         )
@@ -80,12 +80,14 @@ def _part(value: object, folder: Path) -> str | Path:
 def image_path(value: object, folder: Path) -> Path:
     """An image's path, given as such or as a file:// URL."""
     if not isinstance(value, str) or not value or "\0" in value:
-        raise InputError(f"expected an image's path, found {shown(value)}", 'such as "photos/a.jpg"')
+        raise RequestError(f"expected an image's path, found {shown(value)}", 'such as "photos/a.jpg"')
     if re.match(r"data:|[A-Za-z][A-Za-z0-9+.-]*://", value) is None:
         return folder / value
     local = re.fullmatch(r"file://(?:localhost)?(/.+)", value)
     if local is None:
-        raise InputError(f"{shown(value)} is no local file; nothing is downloaded", "save the image and name its path")
+        raise RequestError(
+            f"{shown(value)} is no local file; nothing is downloaded", "save the image and name its path"
+        )
     return Path(unquote(local[1]))
 
 
@@ -93,14 +95,14 @@ def typed_value(entry: dict[str, Any], key: str, kind: type[T], default: T | Non
     """A value of the expected type. Without a default it must be there."""
     value = entry.get(key, default)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise InputError(f"{key}: expected {TYPE_NAMES[kind]}, found {shown(value)}", f"such as {REQUEST_EXAMPLE}")
+        raise RequestError(f"{key}: expected {TYPE_NAMES[kind]}, found {shown(value)}", f"such as {REQUEST_EXAMPLE}")
     return value
 
 
 def check_keys(entry: dict[str, Any], known: Sequence[str]) -> None:
-    """Raise InputError for a key that is not known: a typo would be ignored."""
+    """Raise RequestError for a key that is not known: a typo would be ignored."""
     if unknown := sorted(set(entry) - set(known)):
-        raise InputError(f"unknown key {', '.join(map(repr, unknown))}", f"the keys are {', '.join(known)}")
+        raise RequestError(f"unknown key {', '.join(map(repr, unknown))}", f"the keys are {', '.join(known)}")
 
 
 def shown(value: object) -> str:

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import InputError, Option, SettingError
 
 PREPROCESS_MODES = ("mistral", "hf")
 
@@ -45,7 +45,7 @@ def token_count(columns: int, rows: int) -> int:
 
 @dataclass(frozen=True)
 class Preprocess:
-    """Settings of the preprocessing; call it with a picture. Raises InputError on settings that cannot work."""
+    """Settings of the preprocessing; call it with a picture. Raises SettingError on settings that cannot work."""
 
     patch_size: int  # pixels
     max_side: int  # longest edge in pixels; larger pictures shrink to it
@@ -54,18 +54,18 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         if self.mode not in PREPROCESS_MODES:
-            raise InputError(f"unknown preprocess mode '{self.mode}'", f"choose one of: {', '.join(PREPROCESS_MODES)}")
+            raise SettingError(f"unknown preprocess mode '{self.mode}'", Option("preprocess", tuple(PREPROCESS_MODES)))
         if self.patch_size < 1:
-            raise InputError(f"patch size {self.patch_size}, expected at least 1", "use the patch size of the model")
+            raise SettingError(f"patch size {self.patch_size}, expected at least 1", "use the patch size of the model")
         if self.max_side < self.patch_size:
-            raise InputError(
+            raise SettingError(
                 f"longest image side {self.max_side} px is less than one patch of {self.patch_size} px",
-                f"choose at least {self.patch_size}",
+                Option("max_image_side", self.patch_size, "or more"),
             )
         if self.image_tokens is not None and self.image_tokens < MIN_IMAGE_TOKENS:
-            raise InputError(
+            raise SettingError(
                 f"budget of {self.image_tokens} tokens per image, the smallest image takes {MIN_IMAGE_TOKENS}",
-                f"choose at least {MIN_IMAGE_TOKENS}",
+                Option("image_tokens", MIN_IMAGE_TOKENS, "or more"),
             )
 
     def grid(self, width: int, height: int) -> tuple[int, int]:
@@ -131,10 +131,11 @@ def _hf_pixels(image: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]
 def default_preprocess(
     bundle: Bundle, *, mode: str = "", max_side: int | None = None, image_tokens: int | None = None
 ) -> Preprocess:
-    """A bundle's preprocessing with the user's changes. Raises InputError where a side exceeds the bundle's limit."""
+    """A bundle's preprocessing with the user's changes. Raises SettingError where a side exceeds the bundle's limit."""
     limit = bundle.limits.max_image_side
     if max_side is not None and max_side > limit:
-        raise InputError(
-            f"--max-image-side {max_side} exceeds the bundle's limit of {limit}", f"--max-image-side {limit}"
+        raise SettingError(
+            f"a longest image side of {max_side} px exceeds the bundle's limit of {limit}",
+            Option("max_image_side", limit),
         )
     return Preprocess(bundle.model.vision.patch_size, max_side or limit, mode or bundle.preprocess, image_tokens)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import ContextError, InputError, Option, RequestError
 from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.inputs.preprocess import Preprocess, token_count
 
@@ -81,7 +81,7 @@ class PromptBuilder:
             request = ChatCompletionRequest(messages=[_to_mistral(message) for message in messages])
             tokenized = self.tokenizer.encode_chat_completion(request)
         except (MistralCommonException, ValidationError) as error:
-            raise InputError(f"the conversation cannot be used: {error}", "end it with a user message") from error
+            raise RequestError(f"the conversation cannot be used: {error}", "end it with a user message") from error
         ids = np.array(tokenized.tokens, np.int64)
         special = self.bundle.model.image_tokens
         is_image = ids == special.image
@@ -92,10 +92,12 @@ class PromptBuilder:
         image_tokens = int(np.isin(ids, (special.image, special.image_break, special.image_end)).sum())
         context = self.bundle.limits.max_context
         if len(ids) + max_new_tokens > context:
-            raise InputError(
+            raise ContextError(
                 f"the prompt has {len(ids)} tokens ({image_tokens} of images), which leaves no room for "
                 f"{max_new_tokens} new ones in the bundle's context of {context}",
-                "--image-tokens N for smaller images, a shorter prompt, or pixtral export … --max-context N",
+                Option("image_tokens", "N", "for smaller images"),
+                "a shorter prompt",
+                f"pixtral export … --max-context {len(ids) + max_new_tokens}",
             )
         return Prompt(ids, np.where(is_image, is_image.cumsum() - 1, -1), images, image_tokens)
 
@@ -137,7 +139,7 @@ def _to_mistral(message: Message) -> Any:
         return messages.UserMessage(content=parts)
     text = "\n\n".join(part for part in message.content if isinstance(part, str))
     if len(parts) != sum(isinstance(part, str) for part in message.content):
-        raise InputError(f"a {message.role} message cannot hold an image", "put images into user messages")
+        raise RequestError(f"a {message.role} message cannot hold an image", "put images into user messages")
     return messages.SystemMessage(content=text) if message.role == "system" else messages.AssistantMessage(content=text)
 
 

@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import InputError, Option
 from pixtral_runtime.generation.feature_cache import FeatureCache
 
 LIMIT = 1 << 20
@@ -121,4 +121,4 @@ def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="cannot be written") as raised:
         FeatureCache(tmp_path / "file" / "cache", "bundle", LIMIT)
-    assert "--embedding-cache" in raised.value.hint
+    assert raised.value.options == (Option("embedding_cache", "another/folder"),)

@@ -266,7 +266,7 @@ def test_a_prompt_larger_than_an_engines_cache_is_refused_and_the_rest_goes_on(m
     scheduler = Scheduler(model.bundle, runner, 2)
     with pytest.raises(InputError, match="128 rows") as raised:
         scheduler.submit(Generation(model.prompts.build(user_message("go " * 160))))
-    assert "--context" in raised.value.hint
+    assert "--context" in raised.value.hint and [option.name for option in raised.value.options] == ["image_tokens"]
     prompt = prompts(model, 1)[0]
     assert finish(scheduler, [Generation(prompt, 6)]) == [alone(model, prompt, 6)]
 
