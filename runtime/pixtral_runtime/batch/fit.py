@@ -8,7 +8,7 @@ from dataclasses import replace
 from pixtral_runtime.batch.records import Request
 from pixtral_runtime.bundle.device_catalog import CPU_RESERVE_BYTES, KnownDevice
 from pixtral_runtime.bundle.footprint import Footprint
-from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.errors import ContextError, MemoryShortageError, Option, SettingError
 from pixtral_runtime.generation.model import Model
 from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.inputs.image import stored_size
@@ -19,7 +19,7 @@ MOST_SLOTS = 8  # taken by themselves; a CPU gains nothing beyond
 
 
 def check_fit(prompts: PromptBuilder, requests: Sequence[Request]) -> None:
-    """Refuse a job that cannot be done, before any work: raises InputError.
+    """Refuse a job that cannot be done, before any work: raises ContextError.
 
     Each text must fit the context alone and with its images. Image headers are read only where the largest possible
     images would not fit; what cannot be read is left for the run to record.
@@ -36,24 +36,28 @@ def check_fit(prompts: PromptBuilder, requests: Sequence[Request]) -> None:
         sizes = [stored_size(path) for path in request.images]
         tokens = sum(token_count(*prompts.preprocess.grid(*size)) for size in sizes if size is not None)
         if tokens > room:
-            raise InputError(
+            raise ContextError(
                 f"{', '.join(map(str, request.images))}: {tokens} tokens, the prompt {texts[text]}, and the bundle's "
                 f"context holds {context}",
-                f"--image-tokens {room // len(request.images)} for smaller images, or pixtral export … --max-context N",
+                Option("image_tokens", room // len(request.images), "for smaller images"),
+                f"pixtral export … --max-context {texts[text] + tokens + 1}",
             )
 
 
 def choose_slots(model: Model, requests: Sequence[Request], wanted: int | None, memory_bytes: int | None) -> int:
     """How many answers to work on at a time: `wanted`, or as many as memory holds, engines were built for and pay.
 
-    `memory_bytes` bounds what pixtral takes. Raises InputError for more than engines have, MachineError where the
-    memory does not hold the answers' caches.
+    `memory_bytes` bounds what pixtral takes. Raises SettingError for more than engines have, MemoryShortageError where
+    the memory does not hold the answers' caches.
     """
     sessions, bundle = model.runner.sessions, model.bundle
     if sessions.slots is not None:
         if wanted is not None and wanted > sessions.slots:
-            hint = f"--batch {sessions.slots}, or pixtral build {bundle.path} --batch {wanted}"
-            raise InputError(f"--batch {wanted}, and this backend has {sessions.slots} slots", hint)
+            raise SettingError(
+                f"{wanted} answers at a time were asked for, and this backend has {sessions.slots} slots",
+                Option("batch", sessions.slots),
+                f"pixtral build {bundle.path} --batch {wanted}",
+            )
         return wanted or sessions.slots
     if memory_bytes is None:
         return wanted or MOST_SLOTS
@@ -63,8 +67,10 @@ def choose_slots(model: Model, requests: Sequence[Request], wanted: int | None, 
     device = KnownDevice("this machine", memory_bytes, CPU_RESERVE_BYTES, 0)
     fitting = Footprint.of(bundle).largest_batch(device, context)
     if fitting < (wanted or 1):
-        raise MachineError(
+        smaller = Option("batch", fitting) if fitting else Option("image_tokens", "N", "for smaller images")
+        raise MemoryShortageError(
             f"{memory_bytes:,} bytes of memory hold {fitting} answers of {context} tokens each beside the model",
-            f"--batch {fitting}" if fitting else f"--image-tokens N, or pixtral plan {bundle.path}",
+            smaller,
+            *(() if fitting else (f"pixtral plan {bundle.path}",)),
         )
     return wanted or min(fitting, MOST_SLOTS)

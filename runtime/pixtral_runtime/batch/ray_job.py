@@ -20,7 +20,7 @@ import numpy as np
 
 from pixtral_runtime.batch.records import Record, Request, Settings
 from pixtral_runtime.batch.worker import Worker, WorkerOptions
-from pixtral_runtime.errors import MachineError, extra_missing
+from pixtral_runtime.errors import MachineError, Option, extra_missing
 
 LOCAL = "local"
 CONNECT_TIMEOUT_S = 10.0
@@ -82,7 +82,7 @@ class RayJob:
                     return
         except ray.exceptions.RayError as error:
             raise MachineError(
-                f"a worker failed: {error}", "ray status; --resume goes on with what is missing"
+                f"a worker failed: {error}", "ray status", Option("resume", note="goes on with what is missing")
             ) from error
         finally:
             ray.shutdown()
@@ -121,7 +121,9 @@ def _connect(address: str, workers: int) -> Any:
         here = {"num_cpus": workers, "include_dashboard": False} if address == LOCAL else {"address": address}
         ray.init(**here, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
-        raise MachineError(f"no Ray cluster at {address}: {error}", "ray start --head, or --ray local") from error
+        raise MachineError(
+            f"no Ray cluster at {address}: {error}", "ray start --head", Option("ray", "local")
+        ) from error
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.batch.records import Request
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import InputError, RequestError
 from pixtral_runtime.inputs.conversation import Message, user_message
 from pixtral_runtime.inputs.openai_messages import (
     REQUEST_EXAMPLE,
@@ -60,7 +60,7 @@ def read_requests(
     """The requests of a JSONL file called `name`, in its order; empty lines are skipped.
 
     `max_new_tokens` and `system` hold for requests that bring none of their own, `folder` for relative paths. A request
-    without an id gets its line's number. Raises InputError with the file, the line and what was expected there.
+    without an id gets its line's number. Raises RequestError with the file, the line and what was expected there.
     """
     requests: dict[str, Request] = {}
     number = 0
@@ -71,14 +71,14 @@ def read_requests(
                 continue
             request = _request(_object(text), str(number), max_new_tokens, system, folder)
             if request.id in requests:
-                raise InputError(f"the id {request.id!r} was there before", "give each request an id of its own")
+                raise RequestError(f"the id {request.id!r} was there before", "give each request an id of its own")
             requests[request.id] = request
     except UnicodeDecodeError as error:
-        raise InputError(f"{name} is not UTF-8 text: {error.reason}", f"iconv -t UTF-8 {name}") from error
+        raise RequestError(f"{name} is not UTF-8 text: {error.reason}", f"iconv -t UTF-8 {name}") from error
     except InputError as error:
-        raise InputError(f"{name}, line {number}: {error}", error.hint) from error
+        raise RequestError(f"{name}, line {number}: {error}", *error.remedies) from error
     if not requests:
-        raise InputError(f"no requests in {name}", f"one JSON object a line, such as {REQUEST_EXAMPLE}")
+        raise RequestError(f"no requests in {name}", f"one JSON object a line, such as {REQUEST_EXAMPLE}")
     return list(requests.values())
 
 
@@ -87,9 +87,9 @@ def _object(line: str) -> dict[str, Any]:
     try:
         entry = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"not JSON: {error}", hint) from error
+        raise RequestError(f"not JSON: {error}", hint) from error
     if not isinstance(entry, dict):
-        raise InputError(f"expected an object, found {shown(entry)}", hint)
+        raise RequestError(f"expected an object, found {shown(entry)}", hint)
     return entry
 
 
@@ -98,29 +98,31 @@ def _request(entry: dict[str, Any], default_id: str, max_new_tokens: int, system
     entry = {key: value for key, value in entry.items() if value is not None}  # as tables write what is missing
     if ("prompt" in entry) == ("messages" in entry):
         found = "both" if "prompt" in entry else "neither"
-        raise InputError(f"expected 'prompt' or 'messages', found {found}", f"such as {REQUEST_EXAMPLE}")
+        raise RequestError(f"expected 'prompt' or 'messages', found {found}", f"such as {REQUEST_EXAMPLE}")
     images = tuple(image_path(image, folder) for image in typed_value(entry, "images", list, []))
     if "prompt" in entry:
         messages = user_message(typed_value(entry, "prompt", str), images)
     else:
         messages = with_images(tuple(parse_message(m, folder) for m in typed_value(entry, "messages", list)), images)
     if not messages or messages[-1].role != "user":
-        raise InputError("the last message is not the user's", "end the conversation with what is asked")
+        raise RequestError("the last message is not the user's", "end the conversation with what is asked")
     if not all(message.content for message in messages):
-        raise InputError("a message is empty", f"ask something, as in {REQUEST_EXAMPLE}")
+        raise RequestError("a message is empty", f"ask something, as in {REQUEST_EXAMPLE}")
     is_own = any(message.role == "system" for message in messages)
     if is_own and "system" in entry:
-        raise InputError("'system' beside a system message", "keep one of the two")
+        raise RequestError("'system' beside a system message", "keep one of the two")
     own_system = typed_value(entry, "system", str, "" if is_own else system or "")
     if own_system:
         messages = (Message("system", (own_system,)), *messages)
     limit = typed_value(entry, "max_new_tokens", int, max_new_tokens)
     if limit < 1:
-        raise InputError(f"max_new_tokens is {limit}", "a whole number from 1 on")
+        raise RequestError(f"max_new_tokens is {limit}", "a whole number from 1 on")
     return Request(_id(entry.get("id", default_id)), messages, limit)
 
 
 def _id(value: object) -> str:
     if isinstance(value, bool) or not isinstance(value, str | int) or value == "":
-        raise InputError(f"id: expected a string or a whole number, found {shown(value)}", f"such as {REQUEST_EXAMPLE}")
+        raise RequestError(
+            f"id: expected a string or a whole number, found {shown(value)}", f"such as {REQUEST_EXAMPLE}"
+        )
     return str(value)

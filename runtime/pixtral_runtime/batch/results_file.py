@@ -22,12 +22,12 @@ from types import TracebackType
 from typing import Any
 
 from pixtral_runtime.batch.records import Record, Request, Settings
-from pixtral_runtime.errors import InputError, unwritable
+from pixtral_runtime.errors import InputError, Option, unwritable
 from pixtral_runtime.files import replacing
 
 SYNC_EVERY_S = 1.0  # a power loss costs what was answered since; a sync takes milliseconds
 LINE_START = b'{"id": "'  # of every line, and so of one that was cut short
-ANOTHER_OUTPUT = "-o another/place.jsonl"
+ANOTHER_OUTPUT = Option("output", "another/place.jsonl")
 
 
 @dataclass(frozen=True)
@@ -175,12 +175,12 @@ def _no_results(path: Path, number: int) -> InputError:
 
 
 def _check_same_job(path: Path, records: Mapping[str, Record], requests: Iterable[Request], settings: Settings) -> None:
-    hint = f"{ANOTHER_OUTPUT}, or --force instead of --resume to begin again"
+    remedies = ANOTHER_OUTPUT, Option("force", note="without 'resume' to begin again")
     now = asdict(settings)
     for record in records.values():
         if record.settings != now:
             raise InputError(
-                f"{path} was written under other settings: {setting_differences(record.settings, now)}", hint
+                f"{path} was written under other settings: {setting_differences(record.settings, now)}", *remedies
             )
     for request in requests:
         before = records.get(request.id)
@@ -191,7 +191,7 @@ def _check_same_job(path: Path, records: Mapping[str, Record], requests: Iterabl
             if before.question != request.question
             else "the number of new tokens, the system prompt or earlier turns are not those of before"
         )
-        raise InputError(f"{path} holds the answer to something else for {request.id}: {what}", hint)
+        raise InputError(f"{path} holds the answer to something else for {request.id}: {what}", *remedies)
 
 
 def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -211,7 +211,8 @@ def _open_locked(path: Path, flags: int = 0) -> io.FileIO:
             file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | flags, 0o666), "r+")
         except OSError as error:
             if isinstance(error, FileExistsError) and path.exists():
-                raise InputError(f"{path} exists", "--resume to go on with it, or --force to replace it") from error
+                go_on = Option("resume", note="to go on with it")
+                raise InputError(f"{path} exists", go_on, Option("force", note="to replace it")) from error
             raise unwritable(path, error, ANOTHER_OUTPUT) from error
         try:
             _lock(file, path)
@@ -232,7 +233,7 @@ def _lock(file: io.FileIO, path: Path) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise InputError(f"{path} is being written by another run", f"wait for it, or {ANOTHER_OUTPUT}") from error
+        raise InputError(f"{path} is being written by another run", "wait for it", ANOTHER_OUTPUT) from error
     except OSError as error:
         if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
             raise

@@ -10,7 +10,7 @@ from pathlib import Path
 from pixtral_runtime.batch.records import Record, Request
 from pixtral_runtime.batch.results_file import read_results, setting_differences
 from pixtral_runtime.batch.tables import table_format, write_table
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import InputError, Option, SettingError
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,9 @@ def merge_results(paths: Sequence[Path], target: Path, force: bool = False, form
     """
     table_format(target, format)
     if target.is_dir() or (target.exists() and not force):
-        raise InputError(f"{target} exists", "--force to replace a file, or another name after -o")
+        raise InputError(
+            f"{target} exists", Option("force", note="to replace a file"), Option("output", "ANOTHER_FILE")
+        )
     merged: dict[str, tuple[Record, Path]] = {}
     torn: dict[str, int] = {}
     duplicates = recovered = 0
@@ -85,9 +87,10 @@ def share_of(requests: Sequence[Request], index: int, count: int) -> list[Reques
 
 
 def parse_shard(text: str) -> tuple[int, int]:
-    """`2/4` is the second of four parts: (2, 4). Raises InputError."""
+    """`2/4` is the second of four parts: (2, 4). Raises SettingError."""
     match = re.fullmatch(r"([0-9]+)/([0-9]+)", text)
     index, count = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= index <= count:
-        raise InputError(f"{text!r} is no part of a whole", "--shard 2/4 for the second of four parts, counted from 1")
+        second = Option("shard", "2/4", "for the second of four parts, counted from 1")
+        raise SettingError(f"{text!r} is no part of a whole", second)
     return index, count

@@ -12,7 +12,7 @@ from typing import Any
 
 from pixtral_runtime.batch.records import Record
 from pixtral_runtime.batch.results_file import ANOTHER_OUTPUT, write_records
-from pixtral_runtime.errors import InputError, extra_missing, unwritable
+from pixtral_runtime.errors import Option, SettingError, extra_missing, unwritable
 from pixtral_runtime.files import replacing
 
 RESULTS_FORMATS = ("jsonl", "csv", "parquet")
@@ -30,12 +30,12 @@ LARGEST_EXACT_INTEGER = 2**53  # 64-bit floats hold whole numbers below
 def table_format(path: Path, wanted: str | None = None) -> str:
     """The format to write: as wanted, or as the name ends; JSONL where that says nothing.
 
-    Raises InputError for an unknown format, MachineError where Parquet's package is missing.
+    Raises SettingError for an unknown format, MachineError where Parquet's package is missing.
     """
     suffix = path.suffix.removeprefix(".").lower()
     format = wanted or (suffix if suffix in RESULTS_FORMATS else "jsonl")
     if format not in RESULTS_FORMATS:
-        raise InputError(f"there is no format {format!r}", f"--format {', '.join(RESULTS_FORMATS)}")
+        raise SettingError(f"there is no format {format!r}", Option("format", tuple(RESULTS_FORMATS)))
     if format == "parquet" and find_spec("pyarrow") is None:
         raise extra_missing("pyarrow", "tables", "Writing Parquet")
     return format

@@ -17,7 +17,7 @@ from pixtral_runtime import Message, Model, load
 from pixtral_runtime.batch.fit import MOST_SLOTS, check_fit, choose_slots
 from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Record, Request, Settings
-from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.errors import InputError, MachineError, Option
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image import decode_image
 
@@ -159,7 +159,7 @@ def test_a_job_that_cannot_fit_is_refused_before_any_work(model: Model, pictures
     many = Request("many", user_message("?", [pictures[2]] * 40))
     with pytest.raises(InputError, match=r"c\.jpg") as raised:
         check_fit(model.prompts, [many])
-    assert "--image-tokens" in raised.value.hint
+    assert [option.name for option in raised.value.options] == ["image_tokens"]
 
 
 def test_slots_follow_the_wish_the_memory_and_the_engines(model: Model, pictures: list[Path]) -> None:
@@ -172,7 +172,7 @@ def test_slots_follow_the_wish_the_memory_and_the_engines(model: Model, pictures
     assert choose_slots(model, requests, None, needed) == 1
     with pytest.raises(MachineError, match="hold 1 answers") as raised:
         choose_slots(model, requests, 2, needed)
-    assert raised.value.hint == "--batch 1"
+    assert raised.value.remedies == (Option("batch", 1),)
 
 
 def _holds(model: Model, requests: Sequence[Request], size: int) -> bool:

@@ -181,4 +181,4 @@ def test_a_shard_is_written_as_part_and_whole() -> None:
 def test_a_wrong_shard_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(InputError) as caught:
         parse_shard(text)
-    assert "--shard 2/4" in caught.value.hint
+    assert "shard=2/4" in caught.value.hint

@@ -83,7 +83,7 @@ def test_what_is_read_is_what_was_written(tmp_path: Path) -> None:
 def test_a_new_file_never_replaces_one_unless_forced(path: Path) -> None:
     with pytest.raises(InputError, match="exists") as caught:
         ResultsFile.create(path)
-    assert "--force" in caught.value.hint
+    assert "force" in [option.name for option in caught.value.options]
     assert ids(path) == ["a.png", "b.png"]
     ResultsFile.create(path, force=True).close()
     assert path.read_bytes() == b""
@@ -213,8 +213,8 @@ def test_answers_to_something_else_are_refused_with_what_changed(
     with pytest.raises(InputError) as caught:
         resume(path, requests, settings)
     assert words in str(caught.value)
-    assert "-o" in caught.value.hint
-    assert "--force" in caught.value.hint
+    assert "output" in [option.name for option in caught.value.options]
+    assert "force" in [option.name for option in caught.value.options]
     assert path.read_bytes() == before
     resume(path).close()
 
@@ -347,7 +347,7 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, place: str) -
     for open_place in (lambda p: ResultsFile.create(p, force=True), resume):
         with pytest.raises(InputError, match="cannot be written") as caught:
             open_place(tmp_path / place)
-        assert caught.value.hint.startswith("-o ")
+        assert caught.value.options[0].name == "output"
     with pytest.raises(InputError, match="cannot be read"):
         read_results(tmp_path / "nowhere.jsonl")
 
@@ -445,7 +445,7 @@ def test_a_format_is_wanted_or_named_by_the_file(tmp_path: Path, monkeypatch: py
     assert table_format(Path("a.csv"), "parquet") == "parquet"
     with pytest.raises(InputError, match="xlsx") as caught:
         table_format(Path("a"), "xlsx")
-    assert "jsonl, csv, parquet" in caught.value.hint
+    assert "format=jsonl|csv|parquet" in caught.value.hint
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     with pytest.raises(MachineError) as missing:
         write_table([], tmp_path / "t.parquet", "parquet")
