@@ -13,7 +13,7 @@ from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bench.one_node_model import single_node
 from pixtral_runtime.bench.spread import Spread
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.errors import InputError, extra_missing
+from pixtral_runtime.errors import SettingError, extra_missing
 
 BANDWIDTH_BYTES = 1 << 29  # far beyond any cache
 BANDWIDTH_PASSES = 5
@@ -55,7 +55,7 @@ def measure_matrix_rate(threads: int, kind: str = "float32") -> Spread:
     `kind` is one of `MATRIX_KINDS`. Raises InputError on another, MachineError without onnxruntime.
     """
     if kind not in MATRIX_KINDS:
-        raise InputError(f"no matrix kind '{kind}'", f"one of {', '.join(MATRIX_KINDS)}")
+        raise SettingError(f"no matrix kind '{kind}'", f"one of {', '.join(MATRIX_KINDS)}")
     try:
         import onnxruntime as ort
     except ImportError as error:

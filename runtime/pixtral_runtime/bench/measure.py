@@ -30,7 +30,7 @@ from pixtral_runtime.bench.roofline import Ceiling, Cost, Sizes, ceiling, stage_
 from pixtral_runtime.device import memory as bench_memory
 from pixtral_runtime.device.energy import Energy, measure_energy
 from pixtral_runtime.device.energy_meters import open_meters
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import ContextError, Option, SettingError
 from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.model import Model
 from pixtral_runtime.generation.scheduler import Scheduler
@@ -253,13 +253,15 @@ def _prompt(model: Model, case: Case, picture: bytes | Image.Image) -> Prompt:
 def _check_room(model: Model, case: Case, prompt: Prompt) -> None:
     context = min(model.bundle.limits.max_context, model.runner.sessions.context or math.inf)
     if len(prompt.token_ids) + case.decode_tokens > context:
-        raise InputError(
+        raise ContextError(
             f"{case.name}: {len(prompt.token_ids)} tokens of prompt, and the context holds {context}",
-            "a smaller --image-side, --prompt-tokens or --decode-tokens",
+            Option("image_side", "SMALLER"),
+            Option("prompt_tokens", "SMALLER"),
+            Option("decode_tokens", "SMALLER"),
         )
     slots = model.runner.sessions.slots
     if slots is not None and case.batch > slots:
-        raise InputError(f"{case.name}: the engines have {slots} slots", f"--batch {slots}")
+        raise SettingError(f"{case.name}: the engines have {slots} slots", Option("batch", slots))
 
 
 def _generation(model: Model, case: Case, prompt: Prompt) -> Generation:

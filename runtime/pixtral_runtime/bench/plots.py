@@ -14,7 +14,7 @@ import numpy as np
 
 from pixtral_runtime.bench.cases import CaseResult, knee
 from pixtral_runtime.bench.report import Report
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import InputError, Option
 from pixtral_runtime.files import write_atomically
 
 if TYPE_CHECKING:
@@ -52,7 +52,8 @@ def save_plots(report: Report, folder: Path) -> list[Path]:
     """Write each plot as .svg and .png. Raises InputError where the report has data for none."""
     figures = draw_plots(report)
     if not figures:
-        raise InputError("the report has nothing to plot", "--mode latency, or --mode serve with several rates")
+        serving = Option("mode", "serve", "with several rates")
+        raise InputError("the report has nothing to plot", Option("mode", "latency"), serving)
     paths = []
     for name, figure in figures.items():
         image = io.BytesIO()

@@ -20,7 +20,7 @@ from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, VisionConf
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.onnx_weights import graph_weight_bytes
 from pixtral_runtime.bundle.spec import GRAPHS
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import Option, SettingError
 
 
 @dataclass(frozen=True)
@@ -93,15 +93,15 @@ def stage_costs(
     embed and prefill: one prompt of `prompt_tokens`, into an empty cache.
     decode: a token for each of `batch` slots that have `context_rows` rows with it.
 
-    Raises InputError where a size makes no sense.
+    Raises SettingError where a size makes no sense.
     """
     sizes = Sizes.of(source) if isinstance(source, Bundle) else source
     if grid is not None and image_side is not None:
-        raise InputError("grid and image_side name the same thing", "one of the two")
+        raise SettingError("grid and image_side name the same thing", "one of the two")
     if image_side is not None:
         grid = (-(-image_side // sizes.model.vision.patch_size),) * 2
     if prompt_tokens < 1 or context_rows < 1 or batch < 1 or min(grid or (1,)) < 1:
-        raise InputError("grid, prompt tokens, context rows and batch are 1 or more", "--prompt-tokens 128")
+        raise SettingError("grid, prompt tokens, context rows and batch are 1 or more", Option("prompt_tokens", 128))
     return {
         "vision": _vision(sizes, grid, batch) if grid else Cost(),
         "embed": _embed(sizes, grid or (0, 0), prompt_tokens),

@@ -96,13 +96,13 @@ def is_warm(samples: Samples) -> Verdict:
     """Whether the first third of a run took as long as the rest; where it took longer, the warm-up was too short."""
     values = finite_values(samples)
     if len(values) < LEAST_SAMPLES:
-        return Verdict(False, f"{len(values)} runs are too few to tell: --runs {LEAST_SAMPLES} or more")
+        return Verdict(False, f"{len(values)} runs are too few to tell: take {LEAST_SAMPLES} or more")
     third = len(values) // 3
     drift = significance(values[third:], values[:third])
     percent = 100 * abs(drift.ratio - 1)
     if drift.significant and percent > 100 * DRIFT_SHARE:
         word = "longer" if drift.ratio > 1 else "shorter"
-        remedy = "--warmup more" if drift.ratio > 1 else "let the device cool, or lock its clocks"
+        remedy = "take more warm-up runs" if drift.ratio > 1 else "let the device cool, or lock its clocks"
         seen = f"the first third took {percent:.0f} % {word} than the rest (p = {drift.p_value:.2g})"
         return Verdict(False, f"{seen}: {remedy}")
     return Verdict(True, f"the first third and the rest differ by {percent:.1f} %")
@@ -113,5 +113,5 @@ def is_noisy(samples: Samples, bound: float = NOISE_CV) -> Verdict:
     spread = Spread.of(samples)
     seen = f"the deviation is {100 * spread.cv:.1f} % of the mean over {spread.n} runs"
     if spread.cv > bound:
-        return Verdict(True, f"{seen}, above {100 * bound:.0f} %: stop other load, lock clocks, or raise --runs")
+        return Verdict(True, f"{seen}, above {100 * bound:.0f} %: stop other load, lock clocks, or take more runs")
     return Verdict(False, seen)

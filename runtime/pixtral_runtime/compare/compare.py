@@ -39,7 +39,7 @@ from pixtral_runtime.compare.result import (
     Skipped,
     WorstLayer,
 )
-from pixtral_runtime.errors import ImageError, InputError
+from pixtral_runtime.errors import BundleError, ImageError, InputError
 from pixtral_runtime.generation.model import Answer, Model, load_bundle
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image_files import open_image
@@ -170,17 +170,17 @@ def compare_bundles(
 
 
 def check_comparable(reference: Bundle, candidate: Bundle) -> None:
-    """Raises InputError unless both bundles have one model's sizes and one tokenizer."""
+    """Raises BundleError unless both bundles have one model's sizes and one tokenizer."""
     hint = f"pixtral inspect {candidate.path}; both must be exports of one checkpoint"
     ours, theirs = (_flat(bundle.model.to_dict()) for bundle in (reference, candidate))
     for name, value in ours.items():
         if theirs[name] != value:
-            raise InputError(
+            raise BundleError(
                 f"{reference.path} and {candidate.path} are different models: {name} is {value} and {theirs[name]}",
                 hint,
             )
     if reference.files[TOKENIZER].sha256 != candidate.files[TOKENIZER].sha256:
-        raise InputError(f"{reference.path} and {candidate.path} have different tokenizers", hint)
+        raise BundleError(f"{reference.path} and {candidate.path} have different tokenizers", hint)
 
 
 def _load(bundle: Bundle, preprocess: Preprocess, threads: int) -> tuple[Model, float]:
@@ -237,7 +237,7 @@ def _requests(
 
 
 def _forced_pass(model: Model, prompt: Prompt, tokens: Sequence[int]) -> _Pass:
-    """Read the prompt and then `tokens`, whatever the model would have said itself. Raises InputError on NaN."""
+    """Read the prompt and then `tokens`, whatever the model would have said itself. Raises BundleError on NaN."""
     runner, length = model.runner, len(prompt.token_ids)
     filled = length + len(tokens) - 1  # the last token is predicted, never read
     cache = runner.sessions.decoder.new_cache(slots=1, rows=filled)
@@ -246,7 +246,7 @@ def _forced_pass(model: Model, prompt: Prompt, tokens: Sequence[int]) -> _Pass:
     rows += [runner.decode_token(token, length + n, cache) for n, token in enumerate(tokens[:-1])]
     logits = np.stack(rows).astype(np.float32)
     if not np.isfinite(logits).all():
-        raise InputError(
+        raise BundleError(
             f"{model.bundle.path} computes logits that are not numbers, so they cannot be compared",
             f"pixtral export CHECKPOINT -o {model.bundle.path} --force --dtype float32",
         )

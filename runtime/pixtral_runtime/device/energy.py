@@ -156,7 +156,7 @@ class SampledMeter:
         joules = sum(gauge.joules for gauge in self._gauges)
         if joules <= 0:
             reason = f"{self.source} did not move within {seconds:.3f} s"
-            return Energy(self.scope, self.source, None, seconds, reason, "measure for some seconds: --min-seconds 5")
+            return Energy(self.scope, self.source, None, seconds, reason, "measure for 5 seconds or more")
         return Energy(self.scope, self.source, joules, seconds)
 
     def _run(self) -> None:

@@ -43,7 +43,7 @@ class ScoreComparison:
 
 def compare_evaluations(old: Evaluation, new: Evaluation) -> ScoreComparison:
     """Pair the examples of two evaluations by id. Raises InputError where they are not of the same questions."""
-    hint = "evaluate both bundles with the same --task, --data and --limit"
+    hint = "evaluate both bundles on the same task, data and limit"
     if old.task != new.task:
         raise InputError(f"one is an evaluation of {old.task}, the other of {new.task}", hint)
     before = {example.id: example for example in old.scored}

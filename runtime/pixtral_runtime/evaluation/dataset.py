@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pixtral_runtime.errors import InputError, MachineError, extra_missing
+from pixtral_runtime.errors import InputError, MachineError, Option, extra_missing
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Row, RowError, Task
 from pixtral_runtime.files import write_atomically
 
@@ -79,42 +79,40 @@ def read_examples(
             broken.append(BrokenRow(f"row {number}", str(error)))
     if not found:
         reason = f", the first because {broken[0].reason}" if broken else ""
-        raise InputError(f"{folder}: none of {len(broken)} rows can be used{reason}", f"--data with {_wanted(task)}")
+        raise InputError(f"{folder}: none of {len(broken)} rows can be used{reason}", _other_data(task))
     return list(found.values()), broken
 
 
 def read_rows(folder: Path, task: Task) -> Iterator[Row | BrokenRow]:
     """Rows in the dataset's order. Raises InputError and MachineError as `read_examples` does."""
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder", f"--data FOLDER with {_wanted(task)}")
+        raise InputError(f"{folder} is no folder", _other_data(task))
     if tables := _tables(folder, task):
         return _parquet_rows(tables, task)
     if lines := sorted(folder.glob("*.jsonl")):
         return _json_lines(lines)
     if task.read is not None:
         return iter(task.read(folder))
-    raise InputError(f"{folder} has no {_wanted(task)}", f"--data FOLDER, or hf download {task.dataset}")
+    raise InputError(f"{folder} has no {_wanted(task)}", _other_data(task), f"hf download {task.dataset}")
 
 
 def download_dataset(task: Task) -> Path:
     """The dataset from the hub, in the hub library's own cache. Raises InputError, MachineError."""
     if not task.dataset:
-        raise InputError(f"{task.name} is not on the hub", f"--data FOLDER with {_wanted(task)}")
+        raise InputError(f"{task.name} is not on the hub", _other_data(task))
     try:
         from huggingface_hub import errors as hub
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise extra_missing("huggingface-hub", "eval", "Downloading a dataset") from error
     patterns = [f"{task.config}/{task.split}-*.parquet"] if task.config else [f"**/{task.split}-*.parquet"]
-    by_hand = f"hf download {task.dataset} --repo-type dataset --local-dir FOLDER, then --data FOLDER"
+    by_hand = f"hf download {task.dataset} --repo-type dataset --local-dir FOLDER", Option("data", "FOLDER")
     try:
         return Path(snapshot_download(task.dataset, repo_type="dataset", allow_patterns=patterns))
     except hub.HfHubHTTPError as error:
-        raise InputError(
-            f"the hub refuses {task.dataset}: {_first_line(error)}", f"hf auth login; {by_hand}"
-        ) from error
+        raise InputError(f"the hub refuses {task.dataset}: {_first_line(error)}", "hf auth login", *by_hand) from error
     except (OSError, hub.HTTPError) as error:  # type: ignore[attr-defined]  # the base class of its HTTP library
-        raise MachineError(f"{task.dataset} cannot be downloaded: {_first_line(error)}", by_hand) from error
+        raise MachineError(f"{task.dataset} cannot be downloaded: {_first_line(error)}", *by_hand) from error
 
 
 def _first_line(error: Exception) -> str:
@@ -126,6 +124,10 @@ def _wanted(task: Task) -> str:
     if task.dataset:
         return f"{task.split}-*.parquet of {task.dataset}"
     return "a file of JSON lines, rows.jsonl" if task.read is None else f"the files of {task.name}"
+
+
+def _other_data(task: Task) -> Option:
+    return Option("data", "FOLDER", f"with {_wanted(task)}")
 
 
 def _tables(folder: Path, task: Task) -> list[Path]:
@@ -150,7 +152,7 @@ def _parquet_rows(paths: Iterable[Path], task: Task) -> Iterator[Row]:
             if missing := [name for name in task.columns if name not in names]:
                 raise InputError(
                     f"{path} has no column {', '.join(missing)}, it has {', '.join(sorted(names))}",
-                    f"--data with {_wanted(task)}",
+                    _other_data(task),
                 )
             for batch in file.iter_batches(BATCH_ROWS):
                 yield from batch.to_pylist()

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import InputError, Option
 from pixtral_runtime.evaluation.task import Row, RowError
 from pixtral_runtime.inputs.conversation import Message
 
@@ -60,6 +60,6 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_bytes())
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", "--data FOLDER of the dataset") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}", Option("data", "DATASET_FOLDER")) from error
     except ValueError as error:
         raise InputError(f"{path} is damaged: {error}", "download it again") from error

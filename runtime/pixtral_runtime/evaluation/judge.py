@@ -19,7 +19,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, BinaryIO
 
-from pixtral_runtime.errors import InputError, extra_missing
+from pixtral_runtime.errors import InputError, Option, SettingError, extra_missing
 from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example
 from pixtral_runtime.inputs.openai_messages import data_uri
@@ -214,7 +214,7 @@ def _client(options: JudgeOptions) -> Any:
     except ImportError as error:
         raise extra_missing("openai", "eval", "Asking a judge") from error
     if not options.url.startswith(("http://", "https://")):
-        raise InputError(f"{options.url} is no address of a judge", f"--judge-url {DEFAULT_SERVER}")
+        raise SettingError(f"{options.url} is no address of a judge", Option("judge_url", DEFAULT_SERVER))
     name, key = _key()
     if not re.fullmatch("[!-~]*", key):  # it would stand in the error about a header that cannot be
         raise InputError(f"{name} holds characters that no key has", f"export {name}=…")
@@ -232,8 +232,9 @@ def _key() -> tuple[str, str]:
 
 
 def _refused(options: JudgeOptions, status: int, said: str) -> InputError:
-    hint = f"export {_key()[0]}=…" if status in (401, 403) else f"--judge-url {DEFAULT_SERVER} --judge-model NAME"
-    return InputError(f"{options.url} refuses to rate by {options.model}: {_short(said)}", hint)
+    key = (f"export {_key()[0]}=…",)
+    remedies = key if status in (401, 403) else (Option("judge_url", DEFAULT_SERVER), Option("judge_model", "NAME"))
+    return InputError(f"{options.url} refuses to rate by {options.model}: {_short(said)}", *remedies)
 
 
 def _short(said: object) -> str:
@@ -247,7 +248,7 @@ def _opened(path: Path) -> BinaryIO:
     try:
         return path.open("a+b")
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}", "--save NAME in another folder") from error
+        raise InputError(f"{path} cannot be written: {error.strerror}", Option("save", "ELSEWHERE")) from error
 
 
 def _read(file: BinaryIO) -> dict[str, Rating]:

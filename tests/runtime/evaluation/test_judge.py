@@ -211,7 +211,7 @@ def test_a_stopped_run_keeps_what_was_rated_even_with_a_torn_line(picture: Path,
     [
         (401, "OPENAI_API_KEY", "export OPENAI_API_KEY"),
         (401, "PIXTRAL_JUDGE_KEY", "export PIXTRAL_JUDGE_KEY"),
-        (404, "OPENAI_API_KEY", "--judge-url"),
+        (404, "OPENAI_API_KEY", "judge_url="),
     ],
 )
 def test_a_refusal_of_every_request_stops_at_once_and_tells_no_key(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import Option, SettingError
 from pixtral_runtime.evaluation.task import Task
 from pixtral_runtime.evaluation.tasks import chartqa, custom, docvqa, easy_vqa, mathvista, mm_mt_bench, mmmu, vqav2
 
@@ -12,7 +12,7 @@ TASKS: dict[str, Task] = {
 
 
 def task_named(name: str) -> Task:
-    """Raises InputError."""
+    """Raises SettingError."""
     if name not in TASKS:
-        raise InputError(f"there is no task {name!r}", f"--task {', '.join(TASKS)}")
+        raise SettingError(f"there is no task {name!r}", Option("task", tuple(TASKS)))
     return TASKS[name]
