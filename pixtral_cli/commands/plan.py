@@ -133,7 +133,7 @@ def _devices(names: list[str] | None) -> list[KnownDevice]:
 
 
 def _row(footprint: Footprint, device: KnownDevice, context: int, batch: int) -> dict[str, Any]:
-    advice = footprint.advice(device, context, batch)
+    advice = " ".join(map(output.remedy_text, footprint.advice(device, context, batch)))
     return {
         "device": device.name,
         "memory_bytes": device.memory_bytes,

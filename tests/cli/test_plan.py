@@ -15,11 +15,13 @@ from helpers.bundles import export_tiny
 from helpers.places import DEMO
 from make_synthetic_checkpoint import pixtral_12b
 from pixtral_cli.main import app
+from pixtral_cli.output import remedy_text
 from pixtral_runtime import load
 from pixtral_runtime.backends.ort_caches import OrtCache
 from pixtral_runtime.bundle.device_catalog import KNOWN_DEVICES, KnownDevice
 from pixtral_runtime.bundle.footprint import Footprint
 from pixtral_runtime.bundle.manifest import Limits
+from pixtral_runtime.errors import Option
 
 BYTES = {"float16": 25_372_000_000, "int8": 12_700_000_000, "fp8": 12_700_000_000, "int4": 7_430_000_000}
 
@@ -90,7 +92,7 @@ def test_advice_names_the_knob_and_the_knob_helps(
     precision: str, device: str, context: int, batch: int, advice: str
 ) -> None:
     print_, chosen = footprint(precision), KNOWN_DEVICES[device]
-    assert print_.advice(chosen, context, batch) == advice
+    assert " ".join(map(remedy_text, print_.advice(chosen, context, batch))) == advice
     words = dict(zip(advice.split()[::2], advice.split()[1::2], strict=True))
     turned = replace(print_, precision=words.get("--precision", precision))
     context, batch = int(words.get("--context", context)), int(words.get("--batch", batch))
@@ -102,7 +104,7 @@ def test_advice_names_the_knob_and_the_knob_helps(
 def test_float32_is_for_cpus_only() -> None:
     wide = replace(footprint("int4"), dtype="float32")
     assert not wide.supported(KNOWN_DEVICES["h100"])
-    assert wide.advice(KNOWN_DEVICES["h100"], 4096, 1) == "--dtype float16"
+    assert wide.advice(KNOWN_DEVICES["h100"], 4096, 1) == (Option("dtype", "float16"),)
     assert wide.supported(KnownDevice("cpu", 64_000_000_000, 0, 0))
 
 

@@ -19,7 +19,7 @@ from pixtral_runtime.backends.trt_session import TrtSettings, open_sessions
 from pixtral_runtime.bundle.engine_list import open_engines
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
-from pixtral_runtime.errors import InputError, PixtralError
+from pixtral_runtime.errors import Option, PixtralError, SettingError
 
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "rtx", "trt")
 FLAVORS: tuple[Flavor, ...] = ("rtx", "trt")
@@ -39,10 +39,11 @@ def open_backend(
 ) -> Opened:
     """Open a bundle's sessions.
 
-    Raises InputError for a backend or engines that are not there, MachineError for a machine that cannot run them.
+    Raises SettingError for an unknown backend, EngineError for engines that are missing or stale, MachineError for a
+    machine that cannot run them.
     """
     if backend not in BACKENDS:
-        raise InputError(f"no backend '{backend}'", f"--backend {'|'.join(BACKENDS)}")
+        raise SettingError(f"no backend '{backend}'", Option("backend", BACKENDS))
     for flavor in FLAVORS:
         if backend == flavor:
             return _open_engines(bundle, flavor, gpu)

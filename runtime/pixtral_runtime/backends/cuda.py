@@ -12,7 +12,7 @@ import weakref
 from typing import Any, Protocol
 
 from pixtral_runtime.backends.session import Array
-from pixtral_runtime.errors import MachineError, extra_missing
+from pixtral_runtime.errors import MachineError, MemoryShortageError, extra_missing
 
 
 class DeviceStream(Protocol):
@@ -135,7 +135,7 @@ class CudaDevice:
             return results[0] if results else None
         text = self._cuda.cudaGetErrorString(status)[1].decode()
         if status == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
-            raise MachineError(
+            raise MemoryShortageError(
                 f"the GPU has too little memory: {name} of {arguments[0]} bytes: {text}",
                 "pixtral build BUNDLE with a smaller --context or --batch, and nvidia-smi for what else uses it",
             )

@@ -15,7 +15,7 @@ from pixtral_runtime.backends.ort_caches import DeviceCache, OrtCache, whole_ste
 from pixtral_runtime.backends.session import Array, Buffer, KVCache, own_cache
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GraphSpec
-from pixtral_runtime.errors import MachineError, extra_missing
+from pixtral_runtime.errors import MachineError, Option, extra_missing
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,8 @@ class OrtSession:
         if lost := set(providers) - set(self._session.get_providers()):
             raise MachineError(
                 f"ONNX Runtime runs the {graph} graph without {', '.join(lost)}: no device, or libraries missing",
-                "nvidia-smi, then pixtral doctor; or --backend ort-cpu",
+                "nvidia-smi, then pixtral doctor",
+                Option("backend", "ort-cpu"),
             )
         presents = {present for _, present in self._spec.caches}
         self._outputs = [tensor.name for tensor in self._spec.outputs if tensor not in presents]

@@ -11,7 +11,7 @@ import numpy as np
 from pixtral_runtime.backends.cuda import DeviceStream, Memory
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.spec import CachePairs
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import ContextError
 
 Shape = tuple[int, ...]
 
@@ -73,9 +73,9 @@ class TrtCache:
         return math.prod(self.shape) * self.dtype.itemsize
 
     def reserve(self, rows: int) -> None:
-        """Raises InputError beyond the engine's rows: TensorRT knows no cache that grows."""
+        """Raises ContextError beyond the engine's rows: TensorRT knows no cache that grows."""
         if rows > self.rows:
-            raise InputError(f"{rows} cache rows are needed, the engine has {self.rows}", f"{self._hint} {rows}")
+            raise ContextError(f"{rows} cache rows are needed, the engine has {self.rows}", f"{self._hint} {rows}")
 
     def layers(self) -> list[tuple[Array, Array]]:
         """Copies on the host. Waits for the steps before."""

@@ -30,7 +30,7 @@ from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.bundle.engine_list import EngineSet
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS, TensorSpec
-from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.errors import EngineError, InputError, MachineError, StaleEngineError
 
 TENSORRT_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT64": "int64"}
 """The names that a bundle gives TensorRT's types."""
@@ -86,7 +86,7 @@ class _Bound:
 class TrtSession:
     """One engine of a bundle.
 
-    `path` is the engine's file, `device` the one that all sessions of the bundle share. Raises InputError where the
+    `path` is the engine's file, `device` the one that all sessions of the bundle share. Raises EngineError where the
     engine is not one of the bundle's graph, MachineError where TensorRT cannot load it here.
     """
 
@@ -101,6 +101,7 @@ class TrtSession:
     ) -> None:
         self._graph, self._device = graph, device
         self._log = log_of(trt)
+        self._bundle_path = bundle.path
         self._rebuild = f"pixtral build {bundle.path}"
         self._runtime = trt.Runtime(self._log.logger)
         self._engine = self._load(path)
@@ -144,11 +145,12 @@ class TrtSession:
         first, _ = tensors[0]
         most, *rest = max(profile.ranges[first.name][2] for profile in self._profiles)
         if slots > most:
-            raise InputError(f"{slots} slots are needed, the engine has {most}", f"{self._rebuild} --batch {slots}")
+            remedy = f"pixtral build {self._bundle_path} --batch {slots}"
+            raise EngineError(f"{slots} slots are needed, the engine has {most}", remedy)
         dtype = _dtype(first)
         shape = (slots, *rest)
         memory = [Memory(self._device, math.prod(shape) * dtype.itemsize) for _ in tensors]
-        cache = TrtCache(self._device, tensors, shape, dtype, memory, f"{self._rebuild} --context")
+        cache = TrtCache(self._device, tensors, shape, dtype, memory, f"pixtral build {self._bundle_path} --context")
         cache.reserve(rows)
         for address in cache.addresses.values():
             self._device.zero(address, cache.nbytes)
@@ -163,7 +165,7 @@ class TrtSession:
             with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
                 engine = self._runtime.deserialize_cuda_engine(data)
         except (OSError, ValueError) as error:
-            raise InputError(f"{path} cannot be read: {error}", self._rebuild) from error
+            raise EngineError(f"{path} cannot be read: {error}", self._rebuild) from error
         if engine is None:
             raise MachineError(
                 f"TensorRT cannot load {path}: {self._complaint(before)}", f"{self._rebuild}, or pixtral doctor"
@@ -177,7 +179,9 @@ class TrtSession:
         fed = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
         if seen != expected or fed != set(self._inputs):
             odd = sorted(set(seen.items()) ^ set(expected.items()))
-            raise InputError(f"{path} is not this bundle's {self._graph} engine: they differ in {odd}", self._rebuild)
+            raise StaleEngineError(
+                f"{path} is not this bundle's {self._graph} engine: they differ in {odd}", self._rebuild
+            )
 
     def _profile(self, index: int) -> _Profile:
         def shapes(name: str) -> tuple[Shape, Shape, Shape]:
@@ -199,7 +203,7 @@ class TrtSession:
         if context is None:
             raise MachineError(
                 f"TensorRT cannot prepare the {self._graph} engine: {self._complaint(before)}",
-                f"{self._rebuild} with a smaller --context, --batch or --chunk",
+                f"pixtral build {self._bundle_path} with a smaller --context, --batch or --chunk",
             )
         return context
 
@@ -232,10 +236,11 @@ class TrtSession:
         name = min(misfits, key=len)[0]
         ranges = (profile.ranges[name] for profile in self._profiles)
         taken = ", or ".join(f"{smallest} to {largest}" for smallest, _, largest in ranges)
-        options = "--batch or vision --profile" if self._graph == "vision" else "--batch or --chunk"
-        raise InputError(
+        raise EngineError(
             f"{self._graph}: {name} is {shapes[name]}, the engine takes {taken}",
-            f"{self._rebuild} with a larger {options}",
+            f"pixtral build {self._bundle_path} with a larger --batch or vision --profile"
+            if self._graph == "vision"
+            else f"pixtral build {self._bundle_path} with a larger --batch or --chunk",
         )
 
     def _bind_shapes(self, profile: int, shapes: dict[str, Shape]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pixtral_runtime.bundle.manifest import WEIGHTS, Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
-from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.errors import EngineError, OtherGpuError, StaleEngineError
 from pixtral_runtime.files import sha256_of_file
 
 
@@ -65,47 +65,50 @@ def with_engines(bundle: Bundle, engines: EngineSet) -> Bundle:
 def open_engines(bundle: Bundle, target: str, tensorrt: str) -> EngineSet:
     """A target's engines, each checked against the bundle. `tensorrt` is the package and version that will run them.
 
-    Raises MachineError where there are engines for other targets only, and InputError where one is absent, was changed
-    or is stale; both with the command that builds them.
+    Raises OtherGpuError where there are engines for other targets only, StaleEngineError where one was built from
+    something else or by another TensorRT, and EngineError where one is absent or was changed; all with the command
+    that builds them.
     """
     rebuild = f"pixtral build {bundle.path} --target {target}"
     if target not in bundle.engines:
         listed = ", ".join(bundle.engines) or "none"
-        error = MachineError if bundle.engines else InputError
+        error = OtherGpuError if bundle.engines else EngineError
         raise error(f"{bundle.path} has no engines for {target}; there are: {listed}", rebuild)
     try:
         engines = EngineSet.from_dict(bundle.engines[target])
     except (TypeError, KeyError, AttributeError) as error:
-        raise InputError(f"{bundle.path}: the list of engines for {target} cannot be read: {error}", rebuild) from error
+        raise EngineError(
+            f"{bundle.path}: the list of engines for {target} cannot be read: {error}", rebuild
+        ) from error
     if engines.tensorrt != tensorrt:
-        raise InputError(
+        raise StaleEngineError(
             f"the engines for {target} were built by {engines.tensorrt}, here is {tensorrt}: plans do not travel",
             rebuild,
         )
     for graph in GRAPHS:
         if graph not in engines.graphs:
-            raise InputError(f"{bundle.path} has no {graph} engine for {target}", rebuild)
-        stale = _reason(bundle, graph, engines.graphs[graph])
-        if stale:
-            raise InputError(f"{bundle.path / engines.graphs[graph].file}: {stale}", rebuild)
+            raise EngineError(f"{bundle.path} has no {graph} engine for {target}", rebuild)
+        engine = engines.graphs[graph]
+        file = bundle.path / engine.file
+        if engine.source_sha256 != source_of(bundle, graph):
+            raise StaleEngineError(f"{file}: it was built from another {graph} graph or other weights", rebuild)
+        if damage := _damage(file, engine):
+            raise EngineError(f"{file}: {damage}", rebuild)
     return engines
 
 
 def verify_engines(bundle: Bundle, engines: EngineSet) -> None:
-    """Read every engine and compare its hash. Raises InputError where one was changed."""
+    """Read every engine and compare its hash. Raises EngineError where one was changed."""
     for engine in engines.graphs.values():
         if sha256_of_file(bundle.path / engine.file) != engine.sha256:
-            raise InputError(
+            raise EngineError(
                 f"{bundle.path / engine.file}: the file was changed",
                 f"pixtral build {bundle.path} --target {engines.target}",
             )
 
 
-def _reason(bundle: Bundle, graph: str, engine: Engine) -> str:
-    """Why an engine may not be used; empty where it may."""
-    path: Path = bundle.path / engine.file
-    if engine.source_sha256 != source_of(bundle, graph):
-        return f"it was built from another {graph} graph or other weights"
+def _damage(path: Path, engine: Engine) -> str:
+    """What is wrong with an engine's file; empty where nothing is."""
     if not path.is_file():
         return "it is missing"
     if path.stat().st_size != engine.bytes:

@@ -13,6 +13,7 @@ from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.device_catalog import LEAST_CAPABILITY, NOT_ON_CPU, NOT_ON_GPU, KnownDevice
 from pixtral_runtime.bundle.manifest import WEIGHTS, Bundle, Limits
 from pixtral_runtime.bundle.spec import PREFILL_CHUNK_TOKENS
+from pixtral_runtime.errors import Option, Remedy
 
 CPU_WEIGHT_FACTOR = 1.4  # ONNX Runtime packs matrices while the file is mapped; 1.36 seen for the 12B in int4
 LEAST_CONTEXT_TOKENS = 1024  # tokens; a shorter one is no advice
@@ -88,20 +89,20 @@ class Footprint:
             return names.isdisjoint(NOT_ON_CPU)
         return self.dtype != NOT_ON_GPU and all(device.capability >= LEAST_CAPABILITY.get(name, 0) for name in names)
 
-    def advice(self, device: KnownDevice, context: int, batch: int) -> str:
-        """What to change where it does not fit; empty where it does."""
+    def advice(self, device: KnownDevice, context: int, batch: int) -> tuple[Remedy, ...]:
+        """What to change, all of it, where it does not fit; empty where it does."""
         if device.capability and self.dtype == NOT_ON_GPU:
-            return "--dtype float16"
+            return (Option("dtype", "float16"),)
         if self.supported(device):
             if self.fits(device, context, batch):
-                return ""
+                return ()
             if batch > 1 and (fewer := self.largest_batch(device, context)):
-                return f"--batch {fewer}"
+                return (Option("batch", fewer),)
             if (shorter := self.largest_context(device, 1)) >= LEAST_CONTEXT_TOKENS:
-                return f"--context {shorter // 256 * 256} --batch 1"
+                return Option("context", shorter // 256 * 256), Option("batch", 1)
         for precision in sorted(self.weights, key=lambda name: -self.weights[name]):
             smaller = self.weight_bytes(device, precision) - self.weight_bytes(device)
             spare = device.memory_bytes - device.reserved_bytes - self.needed_bytes(device, LEAST_CONTEXT_TOKENS, 1)
             if precision != self.precision and self.supported(device, precision) and smaller <= spare:
-                return f"--precision {precision}"
-        return "a device with more memory" if self.supported(device) else f"a device with {self.precision}"
+                return (Option("precision", precision),)
+        return ("a device with more memory" if self.supported(device) else f"a device with {self.precision}",)

@@ -19,7 +19,7 @@ from typing import Any
 
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.spec import GRAPHS, GraphSpec, graph_spec, kv_cache_bytes_per_token
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import BundleError
 from pixtral_runtime.files import sha256_of_file, write_atomically
 
 BUNDLE_SCHEMA = 1
@@ -93,19 +93,19 @@ class Bundle:
 
 
 def open_bundle(path: Path) -> Bundle:
-    """Read a bundle's manifest and check that its files are there with the right size. Raises InputError."""
+    """Read a bundle's manifest and check that its files are there with the right size. Raises BundleError."""
     manifest = path / MANIFEST
-    remake = "pixtral export CHECKPOINT -o " + str(path)
+    remake = f"pixtral export CHECKPOINT -o {path} --force"
     if not manifest.is_file():
         what = "is not a folder" if not path.is_dir() else f"holds no {MANIFEST}"
-        raise InputError(f"{path} is no bundle: it {what}", remake)
+        raise BundleError(f"{path} is no bundle: it {what}", f"pixtral export CHECKPOINT -o {path}")
     try:
         data = json.loads(manifest.read_bytes())
         schema = data["schema"]
         if schema != BUNDLE_SCHEMA:
             newer = isinstance(schema, int) and schema > BUNDLE_SCHEMA
-            hint = "pip install --upgrade pixtral" if newer else f"{remake} --force"
-            raise InputError(f"{manifest}: schema {schema}, this pixtral reads schema {BUNDLE_SCHEMA}", hint)
+            hint = "pip install --upgrade pixtral" if newer else remake
+            raise BundleError(f"{manifest}: schema {schema}, this pixtral reads schema {BUNDLE_SCHEMA}", hint)
         bundle = Bundle(
             **data
             | {
@@ -116,25 +116,25 @@ def open_bundle(path: Path) -> Bundle:
             }
         )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{manifest} cannot be read: {error}", f"{remake} --force") from error
+        raise BundleError(f"{manifest} cannot be read: {error}", remake) from error
     for name in (*(f"{graph}.onnx" for graph in GRAPHS), WEIGHTS, TOKENIZER):
         if name not in bundle.files:
-            raise InputError(f"{manifest} does not list {name}", f"{remake} --force")
+            raise BundleError(f"{manifest} does not list {name}", remake)
     for name, entry in bundle.files.items():
         file = path / name
         if not file.is_file():
-            raise InputError(f"{path}: {name} is missing", f"{remake} --force")
+            raise BundleError(f"{path}: {name} is missing", remake)
         if file.stat().st_size != entry.bytes:
-            raise InputError(f"{file}: {file.stat().st_size} bytes, expected {entry.bytes}", f"{remake} --force")
+            raise BundleError(f"{file}: {file.stat().st_size} bytes, expected {entry.bytes}", remake)
     return bundle
 
 
 def verify_bundle(bundle: Bundle) -> Iterator[str]:
-    """Read every file and compare its hash. Yields each name once it is found right; raises InputError."""
+    """Read every file and compare its hash. Yields each name once it is found right; raises BundleError."""
     for name, entry in bundle.files.items():
         seen = sha256_of_file(bundle.path / name)
         if seen != entry.sha256:
-            raise InputError(
+            raise BundleError(
                 f"{bundle.path / name}: sha256 {seen[:16]}…, expected {entry.sha256[:16]}…: the file was changed",
                 f"pixtral export CHECKPOINT -o {bundle.path} --force",
             )

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import BundleError
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 
@@ -25,7 +25,7 @@ def weight_bytes(path: Path) -> dict[str, int]:
                 entries = [[bytes(next(_messages(entry, key))) for key in (1, 2)] for entry in _messages(tensor, 13)]
                 sizes |= {bytes(*_messages(tensor, 8)).decode(): int(size) for key, size in entries if key == b"length"}
     except (OSError, IndexError, ValueError, StopIteration) as error:
-        raise InputError(f"{path} is no ONNX file: {error}", "pixtral export CHECKPOINT -o BUNDLE --force") from error
+        raise BundleError(f"{path} is no ONNX file: {error}", "pixtral export CHECKPOINT -o BUNDLE --force") from error
     return sizes
 
 

@@ -21,7 +21,7 @@ from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
 from pixtral_runtime.backends.session import Sessions
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
-from pixtral_runtime.errors import MachineError
+from pixtral_runtime.errors import MachineError, Option
 from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import user_message
@@ -155,7 +155,7 @@ def test_a_build_with_cuda_and_no_device_is_refused_and_auto_says_so(
 def test_a_session_that_fell_back_to_the_cpu_is_refused(bundle: Bundle) -> None:
     with pytest.raises(MachineError, match="runs the embed graph without CUDAExecutionProvider") as caught:
         OrtSession(bundle, "embed", OrtSettings(providers=CUDA_PROVIDERS))
-    assert "--backend ort-cpu" in caught.value.hint
+    assert caught.value.options == (Option("backend", "ort-cpu"),)
 
 
 @pytest.mark.gpu(provider=CUDA_PROVIDERS[0])
