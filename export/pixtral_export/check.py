@@ -16,7 +16,7 @@ from pixtral_export.checkpoint.reader import Checkpoint
 from pixtral_export.model.parameters import parameters
 from pixtral_export.model.pixtral import Pixtral
 from pixtral_runtime.compare.parity import DECODE_STEPS, TensorCheck, prompt_cases, relative_error, vision_cases
-from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.errors import BundleError, MemoryShortageError
 from pixtral_runtime.generation.model import Model
 from pixtral_runtime.generation.model_runner import ModelRunner
 from pixtral_runtime.inputs.prompt import Prompt
@@ -34,7 +34,7 @@ def load_reference(checkpoint: Checkpoint, positions: int, available_bytes: int 
     """The eager float32 model with a checkpoint's weights. Raises MachineError where memory is short."""
     needed = 4 * sum(torch.Size(p.shape).numel() for p in parameters(checkpoint.config))
     if available_bytes is not None and needed > available_bytes:
-        raise MachineError(
+        raise MemoryShortageError(
             f"the torch reference needs {needed / 1e9:.0f} GB of memory, {available_bytes / 1e9:.0f} GB are available",
             "check a checkpoint of fewer layers, or use a machine with more memory",
         )
@@ -50,7 +50,7 @@ def load_reference(checkpoint: Checkpoint, positions: int, available_bytes: int 
 def check_bundle(model: Model, reference: Pixtral) -> Iterator[TensorCheck]:
     """Compare every stage of a loaded bundle with the reference, case by case."""
     if model.bundle.model != reference.config:
-        raise InputError(
+        raise BundleError(
             "the bundle was made from a checkpoint of another configuration", "name the checkpoint it came from"
         )
     is_quantized = model.bundle.precision != model.bundle.dtype or model.bundle.kv_cache is not None
@@ -60,7 +60,7 @@ def check_bundle(model: Model, reference: Pixtral) -> Iterator[TensorCheck]:
     def compare(stage: str, case: str, tensor: str, seen: npt.ArrayLike, expected: torch.Tensor) -> TensorCheck:
         a, b = np.asarray(seen), expected.numpy()
         if a.shape != b.shape:
-            raise InputError(
+            raise BundleError(
                 f"{stage} {case}: {tensor} has shape {a.shape}, expected {b.shape}", "re-export the bundle"
             )
         return TensorCheck(stage, case, tensor, relative_error(a, b), tolerance)

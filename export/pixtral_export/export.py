@@ -29,7 +29,7 @@ from pixtral_export.quantization.samples import (
 from pixtral_export.weights.layerwise import JOURNAL, SCRATCH, Journal, LayerwisePass
 from pixtral_runtime.bundle.manifest import MANIFEST, TOKENIZER, WEIGHTS, Bundle, FileEntry
 from pixtral_runtime.bundle.spec import GRAPHS
-from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.errors import InputError, MachineError, Option
 from pixtral_runtime.files import sha256_of_file
 from pixtral_runtime.inputs.preprocess import default_preprocess
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
@@ -55,7 +55,7 @@ def export(
     if free < plan.bundle_bytes:
         raise MachineError(
             f"{target} needs {plan.bundle_bytes / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free",
-            "pixtral export … -o ON_A_LARGER_DISK",
+            Option("output", "ON_A_LARGER_DISK"),
         )
     recipe = plan.recipe
     with _appears_when_whole(target, force, keep_partial=recipe.calibrated) as folder:
@@ -102,7 +102,7 @@ def _samples(bundle: Bundle, plan: ExportPlan, warn: Callable[[str], None]) -> t
     source, count = plan.settings.calibration, plan.settings.calibration_samples
     count = DEFAULT_SAMPLES if count is None else count
     if source is None:
-        warn("calibrating with the packaged samples; your own images fit better: --calibration FOLDER")
+        warn("calibrating with the packaged samples; a calibration folder of your own images fits better")
     requests = packaged_requests() if source is None else calibration_requests(source)
     preprocess = default_preprocess(bundle, image_tokens=MOST_IMAGE_TOKENS)
     samples, refused = build_samples(requests, PromptBuilder(bundle, preprocess), count)
@@ -164,17 +164,18 @@ def _appears_when_whole(target: Path, force: bool, *, keep_partial: bool) -> Ite
     if target.exists() and not _is_empty_folder(target):
         if not (target / MANIFEST).is_file():
             raise InputError(
-                f"{target} exists and is no bundle; it will not be overwritten", "pixtral export … -o NEW_FOLDER"
+                f"{target} exists and is no bundle; it will not be overwritten", Option("output", "NEW_FOLDER")
             )
         if not force:
-            raise InputError(f"{target} exists", "pixtral export … --force to replace it, or -o NEW_FOLDER")
+            raise InputError(f"{target} exists", Option("force", note="to replace it"), Option("output", "NEW_FOLDER"))
     partial = target.with_name(f".{target.name}.partial")
     if not keep_partial:
         shutil.rmtree(partial, ignore_errors=True)
     try:
         partial.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{target} cannot be written: {error.strerror}", "pixtral export … -o NEW_FOLDER") from error
+        elsewhere = Option("output", "NEW_FOLDER")
+        raise InputError(f"{target} cannot be written: {error.strerror}", elsewhere) from error
     try:
         yield partial
         if target.exists():

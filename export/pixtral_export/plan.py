@@ -16,7 +16,7 @@ from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.footprint import Footprint
 from pixtral_runtime.bundle.manifest import Limits
 from pixtral_runtime.bundle.spec import ACTIVATION_DTYPES, kv_cache_bytes_per_token
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import Option, SettingError
 
 DEFAULT_CONTEXT = 16_384
 GRAPH_BYTES_PER_LAYER = 20_000  # three graphs without weights; 11 to 19 kB a layer seen
@@ -58,28 +58,28 @@ class ExportPlan:
 
 
 def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
-    """Check the settings against the checkpoint and estimate size, memory and time. Raises InputError."""
+    """Check the settings against the checkpoint and estimate size, memory and time. Raises SettingError."""
     config = checkpoint.config
     if settings.dtype not in ACTIVATION_DTYPES:
-        raise InputError(f"no dtype '{settings.dtype}'", f"--dtype {'|'.join(ACTIVATION_DTYPES)}")
+        raise SettingError(f"no dtype '{settings.dtype}'", Option("dtype", tuple(ACTIVATION_DTYPES)))
     if settings.opset != OPSET:
-        raise InputError(
+        raise SettingError(
             f"opset {settings.opset} is not supported: the cache needs TensorScatter, which opset {OPSET} brought",
-            f"--opset {OPSET}",
+            Option("opset", OPSET),
         )
     side = settings.max_image_side or config.vision.image_size
     if not config.vision.patch_size <= side <= config.vision.image_size:
-        raise InputError(
-            f"--max-image-side {side} is outside {config.vision.patch_size}..{config.vision.image_size} pixels, "
+        raise SettingError(
+            f"a longest image side of {side} px is outside {config.vision.patch_size}..{config.vision.image_size} px, "
             "what the vision encoder's positions cover",
-            f"--max-image-side {config.vision.image_size}",
+            Option("max_image_side", config.vision.image_size),
         )
     default_context = min(DEFAULT_CONTEXT, config.decoder.max_position)
     context = settings.max_context or default_context
     if not 1 <= context <= config.decoder.max_position:
-        raise InputError(
-            f"--max-context {context} is outside 1..{config.decoder.max_position}, the model's positions",
-            f"--max-context {default_context}",
+        raise SettingError(
+            f"a context of {context} tokens is outside 1..{config.decoder.max_position}, the model's positions",
+            Option("max_context", default_context),
         )
     limits = Limits(context, side)
     recipe = make_recipe(
@@ -125,16 +125,20 @@ def plan_footprint(checkpoint: Checkpoint, plan: ExportPlan) -> Footprint:
 
 
 def _refuse_unused_samples(settings: ExportSettings, recipe: Recipe) -> None:
-    """Raise InputError for calibration options where nothing looks at samples."""
+    """Raise SettingError for calibration options where nothing looks at samples."""
     if recipe.calibrated:
         return
     is_plain = recipe.name == settings.dtype
-    wishes = {"--calibration": settings.calibration, "--calibration-samples": settings.calibration_samples}
-    for option, wish in wishes.items():
+    unused = {"calibration": settings.calibration, "calibration_samples": settings.calibration_samples}
+    for option, wish in unused.items():
         if wish is not None:
-            raise InputError(
-                f"{option} {wish} would do nothing: {recipe.name}{'' if is_plain else ' by rounding'} needs no samples",
-                f"leave {option} away, or {'--precision int4' if is_plain else '--method gptq'}, or --kv-cache int8",
+            words = option.replace("_", " ")
+            how = "" if is_plain else " by rounding"
+            raise SettingError(
+                f"{words} {wish} would do nothing: {recipe.name}{how} needs no samples",
+                f"leave the {words} away",
+                Option("precision", "int4") if is_plain else Option("method", "gptq"),
+                Option("kv_cache", "int8"),
             )
 
 

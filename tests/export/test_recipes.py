@@ -63,12 +63,12 @@ def test_the_first_pattern_that_fits_decides() -> None:
 @pytest.mark.parametrize(
     ("settings", "hint"),
     [
-        ({"precision": "int3"}, "--precision float16|int4|int8|fp8|nvfp4"),
-        ({"precision": "int4", "group_size": 48}, "--group-size 32|64|128"),
-        ({"precision": "int4", "method": "magic"}, "--method gptq|awq|rtn"),
-        ({"precision": "int4", "keep": ["output"]}, "--keep"),
-        ({"precision": "int4", "keep": ["output=int5"]}, "--keep"),
-        ({"precision": "int4", "keep": ["tok_embeddings=int4-32"]}, "--keep tok_embeddings=int8"),
+        ({"precision": "int3"}, "precision=float16|int4|int8|fp8|nvfp4"),
+        ({"precision": "int4", "group_size": 48}, "group_size=32|64|128"),
+        ({"precision": "int4", "method": "magic"}, "method=gptq|awq|rtn"),
+        ({"precision": "int4", "keep": ["output"]}, "keep="),
+        ({"precision": "int4", "keep": ["output=int5"]}, "keep="),
+        ({"precision": "int4", "keep": ["tok_embeddings=int4-32"]}, "keep=tok_embeddings=int8"),
     ],
 )
 def test_a_wish_that_cannot_be_met_is_refused(settings: dict[str, object], hint: str) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.bundle.config import ImageTokens, ModelConfig, VisionConfig
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import CheckpointError
 
 MAX_POSITION = 131_072  # Hugging Face files say 1,024,000, which the model was not trained for
 SUPPORTED_MODEL = "mistralai/Pixtral-12B-2409"
@@ -46,7 +46,7 @@ class Section:
     def section(self, key: str, defaults: Mapping[str, Any]) -> Section:
         value = self.get(key)
         if value is None:
-            raise InputError(f"{self.file} has no '{self.prefix}{key}': not a Pixtral model", SUPPORTED_HINT)
+            raise CheckpointError(f"{self.file} has no '{self.prefix}{key}': not a Pixtral model", SUPPORTED_HINT)
         if not isinstance(value, dict):
             raise self._unusable(key, "an object")
         return Section(self.file, value, defaults, f"{self.prefix}{key}.")
@@ -73,38 +73,40 @@ class Section:
         """Refuse a value that asks for something the graphs do not implement. None stands for an absent key."""
         if self.get(key) not in allowed:
             expected = " or ".join("null" if value is None else json.dumps(value) for value in allowed)
-            raise InputError(f"{self.file}: {self.shown(key)} is not implemented, only {expected} is", SUPPORTED_HINT)
+            raise CheckpointError(
+                f"{self.file}: {self.shown(key)} is not implemented, only {expected} is", SUPPORTED_HINT
+            )
 
     def not_quantized(self, key: str) -> None:
         value = self.get(key)
         if value:
             method = value.get("quant_method", key) if isinstance(value, dict) else value
-            raise InputError(
+            raise CheckpointError(
                 f"{self.file}: '{key}' says that the weights are already quantized ({method})", ORIGINAL_HINT
             )
 
-    def _unusable(self, key: str, expected: str) -> InputError:
+    def _unusable(self, key: str, expected: str) -> CheckpointError:
         seen = f"is {json.dumps(self.get(key))}" if self.get(key) is not None else "is absent"
-        return InputError(f"{self.file}: '{self.prefix}{key}' {seen}, expected {expected}", DOWNLOAD_HINT)
+        return CheckpointError(f"{self.file}: '{self.prefix}{key}' {seen}, expected {expected}", DOWNLOAD_HINT)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object. Raises InputError."""
+    """A JSON file that holds an object. Raises CheckpointError."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", DOWNLOAD_HINT) from error
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}", DOWNLOAD_HINT) from error
     except ValueError as error:
-        raise InputError(f"{path} is broken JSON: {error}", DOWNLOAD_HINT) from error
+        raise CheckpointError(f"{path} is broken JSON: {error}", DOWNLOAD_HINT) from error
     if not isinstance(data, dict):
-        raise InputError(f"{path} holds a JSON {type(data).__name__}, expected an object", DOWNLOAD_HINT)
+        raise CheckpointError(f"{path} holds a JSON {type(data).__name__}, expected an object", DOWNLOAD_HINT)
     return data
 
 
 def vision_config(encoder: Section, rope_theta: float) -> VisionConfig:
     hidden, heads = encoder.integer("hidden_size"), encoder.integer("num_attention_heads")
     if hidden % heads:
-        raise InputError(
+        raise CheckpointError(
             f"{encoder.file}: {encoder.shown('hidden_size')} does not divide into {heads} heads", DOWNLOAD_HINT
         )
     encoder.only("head_dim", None, hidden // heads)
@@ -146,5 +148,5 @@ def checked(config: ModelConfig, file: Path) -> ModelConfig:
     }
     for message, holds in right.items():
         if not holds:
-            raise InputError(f"{file}: {message}", SUPPORTED_HINT)
+            raise CheckpointError(f"{file}: {message}", SUPPORTED_HINT)
     return config

@@ -34,7 +34,7 @@ HF_DEFAULTS = {
 
 
 def read_hf_config(file: Path) -> tuple[ModelConfig, tuple[str, ...]]:
-    """Read a Llava `config.json`. Returns the configuration and warnings. Raises InputError."""
+    """Read a Llava `config.json`. Returns the configuration and warnings. Raises CheckpointError."""
     root = Section(file, read_json(file), HF_DEFAULTS)
     root.only("model_type", "llava")
     root.not_quantized("quantization_config")

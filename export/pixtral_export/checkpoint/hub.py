@@ -14,7 +14,7 @@ from pixtral_export.checkpoint.config_file import SUPPORTED_MODEL
 from pixtral_export.checkpoint.hf_config import HF_CONFIG
 from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG
 from pixtral_export.checkpoint.tokenizer import TOKENIZER
-from pixtral_runtime.errors import InputError, MachineError, PixtralError
+from pixtral_runtime.errors import CheckpointError, MachineError, PixtralError
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 SMALL_FILES = (MISTRAL_CONFIG, HF_CONFIG, TOKENIZER, "*.safetensors.index.json")
@@ -25,14 +25,16 @@ LOGIN_STATUS = (401, 403)
 def resolve_checkpoint(source: str, *, revision: str | None = None) -> Path:
     """The local folder of `source`, a folder or `owner/name`; the latter is downloaded at `revision`.
 
-    Raises InputError where there is no such folder or repository or its licence is not accepted, and MachineError where
-    the hub cannot be reached.
+    Raises CheckpointError where there is no such folder or repository or its licence is not accepted, and MachineError
+    where the hub cannot be reached.
     """
     path = Path(source).expanduser()
     if path.exists():
         return path
     if HUB_ID.fullmatch(source) is None:
-        raise InputError(f"{source}: no such folder", f"pixtral export FOLDER, or pixtral export {SUPPORTED_MODEL}")
+        raise CheckpointError(
+            f"{source}: no such folder", f"pixtral export FOLDER, or pixtral export {SUPPORTED_MODEL}"
+        )
     folder = _download(source, revision, SMALL_FILES)
     weights = ["model*.safetensors"]
     if (folder / MISTRAL_CONFIG).is_file():
@@ -51,16 +53,16 @@ def _download(source: str, revision: str | None, patterns: tuple[str, ...]) -> P
     try:
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
     except hub.HFValidationError as error:
-        raise InputError(f"{source}: no such folder, and no valid hub id", "pixtral export OWNER/NAME") from error
+        raise CheckpointError(f"{source}: no such folder, and no valid hub id", "pixtral export OWNER/NAME") from error
     except hub.GatedRepoError as error:
         raise _login(source) from error
     except hub.RepositoryNotFoundError as error:
-        raise InputError(
+        raise CheckpointError(
             f"{source}: no such folder here, and no such public repository on the Hugging Face hub",
             "check the spelling; for a private repository: hf auth login",
         ) from error
     except hub.RevisionNotFoundError as error:
-        raise InputError(f"{source} has no revision '{revision}'", f"see {HUB}/{source}/commits/main") from error
+        raise CheckpointError(f"{source} has no revision '{revision}'", f"see {HUB}/{source}/commits/main") from error
     except hub.HfHubHTTPError as error:
         refused = error.response.status_code in LOGIN_STATUS
         raise (_login(source) if refused else _unreachable(source, error)) from error
@@ -73,7 +75,7 @@ def _download(source: str, revision: str | None, patterns: tuple[str, ...]) -> P
 
 
 def _login(source: str) -> PixtralError:
-    return InputError(
+    return CheckpointError(
         f"{source} needs an account that has accepted its licence",
         f"accept the licence at {HUB}/{source}, then: hf auth login",
     )

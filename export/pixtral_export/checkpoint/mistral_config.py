@@ -19,7 +19,7 @@ MISTRAL_CONFIG = "params.json"
 
 
 def read_mistral_config(file: Path) -> tuple[ModelConfig, tuple[str, ...]]:
-    """Read `params.json`. Returns the configuration and warnings. Raises InputError."""
+    """Read `params.json`. Returns the configuration and warnings. Raises CheckpointError."""
     root = Section(file, read_json(file), {})
     root.not_quantized("quantization")
     encoder = root.section("vision_encoder", VISION_DEFAULTS)

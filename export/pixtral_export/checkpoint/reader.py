@@ -28,7 +28,7 @@ from pixtral_export.checkpoint.tensor_names import hf_name, hf_new_name, pairs_t
 from pixtral_export.checkpoint.tokenizer import find_tokenizer
 from pixtral_export.model.parameters import Parameter, parameters
 from pixtral_runtime.bundle.config import ModelConfig
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import CheckpointError
 
 MISTRAL_STEM, HF_STEM = "consolidated", "model"
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -68,7 +68,7 @@ class Checkpoint:
 
         The result is a view of the mapped file, or a copy where Mistral's rotary rows are put into order. Only the
         tensor's own span is mapped, so that a checkpoint may be larger than memory, and the pages go with the tensor.
-        Raises InputError where the file cannot be opened.
+        Raises CheckpointError where the file cannot be opened.
         """
         stored = self.tensors[parameter.name]
         tensor = _mapped(stored)
@@ -78,7 +78,7 @@ class Checkpoint:
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Open a folder in any of the formats and check it against its configuration. Raises InputError."""
+    """Open a folder in any of the formats and check it against its configuration. Raises CheckpointError."""
     is_mistral, files, ambiguous = _find_weights(path)
     config, assumed = read_mistral_config(path / MISTRAL_CONFIG) if is_mistral else read_hf_config(path / HF_CONFIG)
     stored = [tensor for file in files for tensor in _read_header(file) if not tensor.name.endswith(HARMLESS_SUFFIX)]
@@ -109,20 +109,22 @@ def _find_weights(path: Path) -> tuple[bool, tuple[Path, ...], tuple[str, ...]]:
     """Whether a folder is in Mistral's format, its weight files, and a warning where it holds both formats."""
     if not path.is_dir():
         if path.suffix == ".safetensors":
-            raise InputError(f"{path} is one file, expected the checkpoint's folder", f"pixtral export {path.parent}")
-        raise InputError(f"{path} is not a folder", f"pixtral export FOLDER, or pixtral export {SUPPORTED_MODEL}")
+            raise CheckpointError(
+                f"{path} is one file, expected the checkpoint's folder", f"pixtral export {path.parent}"
+            )
+        raise CheckpointError(f"{path} is not a folder", f"pixtral export FOLDER, or pixtral export {SUPPORTED_MODEL}")
     has_weights = {
         stem: any(path.glob(f"{stem}*.safetensors")) or _index(path, stem).is_file() for stem in (MISTRAL_STEM, HF_STEM)
     }
     is_mistral = has_weights[MISTRAL_STEM] and (path / MISTRAL_CONFIG).is_file()
     is_hf = has_weights[HF_STEM] and (path / HF_CONFIG).is_file()
     if not any(has_weights.values()):
-        raise InputError(
+        raise CheckpointError(
             f"{path} has no weights: neither {MISTRAL_STEM}*.safetensors nor {HF_STEM}*.safetensors", DOWNLOAD_HINT
         )
     if not is_mistral and not is_hf:
         config = MISTRAL_CONFIG if has_weights[MISTRAL_STEM] else HF_CONFIG
-        raise InputError(f"{path} has weights but no {config}", f"put the model's {config} beside them")
+        raise CheckpointError(f"{path} has weights but no {config}", f"put the model's {config} beside them")
     ambiguous = f"{path} holds two formats: {MISTRAL_STEM}*.safetensors is read, {HF_STEM}*.safetensors is not"
     files = _weight_files(path, MISTRAL_STEM if is_mistral else HF_STEM)
     return is_mistral, files, (ambiguous,) if is_mistral and is_hf else ()
@@ -137,12 +139,12 @@ def _weight_files(folder: Path, stem: str) -> tuple[Path, ...]:
         return tuple(sorted(folder.glob(f"{stem}*.safetensors")))
     places = read_json(index).get("weight_map")
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
-        raise InputError(f"{index} has no weight_map of file names", DOWNLOAD_HINT)
+        raise CheckpointError(f"{index} has no weight_map of file names", DOWNLOAD_HINT)
     shards = tuple(folder / name for name in sorted(set(places.values())))
     absent = [shard.name for shard in shards if not shard.is_file()]
     if absent:
         message = f"{len(absent)} of the {len(shards)} files that {index} names are absent: {_few(absent)}"
-        raise InputError(message, DOWNLOAD_HINT)
+        raise CheckpointError(message, DOWNLOAD_HINT)
     return shards
 
 
@@ -151,7 +153,7 @@ def _index(folder: Path, stem: str) -> Path:
 
 
 def _read_header(file: Path) -> list[StoredTensor]:
-    """What a safetensors file holds: 8 bytes of length, a JSON header, data. Raises InputError where it is cut off."""
+    """What a safetensors file holds: 8 bytes of length, a JSON header, data. Raises CheckpointError where cut off."""
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -159,13 +161,13 @@ def _read_header(file: Path) -> list[StoredTensor]:
             data_start = 8 + int.from_bytes(start, "little")
             text = stream.read(data_start - 8) if data_start <= size else b""
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}", f"ls -l {file}") from error
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}", f"ls -l {file}") from error
     if start == LFS_POINTER:
-        raise InputError(
+        raise CheckpointError(
             f"{file} is a git-lfs pointer, not the weights: {size} bytes", f"git -C {file.parent} lfs pull"
         )
     if size < 8 or data_start > size:
-        raise InputError(
+        raise CheckpointError(
             f"{file} ends within its header, or is no safetensors file: "
             f"expected {max(data_start, 8)} bytes or more, seen {size}",
             DOWNLOAD_HINT,
@@ -178,10 +180,12 @@ def _read_header(file: Path) -> list[StoredTensor]:
             for name, entry in entries.items()
         ]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise InputError(f"{file} is no safetensors file: its header is broken ({error!r})", DOWNLOAD_HINT) from error
+        raise CheckpointError(
+            f"{file} is no safetensors file: its header is broken ({error!r})", DOWNLOAD_HINT
+        ) from error
     for end, name in ends:
         if end > size:
-            raise InputError(
+            raise CheckpointError(
                 f"{file} is cut off: expected {ends[-1][0]} bytes, seen {size}; "
                 f"'{name}' is the first tensor beyond the end",
                 DOWNLOAD_HINT,
@@ -193,7 +197,7 @@ def _refuse_quantized(stored: Iterable[StoredTensor]) -> None:
     """Quantized formats differ in names and scales; all of them store weights in a dtype that no float model has."""
     other = [tensor for tensor in stored if tensor.dtype not in SAFETENSORS_DTYPES]
     if other:
-        raise InputError(
+        raise CheckpointError(
             f"{other[0].file} is already quantized: '{other[0].name}' is stored as {other[0].dtype}, "
             f"expected {' or '.join(SAFETENSORS_DTYPES)} ({len(other)} such tensors)",
             ORIGINAL_HINT,
@@ -203,7 +207,7 @@ def _refuse_quantized(stored: Iterable[StoredTensor]) -> None:
 def _match(
     wanted: Iterable[Parameter], spell: Callable[[str], str], stored: Iterable[StoredTensor], files: Sequence[Path]
 ) -> dict[str, StoredTensor]:
-    """Stored tensors by canonical name. Raises InputError if one is missing, unexpected, doubled or misshapen."""
+    """Stored tensors by canonical name. Raises CheckpointError if one is missing, unexpected, doubled or misshapen."""
     found: dict[str, StoredTensor] = {}
     unexpected = []
     for tensor in stored:
@@ -226,7 +230,7 @@ def _match(
     if lines:
         where = str(files[0]) if len(files) == 1 else f"{files[0].parent} ({len(files)} weight files)"
         message = "\n  ".join([f"{where} does not hold the tensors that its configuration describes", *lines])
-        raise InputError(message, f"weights and configuration must be of one model; {DOWNLOAD_HINT}")
+        raise CheckpointError(message, f"weights and configuration must be of one model; {DOWNLOAD_HINT}")
     return tensors
 
 
@@ -241,7 +245,7 @@ def _check_header(file: Path) -> None:
         with safe_open(file, framework="np"):  # torch's way would map the whole file for writing
             pass
     except (OSError, SafetensorError) as error:
-        raise InputError(f"{file} cannot be read: {error}", DOWNLOAD_HINT) from error
+        raise CheckpointError(f"{file} cannot be read: {error}", DOWNLOAD_HINT) from error
 
 
 def _mapped(stored: StoredTensor) -> Tensor:
@@ -254,5 +258,5 @@ def _mapped(stored: StoredTensor) -> Tensor:
         with stored.file.open("rb") as file:
             span = mmap.mmap(file.fileno(), end - start, access=mmap.ACCESS_COPY, offset=start)
     except (OSError, ValueError) as error:  # ValueError: the file has become shorter
-        raise InputError(f"{stored.file} cannot be read: {error}", DOWNLOAD_HINT) from error
+        raise CheckpointError(f"{stored.file} cannot be read: {error}", DOWNLOAD_HINT) from error
     return torch.frombuffer(span, dtype=dtype, count=count, offset=stored.offset - start).view(stored.shape)

@@ -9,7 +9,7 @@ from typing import Any
 
 from pixtral_export.checkpoint.config_file import DOWNLOAD_HINT, read_json
 from pixtral_runtime.bundle.config import ImageTokens, ModelConfig
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import CheckpointError
 
 TOKENIZER = "tekken.json"
 PACKAGED_TOKENIZER = "tekken_240911.json"  # Pixtral-12B's own file, part of every mistral-common release
@@ -17,13 +17,13 @@ PACKAGED_VOCABULARY = 131_072
 
 
 def find_tokenizer(folder: Path, config: ModelConfig) -> tuple[Path, tuple[str, ...]]:
-    """The tekken.json of a checkpoint, or mistral-common's copy of Pixtral's. Raises InputError where neither fits."""
+    """The tekken.json of a checkpoint, or mistral-common's copy. Raises CheckpointError where neither fits."""
     path = folder / TOKENIZER
     vocabulary = config.decoder.vocab_size
     if not path.is_file():
         path = Path(str(importlib.resources.files("mistral_common").joinpath("data", PACKAGED_TOKENIZER)))
         if vocabulary != PACKAGED_VOCABULARY or not path.is_file():
-            raise InputError(
+            raise CheckpointError(
                 f"{folder} has no {TOKENIZER}, and none is known for a vocabulary of {vocabulary} tokens",
                 f"put the model's {TOKENIZER} into {folder}",
             )
@@ -33,9 +33,9 @@ def find_tokenizer(folder: Path, config: ModelConfig) -> tuple[Path, tuple[str, 
     header = data.get("config")
     size = header.get("default_vocab_size") if isinstance(header, dict) else None
     if not isinstance(size, int):
-        raise InputError(f"{path} has no config.default_vocab_size: it is no tekken tokenizer", DOWNLOAD_HINT)
+        raise CheckpointError(f"{path} has no config.default_vocab_size: it is no tekken tokenizer", DOWNLOAD_HINT)
     if size > vocabulary:
-        raise InputError(
+        raise CheckpointError(
             f"{path} has {size} tokens, the model only {vocabulary}: they do not belong together",
             f"put the {TOKENIZER} that came with the weights into {folder}",
         )
@@ -52,7 +52,7 @@ def _check_image_tokens(path: Path, tokenizer: Mapping[str, Any], expected: Imag
         ids = {token.get("token_str"): token.get("rank") for token in listed}
         seen = ImageTokens(ids.get("[IMG]", -1), ids.get("[IMG_BREAK]", -1), ids.get("[IMG_END]", -1))
     if seen != expected:
-        raise InputError(
+        raise CheckpointError(
             f"{path} gives [IMG], [IMG_BREAK], [IMG_END] the ids {seen.image}, {seen.image_break}, {seen.image_end}; "
             f"the model's configuration {expected.image}, {expected.image_break}, {expected.image_end}",
             f"put the {TOKENIZER} that came with the weights into {path.parent}, or name the ids in its configuration",

@@ -22,7 +22,7 @@ from typing import TypeVar
 from pixtral_export.model.parameters import Parameter
 from pixtral_export.quantization.formats import FORMATS, FP4, FP8
 from pixtral_export.weight_names import global_scale_name, input_scale_name, scale_name
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import Option, SettingError, choices_text
 
 GROUP_SIZES = (32, 64, 128)
 METHODS_4_BIT = ("gptq", "awq", "rtn")
@@ -65,15 +65,18 @@ class Recipe:
         return activations or self.method != "rtn" or self.kv_cache is not None
 
     def scheme(self, parameter: Parameter) -> Scheme | None:
-        """How a parameter is stored; None: in the bundle's dtype. Raises InputError where a group does not fit."""
+        """How a parameter is stored; None: in the bundle's dtype. Raises SettingError where a group does not fit."""
         scheme = self._scheme(parameter)
         if parameter.name == EMBEDDING and scheme is not None and scheme.weight != "int8":
-            raise InputError("rows of an embedding can be gathered in int8 only", "--keep tok_embeddings=int8")
+            raise SettingError(
+                "rows of an embedding can be gathered in int8 only", Option("keep", "tok_embeddings=int8")
+            )
         if scheme is not None and scheme.group is not None and parameter.shape[1] % scheme.group:
-            smaller = "--group-size 32, or " if scheme.group > min(GROUP_SIZES) else ""
-            raise InputError(
+            smaller = [Option("group_size", 32)] if scheme.group > min(GROUP_SIZES) else []
+            raise SettingError(
                 f"{parameter.name} has {parameter.shape[1]} inputs, which groups of {scheme.group} do not divide",
-                f"pixtral export … {smaller}--keep to leave this layer as it is",
+                *smaller,
+                Option("keep", "PATTERN=DTYPE", "to leave this layer as it is"),
             )
         return scheme
 
@@ -152,27 +155,27 @@ def make_recipe(
 ) -> Recipe:
     """The recipe a user asks for; None takes the recipe's own. `keep` holds `PATTERN=DTYPE`.
 
-    Raises InputError on a name that does not exist, and on a method or a group size that the recipe does not have.
+    Raises SettingError on a name that does not exist, and on a method or a group size that the recipe does not have.
     """
     if precision != dtype and precision not in RECIPES:
-        raise InputError(f"no precision '{precision}'", f"--precision {'|'.join((dtype, *RECIPES))}")
+        raise SettingError(f"no precision '{precision}'", Option("precision", (dtype, *RECIPES)))
     kind = RECIPES.get(precision, RecipeKind(lambda *_: plain(dtype), ()))
-    _refuse_other("--group-size", group_size, precision, kind.group_sizes, GROUP_SIZES)
-    _refuse_other("--method", method, precision, kind.methods, METHODS_4_BIT)
+    _refuse_other("group_size", group_size, precision, kind.group_sizes, GROUP_SIZES)
+    _refuse_other("method", method, precision, kind.methods, METHODS_4_BIT)
     recipe = kind.make(group_size or kind.own_group_size, method or next(iter(kind.methods), "rtn"))
     if kv_cache not in (None, dtype, *KV_CACHES):
-        raise InputError(
+        raise SettingError(
             f"no KV cache in '{kv_cache}': neither ONNX Runtime's cache operator nor TensorRT's takes it",
-            f"--kv-cache {'|'.join((dtype, *KV_CACHES))}",
+            Option("kv_cache", (dtype, *KV_CACHES)),
         )
     schemes = {dtype: None, **KEEP_SCHEMES}
     kept = []
     for entry in keep:
         pattern, equals, name = entry.partition("=")
         if not equals or name not in schemes:
-            raise InputError(
-                f"--keep {entry} is not PATTERN=DTYPE with a DTYPE of {', '.join(schemes)}",
-                f"--keep 'layers.*.feed_forward.w2={dtype}'",
+            raise SettingError(
+                f"{entry} is not PATTERN=DTYPE with a DTYPE of {', '.join(schemes)}",
+                Option("keep", f"layers.*.feed_forward.w2={dtype}"),
             )
         kept.append((pattern, schemes[name]))
     return replace(recipe, keep=tuple(kept), kv_cache=None if kv_cache == dtype else kv_cache)
@@ -181,30 +184,31 @@ def make_recipe(
 def _refuse_other(
     option: str, wish: Choice | None, precision: str, own: Sequence[Choice], int4: Sequence[Choice]
 ) -> None:
-    """Raise InputError for a choice that a precision does not have. `own` holds those it has, `int4` those of int4."""
+    """Raise SettingError for a choice that a precision does not have: it has `own`, and int4 has `int4`."""
     if wish is None or wish in own:
         return
-    ways = [f"{option} {'|'.join(map(str, own))}" if own else f"leave {option} away"]
+    words = option.replace("_", " ")
+    remedies: list[Option | str] = [Option(option, tuple(own)) if own else f"leave the {words} away"]
     if precision != "int4":
-        ways.append(f"--precision int4 {option} {'|'.join(map(str, int4))}")
+        remedies.append(Option("precision", "int4", f"({words} {choices_text(tuple(int4))})"))
     only = f"; it has {', '.join(map(str, own))}" if own else ", and would do nothing"
-    raise InputError(f"{precision} has no {option} {wish}{only}", ", or ".join(ways))
+    raise SettingError(f"{precision} has no {words} {wish}{only}", *remedies)
 
 
 def check_patterns(recipe: Recipe, parameters: Iterable[Parameter]) -> None:
-    """Raise InputError for a `--keep` pattern that decides no weight: a typo would silently quantize."""
+    """Raise SettingError for a pattern to keep that decides no weight: a typo would silently quantize."""
     names = [p.name.removesuffix(".weight") for p in parameters if p.is_linear or p.name == EMBEDDING]
     open_names = names
     for pattern, _ in recipe.keep:
         if not fnmatch.filter(names, pattern):
-            raise InputError(
-                f"--keep {pattern} names no layer; layers are called {names[0]}, {names[-2]}, {names[-1]}",
-                "--keep 'layers.0.*=float16'",
+            raise SettingError(
+                f"the pattern {pattern} names no layer; layers are called {names[0]}, {names[-2]}, {names[-1]}",
+                Option("keep", "layers.0.*=float16"),
             )
         decided = set(fnmatch.filter(open_names, pattern))
         if not decided:
-            raise InputError(
-                f"--keep {pattern} would do nothing: patterns before it fit all its layers, and the first decides",
+            raise SettingError(
+                f"the pattern {pattern} would do nothing: patterns before it fit all its layers, and the first decides",
                 f"name {pattern} first, or leave it away",
             )
         open_names = [name for name in open_names if name not in decided]

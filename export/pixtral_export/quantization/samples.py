@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from pixtral_runtime.errors import ImageError, InputError
+from pixtral_runtime.errors import ImageError, InputError, Option
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image_files import collect_images, open_image
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
@@ -61,7 +61,9 @@ def calibration_requests(source: Path) -> list[CalibrationRequest]:
     try:
         lines = source.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{source} cannot be read: {error}", "--calibration FOLDER, or FILE.jsonl") from error
+        raise InputError(
+            f"{source} cannot be read: {error}", Option("calibration", ("FOLDER", "FILE.jsonl"))
+        ) from error
     return [_request(source, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -101,7 +103,7 @@ def build_samples(
         reason = f"; {refused[0]}" if refused else ""
         raise InputError(
             f"none of the {len(requests)} calibration samples has a readable image{reason}",
-            "--calibration FOLDER with images like those the model will see",
+            Option("calibration", "FOLDER", "with images like those the model will see"),
         )
     return built, refused
 

@@ -39,7 +39,7 @@ from pixtral_export.weight_names import (
 from pixtral_export.weights.plan import aligned
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.manifest import FileEntry, Limits
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import Option, SettingError
 
 SLAB_VALUES = 16 << 20
 
@@ -172,8 +172,9 @@ def _cast(item: Stored, tensor: Tensor) -> Iterator[Tensor]:
     for slab in slabs(tensor):
         values = slab.to(getattr(torch, item.dtype))
         if item.dtype == "float16" and not torch.isfinite(values).all():
-            raise InputError(
+            raise SettingError(
                 f"{item.name} holds values beyond float16's range (65504)",
-                "pixtral export … --dtype bfloat16 (TensorRT) or --dtype float32 (CPU)",
+                Option("dtype", "bfloat16", "(TensorRT)"),
+                Option("dtype", "float32", "(CPU)"),
             )
         yield values
