@@ -25,7 +25,7 @@ from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.onnx_weights import weight_bytes
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.device.memory import available_memory_bytes
-from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.errors import EngineError, InputError, MachineError, MemoryShortageError, Option
 
 UNUSED_INPUT = "Unused Input"
 BASE_MEMORY_BYTES = 1_500_000_000  # TensorRT loaded and compiling a graph without weights
@@ -152,10 +152,11 @@ def _refuse_small_machine(bundle: Bundle, plan: BuildPlan) -> None:
         )
     available = available_memory_bytes()
     if available is not None and available < plan.peak_memory_bytes:
-        raise MachineError(
+        raise MemoryShortageError(
             f"building for {plan.target.name} takes some {plan.peak_memory_bytes / 1e9:.1f} GB of memory, "
             f"{available / 1e9:.1f} GB are available",
-            "build on a larger machine, which needs no GPU for rtx targets, and copy the bundle; or --precision int4",
+            "build on a larger machine, which needs no GPU for rtx targets, and copy the bundle",
+            "pixtral export … --precision int4",
         )
 
 
@@ -165,7 +166,7 @@ def _build_graph(
     log = log_of(package)
     parsed = parse_graph(bundle, graph, package, plan.shapes.context, compat=settings.compat is not None)
     if parsed.widened:
-        raise InputError(
+        raise EngineError(
             f"{graph}: TensorRT computes {', '.join(parsed.widened[:3])} in float32, which the graph does not ask for",
             "pixtral doctor, and report the versions it names",
         )
@@ -189,12 +190,15 @@ def _build_graph(
             raise writer.error
         if not built:
             first = next(iter(log.errors[failed:]), "no reason given")
-            raise InputError(
+            raise EngineError(
                 f"TensorRT cannot build {graph} for {plan.target.name}: {first}",
-                f"pixtral build {bundle.path} with another --target, or smaller --context, --batch, --chunk",
+                Option("target", "ANOTHER"),
+                Option("context", "SMALLER"),
+                Option("batch", "SMALLER"),
+                Option("chunk", "SMALLER"),
             )
         if dropped := [text for text in log.warnings[warned:] if UNUSED_INPUT in text]:
-            raise InputError(f"TensorRT drops an input of {graph}: {dropped[0]}", "pip install --upgrade pixtral")
+            raise EngineError(f"TensorRT drops an input of {graph}: {dropped[0]}", "pip install --upgrade pixtral")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)

@@ -16,12 +16,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pixtral_engines.lowering import replace_nodes, scatter_into_cache
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import EngineError
 
 if TYPE_CHECKING:
     import onnx
 
 COMPAT = "trt10.3"  # as users type it
+WITHOUT_COMPAT = "build without the compat option"
 OPSET, IR_VERSION = 21, 10
 MEANT = {
     "Attention": ({"scale"}, (3, 4)),
@@ -32,18 +33,18 @@ MEANT = {
 
 
 def lower_for_trt10_3(model: onnx.ModelProto) -> None:
-    """Rewrite a graph whose cache rows are fixed. Raises InputError where it holds types or nodes of a later opset."""
+    """Rewrite a graph whose cache rows are fixed. Raises EngineError where it holds types or nodes of a later opset."""
     from onnx import TensorProto, defs
 
     hint = "pixtral export CHECKPOINT -o BUNDLE --precision int4"
     if later := {tensor.data_type for tensor in model.graph.initializer if tensor.data_type > TensorProto.INT4}:
         names = ", ".join(TensorProto.DataType.Name(kind).lower() for kind in sorted(later))
-        raise InputError(f"TensorRT 10.3 has no {names}", hint)
+        raise EngineError(f"TensorRT 10.3 has no {names}", hint)
     rewriter = _Rewriter(model)
     scatter_into_cache(model, every_type=True)
     rewriter.rewrite()
     if unknown := {node.op_type for node in model.graph.node if not defs.has(node.op_type, OPSET, node.domain)}:
-        raise InputError(f"no form for TensorRT 10.3 of {', '.join(sorted(unknown))}", "build without --compat")
+        raise EngineError(f"no form for TensorRT 10.3 of {', '.join(sorted(unknown))}", WITHOUT_COMPAT)
     model.opset_import[0].version, model.ir_version = OPSET, IR_VERSION
 
 
@@ -199,6 +200,6 @@ def _refuse_unheeded(node: onnx.NodeProto) -> None:
     unheeded = sorted({attribute.name for attribute in node.attribute} - attributes)
     if unheeded or len(node.input) not in inputs or len(node.output) != 1:
         what = ", ".join(unheeded) or f"{len(node.input)} inputs and {len(node.output)} outputs"
-        raise InputError(
-            f"node '{node.name}': no form for TensorRT 10.3 of {node.op_type} with {what}", "build without --compat"
+        raise EngineError(
+            f"node '{node.name}': no form for TensorRT 10.3 of {node.op_type} with {what}", WITHOUT_COMPAT
         )

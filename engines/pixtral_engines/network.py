@@ -19,7 +19,7 @@ from pixtral_engines.lowering import dequantize_before_gather, fix_cache_rows, s
 from pixtral_engines.lowering_trt10_3 import COMPAT, OPSET, lower_for_trt10_3
 from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.errors import BundleError, EngineError, MachineError
 
 if TYPE_CHECKING:
     import onnx
@@ -88,7 +88,7 @@ def parse_model(model: onnx.ModelProto, path: Path, trt: ModuleType) -> ParsedNe
         errors = [parser.get_error(n) for n in range(parser.num_errors)]
         _refuse_old_package(errors, model, path, trt)
         complaints = "; ".join(map(_complaint, errors))
-        raise InputError(f"{path}: {trt.__name__} {trt.__version__} cannot read it: {complaints}", _upgrade(trt))
+        raise EngineError(f"{path}: {trt.__name__} {trt.__version__} cannot read it: {complaints}", _upgrade(trt))
     layers = [_Layer.of(network.get_layer(n)) for n in range(network.num_layers)]
     return ParsedNetwork(
         trt=trt,
@@ -103,10 +103,10 @@ def parse_model(model: onnx.ModelProto, path: Path, trt: ModuleType) -> ParsedNe
 
 
 def refuse_dropped_inputs(parsed: ParsedNetwork, path: Path) -> None:
-    """Raise InputError where TensorRT would compute without something that the graph computes with."""
+    """Raise EngineError where TensorRT would compute without something that the graph computes with."""
     if parsed.dropped:
         names = ", ".join(f"'{value}' of node '{node}'" for node, value in parsed.dropped)
-        raise InputError(
+        raise EngineError(
             f"{path}: {parsed.trt.__name__} drops the input {names}: engines would compute something else",
             "write the graph without it, or use a TensorRT that knows it: " + _upgrade(parsed.trt),
         )
@@ -123,7 +123,7 @@ def _map_weights(model: onnx.ModelProto, folder: Path, parser: Any) -> tuple[np.
             start = int(place.get("offset", 0))
             is_whole = start + length <= files[name].size
             if not is_whole or not parser.load_initializer(tensor.name, files[name].ctypes.data + start, length):
-                raise InputError(
+                raise BundleError(
                     f"{folder / name}: bytes {start} to {start + length} do not hold {tensor.name}",
                     "pixtral export CHECKPOINT -o BUNDLE --force",
                 )
@@ -135,14 +135,14 @@ def _refuse_old_package(errors: list[Any], model: onnx.ModelProto, path: Path, t
     unknown = [e for e in errors if e.code().name == "UNSUPPORTED_NODE" or "Plugin not found" in e.desc()]
     if not unknown:
         return
-    hint = _upgrade(trt)
+    remedies = [_upgrade(trt)]
     if trt.__name__ == "tensorrt" and max(entry.version for entry in model.opset_import) > OPSET:
-        hint = f"pixtral build {path.parent} --target trt --compat {COMPAT}, or {hint}"
+        remedies.insert(0, f"pixtral build {path.parent} --target trt --compat {COMPAT}")
     first = unknown[0]
     raise MachineError(
         f"{trt.__name__} {trt.__version__} is too old for {path}: it does not know {first.node_operator()}, "
         f"the operator of node '{first.node_name()}'",
-        hint,
+        *remedies,
     )
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from pixtral_runtime.bundle.spec import GRAPHS, PREFILL_CHUNK_TOKENS
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import Option, Remedy, SettingError
 from pixtral_runtime.inputs.preprocess import token_count
 
 if TYPE_CHECKING:
@@ -42,14 +42,15 @@ class Shapes:
 
     @classmethod
     def of(cls, bundle: Bundle, context: int | None = None, batch: int = 1, chunk: int = 256) -> Shapes:
-        """Limits with the default context: the largest image and some text. Raises InputError."""
+        """Limits with the default context: the largest image and some text. Raises SettingError."""
         side = bundle.limits.max_image_side // bundle.model.vision.patch_size
         usual = -(-(token_count(side, side) + TEXT_TOKENS) // ROWS_STEP) * ROWS_STEP
         rows = context or min(usual, bundle.limits.max_context)
         if rows > bundle.limits.max_context:
-            raise InputError(
-                f"--context {rows} is more than the bundle's {bundle.limits.max_context}",
-                f"--context {bundle.limits.max_context}, or pixtral export … --max-context {rows}",
+            raise SettingError(
+                f"a context of {rows} rows is more than the bundle's {bundle.limits.max_context}",
+                Option("context", bundle.limits.max_context),
+                f"pixtral export … --max-context {rows}",
             )
         return cls(rows, batch, min(chunk, rows))
 
@@ -71,22 +72,25 @@ def read_profiles(bundle: Bundle, shapes: Shapes, texts: Sequence[str]) -> dict[
     """All graphs' profiles: the ones that `texts` give, and those of `profiles` for graphs they do not name.
 
     A text is `GRAPH:LETTER=SIZES,…`, its sizes `largest`, `smallest..largest` or `smallest..usual..largest`. Raises
-    InputError where one cannot be read, exceeds the limits, or where no profile takes a call that the runtime makes.
+    SettingError where one cannot be read, exceeds the limits, or where no profile takes a call that the runtime makes.
     """
     own: dict[str, list[Profile]] = {}
     for text in texts:
         graph, colon, sizes = text.partition(":")
         if graph not in GRAPHS or not colon:
-            raise InputError(f"--profile {text}: no graph '{graph}'", f"--profile {'|'.join(GRAPHS)}:LETTER=SIZES,…")
+            known = Option("profile", f"{'|'.join(GRAPHS)}:LETTER=SIZES,…")
+            raise SettingError(f"profile {text}: no graph '{graph}'", known)
         own.setdefault(graph, []).append(_read(bundle, graph, shapes, sizes))
     for graph, listed in own.items():
         for call in _calls(bundle, graph, shapes, listed):
             if not any(all(one[letter][0] <= n <= one[letter][2] for letter, n in call.items()) for one in listed):
                 wanted = ",".join(f"{letter}={n}" for letter, n in call.items())
-                raise InputError(
-                    f"no --profile of {graph} takes {wanted}, which answering with --batch {shapes.batch} and "
-                    f"--chunk {shapes.chunk} comes to",
-                    f"another --profile {graph}:…, or a smaller --batch or --chunk",
+                raise SettingError(
+                    f"no profile of {graph} takes {wanted}, which answering with a batch of {shapes.batch} and "
+                    f"a chunk of {shapes.chunk} comes to",
+                    Option("profile", f"{graph}:LETTER=SIZES,…"),
+                    Option("batch", "SMALLER"),
+                    Option("chunk", "SMALLER"),
                 )
     return {graph: own.get(graph) or profiles(bundle, graph, shapes) for graph in GRAPHS}
 
@@ -99,40 +103,41 @@ def _read(bundle: Bundle, graph: str, shapes: Shapes, text: str) -> Profile:
         letter, _, sizes = (piece.strip() for piece in part.partition("="))
         if letter not in limits or letter in given:
             problem = "is there twice" if letter in given else f"is no dimension of {graph}"
-            raise InputError(f"--profile {graph}:{text}: '{letter}' {problem}", f"{graph} has {', '.join(limits)}")
-        given[letter] = _sizes(f"--profile {graph}:{text}: {letter}", sizes, *limits[letter])
+            raise SettingError(f"profile {graph}:{text}: '{letter}' {problem}", f"{graph} has {', '.join(limits)}")
+        given[letter] = _sizes(f"profile {graph}:{text}: {letter}", sizes, *limits[letter])
     for letter, other in (("R", "B"), ("F", "T")):
         if letter in limits and other in given:
             given.setdefault(letter, given[other])
     return {letter: given.get(letter, (low, high, high)) for letter, (low, high, _, _) in limits.items()}
 
 
-def _sizes(where: str, text: str, low: int, high: int, step: int, limit: str) -> Range:
-    """Sizes between `low` and `high` in steps; `limit` says what sets the end."""
+def _sizes(where: str, text: str, low: int, high: int, step: int, limit: Remedy) -> Range:
+    """Sizes between `low` and `high` in steps; `limit` is the setting that moves the end."""
     numbers = text.split("..")
     if len(numbers) > 3 or not all(number.strip().isdecimal() for number in numbers):
-        raise InputError(f"{where} cannot be '{text}'", "512, 16..512 or 16..256..512: smallest, usual, largest")
+        raise SettingError(f"{where} cannot be '{text}'", "512, 16..512 or 16..256..512: smallest, usual, largest")
     sizes = [int(number) for number in numbers]
     smallest, usual, largest = sizes[0], sizes[-2] if len(sizes) == 3 else sizes[-1], sizes[-1]
     if not low <= smallest <= usual <= largest <= high:
-        raise InputError(f"{where}={text} is not a rising range within {low}..{high}", f"{limit} sets the limit")
+        raise SettingError(f"{where}={text} is not a rising range within {low}..{high}", limit)
     if any(size % step for size in sizes):
-        raise InputError(f"{where}={text} has sizes that are not multiples of {step}", f"{largest // step * step}")
+        raise SettingError(f"{where}={text} has sizes that are not multiples of {step}", f"{largest // step * step}")
     return smallest, usual, largest
 
 
-def _limits(bundle: Bundle, graph: str, shapes: Shapes) -> dict[str, tuple[int, int, int, str]]:
+def _limits(bundle: Bundle, graph: str, shapes: Shapes) -> dict[str, tuple[int, int, int, Remedy]]:
     """Smallest and largest size of each letter of a graph's inputs, its step, and what sets the largest."""
     patch, side = bundle.model.vision.patch_size, bundle.limits.max_image_side // bundle.model.vision.patch_size
-    pixels = (patch, side * patch, patch, "pixtral export --max-image-side")
-    known = {
-        "B": (1, shapes.batch, 1, "--batch"),
+    pixels = (patch, side * patch, patch, "pixtral export … --max-image-side N")
+    batch, chunk = Option("batch", "N", "sets the limit"), Option("chunk", "N", "sets the limit")
+    known: dict[str, tuple[int, int, int, Remedy]] = {
+        "B": (1, shapes.batch, 1, batch),
         "H": pixels,
         "W": pixels,
-        "T": (1, shapes.chunk, 1, "--chunk"),
-        "F": (1, shapes.chunk, 1, "--chunk"),
-        "R": (1, shapes.batch, 1, "--batch"),
-        "C": (shapes.context, shapes.context, 1, "--context"),
+        "T": (1, shapes.chunk, 1, chunk),
+        "F": (1, shapes.chunk, 1, chunk),
+        "R": (1, shapes.batch, 1, batch),
+        "C": (shapes.context, shapes.context, 1, Option("context", "N", "sets the limit")),
     }
     letters = dict.fromkeys(dim for tensor in bundle.graph_spec(graph).inputs for dim in tensor.shape)
     return {letter: known[letter] for letter in letters if isinstance(letter, str)}

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pixtral_runtime.backends.trt_package import Flavor
 from pixtral_runtime.bundle.device_catalog import LEAST_CAPABILITY
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import EngineError, Option, SettingError
 
 RTX_CAPABILITIES = (75, 80, 86, 89, 120, 121)  # tensorrt_rtx.ComputeCapability
 
@@ -40,25 +40,26 @@ TARGETS = {
 
 
 def parse_targets(text: str) -> list[Target]:
-    """Comma-separated names. Raises InputError with the valid ones."""
+    """Comma-separated names. Raises SettingError with the valid ones."""
     names = [name.strip() for name in text.split(",") if name.strip()]
     unknown = [name for name in names if name not in TARGETS]
     if unknown or not names:
-        raise InputError(f"no target '{', '.join(unknown)}'", f"--target {'|'.join(TARGETS)}")
+        raise SettingError(f"no target '{', '.join(unknown)}'", Option("target", tuple(TARGETS)))
     return [TARGETS[name] for name in dict.fromkeys(names)]
 
 
 def refuse_types(bundle: Bundle, target: Target) -> None:
-    """Raise InputError where a bundle computes in types that the target lacks."""
+    """Raise EngineError where a bundle computes in types that the target lacks."""
     if bundle.dtype == "float32":
-        raise InputError(
+        raise EngineError(
             "TensorRT's attention takes no float32",
             f"pixtral export CHECKPOINT -o {bundle.path} --dtype float16 --force",
         )
     least = LEAST_CAPABILITY.get(bundle.precision, 0)
     if target.capability is not None and target.capability < least:
         able = [name for name, other in TARGETS.items() if (other.capability or 0) >= least]
-        raise InputError(
+        raise EngineError(
             f"{target.name} does not compute in {bundle.precision}",
-            f"--target {'|'.join(able)}, or pixtral export CHECKPOINT --precision int4",
+            Option("target", tuple(able)),
+            "pixtral export CHECKPOINT --precision int4",
         )

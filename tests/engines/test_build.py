@@ -27,7 +27,7 @@ from pixtral_runtime.backends.trt_package import import_tensorrt, version_of
 from pixtral_runtime.bundle.engine_list import open_engines
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
 from pixtral_runtime.bundle.spec import GRAPHS
-from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.errors import InputError, MachineError, OtherGpuError, StaleEngineError
 from pixtral_runtime.files import sha256_of_file
 
 VERSION = version_of(import_tensorrt("rtx"))
@@ -129,12 +129,12 @@ def test_engines_of_another_graph_or_another_tensorrt_are_refused(copy: Bundle) 
     open_engines(copy, "rtx:sm89", VERSION)
     other = replace(copy.files["vision.onnx"], sha256="0" * 64)
     changed = replace(copy, files=copy.files | {"vision.onnx": other})
-    with pytest.raises(InputError, match=r"built from another vision graph") as caught:
+    with pytest.raises(StaleEngineError, match=r"built from another vision graph") as caught:
         open_engines(changed, "rtx:sm89", VERSION)
     assert caught.value.hint == f"pixtral build {copy.path} --target rtx:sm89"
-    with pytest.raises(InputError, match=r"built by tensorrt_rtx .*, here is tensorrt_rtx 1\.2"):
+    with pytest.raises(StaleEngineError, match=r"built by tensorrt_rtx .*, here is tensorrt_rtx 1\.2"):
         open_engines(copy, "rtx:sm89", "tensorrt_rtx 1.2")
-    with pytest.raises(MachineError, match=r"no engines for rtx:sm120; there are: rtx:sm89"):
+    with pytest.raises(OtherGpuError, match=r"no engines for rtx:sm120; there are: rtx:sm89"):
         open_engines(copy, "rtx:sm120", VERSION)
 
 
