@@ -25,7 +25,7 @@ from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.onnx_weights import weight_bytes
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.device.memory import available_memory_bytes
-from pixtral_runtime.errors import EngineError, InputError, MachineError, MemoryShortageError, Option
+from pixtral_runtime.errors import EngineError, InputError, MachineError, MemoryShortageError, Option, SettingError
 
 UNUSED_INPUT = "Unused Input"
 BASE_MEMORY_BYTES = 1_500_000_000  # TensorRT loaded and compiling a graph without weights
@@ -48,7 +48,7 @@ class BuildSettings:
 
     def __post_init__(self) -> None:
         if self.compat not in (None, COMPAT):
-            raise InputError(f"no form of the graphs for '{self.compat}'", f"--compat {COMPAT}")
+            raise SettingError(f"no form of the graphs for '{self.compat}'", Option("compat", COMPAT))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from pixtral_export.plan import ExportSettings, plan_export
 from pixtral_export.quantization.recipes import Recipe, Scheme, check_patterns, make_recipe, stored_tensors
 from pixtral_export.weights.plan import plan_weights, weight_file_bytes
 from pixtral_runtime.bundle.manifest import Limits
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import InputError, Remedy, SettingError
 
 METHODS = {
     "float16": [],
@@ -26,8 +26,6 @@ METHODS = {
 }
 """Of each precision, its own first."""
 GROUP_SIZES = {"float16": [], "int4": [128, 64, 32], "int8": [], "fp8": [], "nvfp4": [16]}
-OPTIONS = {"--precision": "precision", "--method": "method", "--group-size": "group_size", "--kv-cache": "kv_cache",
-           "--calibration": "calibration", "--calibration-samples": "calibration_samples"}  # fmt: skip
 LAYERS = {parameter.name.removesuffix(".weight"): parameter for parameter in parameters(pixtral_12b())}
 
 
@@ -86,14 +84,13 @@ def demo() -> Checkpoint:
     return open_checkpoint(DEMO)
 
 
-def follow(way: str, settings: ExportSettings) -> ExportSettings:
-    """The settings after one way of a hint: `leave --method away`, or options with the first of their values."""
-    words = way.split()
-    if words[0] == "leave":
-        return replace(settings, **{OPTIONS[words[1]]: None})  # type: ignore[arg-type]
-    pairs = {OPTIONS[option]: values.split("|")[0] for option, values in zip(words[::2], words[1::2], strict=True)}
-    typed = {name: int(value) if name == "group_size" else value for name, value in pairs.items()}
-    return replace(settings, **typed)  # type: ignore[arg-type]
+def follow(remedy: Remedy, settings: ExportSettings) -> ExportSettings:
+    """The settings after one way out: `leave the method away`, or an option with the first of its values."""
+    if isinstance(remedy, str):
+        name = remedy.removeprefix("leave the ").removesuffix(" away").replace(" ", "_")
+        return replace(settings, **{name: None})  # type: ignore[arg-type]
+    value = remedy.value[0] if isinstance(remedy.value, tuple) else remedy.value
+    return replace(settings, **{remedy.name: value})  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("kv_cache", [None, "int8"])
@@ -122,25 +119,27 @@ def test_every_choice_is_followed_or_refused_by_name(
         kv_cache is not None or (method or next(iter(METHODS[precision]), "rtn")) != "rtn" or precision == "fp8"
     )
     wrong = [
-        option
-        for option, is_wrong in (
-            ("--group-size", group_size not in (None, *GROUP_SIZES[precision])),
-            ("--method", method not in (None, *METHODS[precision])),
-            ("--calibration", "calibration" in samples and not sees_samples),
-            ("--calibration-samples", "calibration_samples" in samples and not sees_samples),
+        words
+        for words, is_wrong in (
+            ("group size", group_size not in (None, *GROUP_SIZES[precision])),
+            ("method", method not in (None, *METHODS[precision])),
+            ("calibration", "calibration" in samples and not sees_samples),
+            ("calibration samples", "calibration_samples" in samples and not sees_samples),
         )
         if is_wrong
     ]
     if wrong:
-        with pytest.raises(InputError) as caught:
+        with pytest.raises(SettingError) as caught:
             plan_export(demo, settings)
-        assert f"{wrong[0]} " in str(caught.value)
-        for way in caught.value.hint.split(", or "):
-            changed = follow(way, settings)
+        wish = getattr(settings, wrong[0].replace(" ", "_"))
+        assert f"{wrong[0]} {wish}" in str(caught.value)
+        assert caught.value.remedies
+        for remedy in caught.value.remedies:
+            changed = follow(remedy, settings)
             try:
                 plan_export(demo, changed)
-            except InputError as error:  # another wish may not fit either, but this one is settled
-                assert f"{wrong[0]} " not in str(error)
+            except SettingError as error:  # another wish may not fit either, but this one is settled
+                assert f"{wrong[0]} {wish}" not in str(error)
         return
     plan = plan_export(demo, settings)
     recipe, layer = plan.recipe, Parameter("layers.0.attention.wq.weight", (128, 256))
@@ -164,7 +163,7 @@ def test_calibration_is_planned_for(demo: Checkpoint) -> None:
 
 def test_a_pattern_that_others_have_left_nothing_is_refused() -> None:
     keep = ["layers.*=float16", "layers.0.*=int8"]
-    with pytest.raises(InputError, match=r"--keep layers\.0\.\* would do nothing") as caught:
+    with pytest.raises(InputError, match=r"pattern layers\.0\.\* would do nothing") as caught:
         check_patterns(make_recipe("int4", "float16", keep=keep), LAYERS.values())
     assert "first" in caught.value.hint
     check_patterns(make_recipe("int4", "float16", keep=keep[::-1]), LAYERS.values())

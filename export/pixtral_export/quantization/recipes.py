@@ -17,16 +17,14 @@ import fnmatch
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
 from pixtral_export.model.parameters import Parameter
 from pixtral_export.quantization.formats import FORMATS, FP4, FP8
 from pixtral_export.weight_names import global_scale_name, input_scale_name, scale_name
-from pixtral_runtime.errors import Option, SettingError, choices_text
+from pixtral_runtime.errors import Option, SettingError
 
 GROUP_SIZES = (32, 64, 128)
 METHODS_4_BIT = ("gptq", "awq", "rtn")
-Choice = TypeVar("Choice", str, int)
 TABLE_BLOCK = 128  # of embedding and head; smaller where the width is no multiple
 NVFP4_GROUP = 16  # fixed by the format
 EMBEDDING, HEAD = "tok_embeddings.weight", "output.weight"
@@ -160,8 +158,8 @@ def make_recipe(
     if precision != dtype and precision not in RECIPES:
         raise SettingError(f"no precision '{precision}'", Option("precision", (dtype, *RECIPES)))
     kind = RECIPES.get(precision, RecipeKind(lambda *_: plain(dtype), ()))
-    _refuse_other("group_size", group_size, precision, kind.group_sizes, GROUP_SIZES)
-    _refuse_other("method", method, precision, kind.methods, METHODS_4_BIT)
+    _refuse_other(Option("group_size", kind.group_sizes), group_size, precision, GROUP_SIZES)
+    _refuse_other(Option("method", kind.methods), method, precision, METHODS_4_BIT)
     recipe = kind.make(group_size or kind.own_group_size, method or next(iter(kind.methods), "rtn"))
     if kv_cache not in (None, dtype, *KV_CACHES):
         raise SettingError(
@@ -181,17 +179,16 @@ def make_recipe(
     return replace(recipe, keep=tuple(kept), kv_cache=None if kv_cache == dtype else kv_cache)
 
 
-def _refuse_other(
-    option: str, wish: Choice | None, precision: str, own: Sequence[Choice], int4: Sequence[Choice]
-) -> None:
-    """Raise SettingError for a choice that a precision does not have: it has `own`, and int4 has `int4`."""
-    if wish is None or wish in own:
+def _refuse_other(own: Option, wish: object, precision: str, int4: Sequence[object]) -> None:
+    """Raise SettingError for a choice that a precision does not have: it has those of `own`, and int4 has `int4`."""
+    choices = own.value if isinstance(own.value, tuple) else ()
+    if wish is None or wish in choices:
         return
-    words = option.replace("_", " ")
-    remedies: list[Option | str] = [Option(option, tuple(own)) if own else f"leave the {words} away"]
-    if precision != "int4":
-        remedies.append(Option("precision", "int4", f"({words} {choices_text(tuple(int4))})"))
-    only = f"; it has {', '.join(map(str, own))}" if own else ", and would do nothing"
+    words = own.name.replace("_", " ")
+    remedies: list[Option | str] = [own if choices else f"leave the {words} away"]
+    if precision != "int4" and wish in int4:
+        remedies.append(Option("precision", "int4"))
+    only = f"; it has {', '.join(map(str, choices))}" if choices else ", and would do nothing"
     raise SettingError(f"{precision} has no {words} {wish}{only}", *remedies)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.batch.records import Request
-from pixtral_runtime.errors import InputError, RequestError
+from pixtral_runtime.errors import InputError, Option, RequestError
 from pixtral_runtime.inputs.conversation import Message, user_message
 from pixtral_runtime.inputs.openai_messages import (
     REQUEST_EXAMPLE,
@@ -51,7 +51,7 @@ def read_request_file(path: Path, *, max_new_tokens: int, system: str | None = N
         with path.open(encoding="utf-8") as lines:
             return read_requests(lines, str(path), max_new_tokens=max_new_tokens, system=system, folder=path.parent)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", "--requests FILE.jsonl") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}", Option("requests", "FILE.jsonl")) from error
 
 
 def read_requests(
