@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 REPORT_FORMATS = ("table", "md", "csv", "json")
 
 
-def check_outputs(table: str, plot: Path | None, html: Path | None) -> None:
+def check_bench_outputs(table: str, plot: Path | None, html: Path | None) -> None:
     """Refuse what could not be written, before anything is measured. Raises InputError, MachineError."""
     from pixtral_runtime.errors import InputError
 

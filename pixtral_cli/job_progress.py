@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 TABLE_FORMATS = ("csv", "parquet")
 
 
-def check_outputs(results: Path | None, *, resume: bool, table: str | None, report: Path | None) -> None:
+def check_job_outputs(results: Path | None, *, resume: bool, table: str | None, report: Path | None) -> None:
     """Refuse what could not be written at the end, before the hours that it may take. Raises InputError."""
     from pixtral_runtime.errors import InputError
 

@@ -28,7 +28,7 @@ from pixtral_runtime.device.memory import available_memory_bytes
 from pixtral_runtime.errors import EngineError, InputError, MachineError, MemoryShortageError, Option, SettingError
 
 UNUSED_INPUT = "Unused Input"
-BASE_MEMORY_BYTES = 1_500_000_000  # TensorRT loaded and compiling a graph without weights
+BUILDER_MEMORY_BYTES = 1_500_000_000  # TensorRT loaded and compiling a graph without weights
 MEMORY_PER_ENGINE_BYTE = 2.0  # read and written once each; 13.2 GB seen for the 12B's 6.3 GB decoder in int4
 
 Progress = Callable[[str, int, int], None]
@@ -63,7 +63,7 @@ class BuildPlan:
     @property
     def peak_memory_bytes(self) -> int:
         """Of the largest engine: they are built one after another."""
-        return BASE_MEMORY_BYTES + round(MEMORY_PER_ENGINE_BYTE * max(self.engine_bytes.values()))
+        return BUILDER_MEMORY_BYTES + round(MEMORY_PER_ENGINE_BYTE * max(self.engine_bytes.values()))
 
 
 def plan_build(bundle: Bundle, target: Target, shapes: Shapes, own_profiles: Sequence[str] = ()) -> BuildPlan:

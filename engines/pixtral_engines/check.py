@@ -29,14 +29,14 @@ from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 CHUNK_TOKENS = 64  # tokens of a prefill step, so that short prompts take several
 FLOAT16_LARGEST = 65504.0
 
-TOLERANCE = {"float32": 1e-4, "float16": 1e-2}  # seen 1e-6 and 3e-3 on the demo checkpoint
+NETWORK_TOLERANCE = {"float32": 1e-4, "float16": 1e-2}  # seen 1e-6 and 3e-3 on the demo checkpoint
 """Largest error allowed, as a share of the tensor's largest magnitude, by the dtype of activations."""
 ROUNDED_TOLERANCE = 0.3  # seen 0.1 in float16
 """Where activations are rounded to 8 bits: what float16 rounds the other way moves a whole step."""
 
 
 @dataclass
-class Activations:
+class LargestActivations:
     """Largest magnitude each layer of a graph made, over all calls."""
 
     largest: dict[str, float] = field(default_factory=dict)
@@ -63,9 +63,9 @@ class NetworkCheck:
         self.bundle = bundle
         self._prompts = list(prompt_cases(prompts))
         self.rows = max(len(prompt.token_ids) for _, prompt in self._prompts) + DECODE_STEPS
-        self.activations = {graph: Activations() for graph in GRAPHS}
+        self.activations = {graph: LargestActivations() for graph in GRAPHS}
         is_rounded = bundle.precision in ("int8", "fp8") or bundle.kv_cache is not None
-        self.tolerance = ROUNDED_TOLERANCE if is_rounded else TOLERANCE[bundle.dtype]
+        self.tolerance = ROUNDED_TOLERANCE if is_rounded else NETWORK_TOLERANCE[bundle.dtype]
         self._reference: dict[str, Any] = {}
         self._network: dict[str, Interpreter] = {}
         for graph in GRAPHS:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 COMPAT = "trt10.3"  # as users type it
 WITHOUT_COMPAT = "build without the compat option"
-OPSET, IR_VERSION = 21, 10
+COMPAT_OPSET, COMPAT_IR_VERSION = 21, 10
 MEANT = {
     "Attention": ({"scale"}, (3, 4)),
     "RotaryEmbedding": (set(), (4,)),
@@ -43,9 +43,9 @@ def lower_for_trt10_3(model: onnx.ModelProto) -> None:
     rewriter = _Rewriter(model)
     scatter_into_cache(model, every_type=True)
     rewriter.rewrite()
-    if unknown := {node.op_type for node in model.graph.node if not defs.has(node.op_type, OPSET, node.domain)}:
+    if unknown := {node.op_type for node in model.graph.node if not defs.has(node.op_type, COMPAT_OPSET, node.domain)}:
         raise EngineError(f"no form for TensorRT 10.3 of {', '.join(sorted(unknown))}", WITHOUT_COMPAT)
-    model.opset_import[0].version, model.ir_version = OPSET, IR_VERSION
+    model.opset_import[0].version, model.ir_version = COMPAT_OPSET, COMPAT_IR_VERSION
 
 
 class _Rewriter:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pixtral_engines.lowering import dequantize_before_gather, fix_cache_rows, scatter_into_cache
-from pixtral_engines.lowering_trt10_3 import COMPAT, OPSET, lower_for_trt10_3
+from pixtral_engines.lowering_trt10_3 import COMPAT, COMPAT_OPSET, lower_for_trt10_3
 from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.errors import BundleError, EngineError, MachineError
@@ -136,7 +136,7 @@ def _refuse_old_package(errors: list[Any], model: onnx.ModelProto, path: Path, t
     if not unknown:
         return
     remedies = [_upgrade(trt)]
-    if trt.__name__ == "tensorrt" and max(entry.version for entry in model.opset_import) > OPSET:
+    if trt.__name__ == "tensorrt" and max(entry.version for entry in model.opset_import) > COMPAT_OPSET:
         remedies.insert(0, f"pixtral build {path.parent} --target trt --compat {COMPAT}")
     first = unknown[0]
     raise MachineError(

@@ -21,7 +21,7 @@ from pixtral_runtime.generation.model import Model
 from pixtral_runtime.generation.model_runner import ModelRunner
 from pixtral_runtime.inputs.prompt import Prompt
 
-TOLERANCE = {
+EXPORT_TOLERANCE = {
     "float32": 1e-4,  # seen 2e-6 on the demo checkpoint
     "float16": 2e-2,  # seen 4e-3
 }
@@ -54,7 +54,7 @@ def check_bundle(model: Model, reference: Pixtral) -> Iterator[TensorCheck]:
             "the bundle was made from a checkpoint of another configuration", "name the checkpoint it came from"
         )
     is_quantized = model.bundle.precision != model.bundle.dtype or model.bundle.kv_cache is not None
-    tolerance = QUANTIZED_TOLERANCE if is_quantized else TOLERANCE[model.bundle.dtype]
+    tolerance = QUANTIZED_TOLERANCE if is_quantized else EXPORT_TOLERANCE[model.bundle.dtype]
     runner = model.runner
 
     def compare(stage: str, case: str, tensor: str, seen: npt.ArrayLike, expected: torch.Tensor) -> TensorCheck:

@@ -22,7 +22,7 @@ DEFAULT_CONTEXT = 16_384
 GRAPH_BYTES_PER_LAYER = 20_000  # three graphs without weights; 11 to 19 kB a layer seen
 TRACE_S = 10.0  # seen: 11 s for the three graphs of Pixtral-12B on 2 cores
 COPY_BYTES_PER_S = 100e6  # seen 75 to 140: read, cast, transpose, hash and write, on 2 cores
-BASE_MEMORY_BYTES = 950_000_000  # torch and onnx loaded, graphs traced; 2.27 GB seen in all for Pixtral-12B
+EXPORTER_MEMORY_BYTES = 950_000_000  # torch and onnx loaded, graphs traced; 2.27 GB seen in all for Pixtral-12B
 CALIBRATION_S_PER_WEIGHT = 2.7e-7  # seen: 49 min for the 12B's 10.9e9, int4 by GPTQ, 16 samples, 2 busy cores
 
 NVFP4_S_PER_WEIGHT = 0.8e-7  # more: GPTQ searches scales eight times as often; seen 350 against 185 ns of CPU time
@@ -149,10 +149,10 @@ def _cost(config: ModelConfig, recipe: Recipe, weight_bytes: int) -> tuple[int, 
     copies of its largest layer and the second moments of its inputs.
     """
     counts = {parameter.name: prod(parameter.shape) for parameter in parameters(config)}
-    memory, seconds = BASE_MEMORY_BYTES + 2 * max(counts.values()), TRACE_S + weight_bytes / COPY_BYTES_PER_S
+    memory, seconds = EXPORTER_MEMORY_BYTES + 2 * max(counts.values()), TRACE_S + weight_bytes / COPY_BYTES_PER_S
     if recipe.calibrated:
         block = [count for name, count in counts.items() if name.startswith("layers.0.")]
-        memory = max(memory, BASE_MEMORY_BYTES + 4 * (sum(block) + 3 * max(block)))
+        memory = max(memory, EXPORTER_MEMORY_BYTES + 4 * (sum(block) + 3 * max(block)))
         is_nvfp4_gptq = recipe.decoder is not None and recipe.decoder.weight == FP4.name and recipe.method == "gptq"
         per_weight = CALIBRATION_S_PER_WEIGHT + (NVFP4_S_PER_WEIGHT if is_nvfp4_gptq else 0)
         seconds += per_weight * sum(block) * config.decoder.n_layers

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixtral_cli import output
-from pixtral_cli.bench_tables import check_outputs, show
+from pixtral_cli.bench_tables import check_bench_outputs, show
 from pixtral_cli.options import (
     BackendOption,
     BundleArgument,
@@ -74,7 +74,7 @@ def bench(
     if as_json and table != "json":
         refuse_unused(context, ("table",), "with --json")
     refuse_unused_by_engines(context, backend)
-    check_outputs(table, plot, html)
+    check_bench_outputs(table, plot, html)
     cases = _cases(mode, image_side, images, prompt_tokens, decode_tokens, batch, request_rate)
     old = None if compare is None else read_report(compare)
     prompts = open_prompts(bundle, "", None, None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixtral_cli import output
-from pixtral_cli.job_progress import answer_requests, check_outputs, finish
+from pixtral_cli.job_progress import answer_requests, check_job_outputs, finish
 from pixtral_cli.options import (
     BackendOption,
     BatchOption,
@@ -113,7 +113,7 @@ def run(
     if resume:
         refuse_unused(context, ("force",), "with --resume, which keeps the file")
     refuse_unused_by_engines(context, backend)
-    check_outputs(results, resume=resume, table=table, report=report)
+    check_job_outputs(results, resume=resume, table=table, report=report)
     schema = None if json_schema is None else read_schema(json_schema)
     digest = None if schema is None else sha256(schema.encode()).hexdigest()
     settings = Settings(

@@ -1,6 +1,6 @@
 """HTML pages in one file that loads nothing else: what reports, benchmarks and comparisons are written with.
 
-A page is `opening`, a body and `CLOSING`. All text from outside passes through `text`, `facts`, `bullets`, `note` or
+A page is `opening`, a body and `CLOSING`. Text from outside passes through `escaped`, `facts`, `bullets`, `note` or
 `table`, which escape it; a template is filled in one pass, so that text which looks like a place stays text.
 """
 
@@ -39,7 +39,7 @@ class Cell:
 def opening(title: str, *, style: str = "", policy: str = QUIET) -> str:
     """The page up to its heading. `style` is CSS beside that of all pages."""
     shared = files("pixtral_runtime").joinpath("page.css").read_text(encoding="utf-8")
-    return fill(_OPENING, {"policy": policy, "title": text(title), "style": shared + style})
+    return fill(_OPENING, {"policy": policy, "title": escaped(title), "style": shared + style})
 
 
 def fill(template: str, parts: Mapping[str, str]) -> str:
@@ -47,33 +47,34 @@ def fill(template: str, parts: Mapping[str, str]) -> str:
     return re.sub(r"{{(\w+)}}", lambda place: parts[place[1]], template)
 
 
-def text(value: object) -> str:
+def escaped(value: object) -> str:
     """Anything as text of a page."""
     return escape(str(value))
 
 
 def facts(values: Mapping[str, object]) -> str:
     """Names and values, side by side."""
-    return f"<dl>{''.join(f'<div><dt>{text(name)}<dd>{text(value)}</div>' for name, value in values.items())}</dl>"
+    pairs = "".join(f"<div><dt>{escaped(name)}<dd>{escaped(value)}</div>" for name, value in values.items())
+    return f"<dl>{pairs}</dl>"
 
 
 def bullets(lines: Iterable[str]) -> str:
     """A list; nothing if there are no lines."""
-    items = "".join(f"<li>{text(line)}" for line in lines)
+    items = "".join(f"<li>{escaped(line)}" for line in lines)
     return f"<ul>{items}</ul>" if items else ""
 
 
 def note(line: str) -> str:
     """A paragraph that explains what follows."""
-    return f'<p class="note">{text(line)}</p>'
+    return f'<p class="note">{escaped(line)}</p>'
 
 
 def table(header: Sequence[str], rows: Iterable[Sequence[str | Cell]]) -> str:
     """A table that scrolls by itself where it is wide. `header` may be empty."""
-    head = f"<tr>{''.join(f'<th>{text(name)}' for name in header)}\n" if header else ""
+    head = f"<tr>{''.join(f'<th>{escaped(name)}' for name in header)}\n" if header else ""
     body = "\n".join(f"<tr>{''.join(map(_cell, row))}" for row in rows)
     return f'<div class="wide"><table>\n{head}{body}\n</table></div>'
 
 
 def _cell(cell: str | Cell) -> str:
-    return f"<td>{text(cell)}" if isinstance(cell, str) else f'<td class="{cell.kind}">{text(cell.text)}'
+    return f"<td>{escaped(cell)}" if isinstance(cell, str) else f'<td class="{cell.kind}">{escaped(cell.text)}'

@@ -21,14 +21,14 @@ from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 DEFAULT_SAMPLES = 16
 MOST_IMAGE_TOKENS = 256
 PACKAGED = Path(__file__).parent / "samples"
-QUESTIONS = (
+PACKAGED_QUESTIONS = (
     "Describe this image in one short sentence.",
     "Describe this image in detail.",
     "What text can be read in this image? Write it down word for word.",
     "List every object in this image with its color and position.",
     "What is unusual about this image? Explain step by step.",
 )
-TEXTS = (
+PACKAGED_TEXTS = (
     "Write a short letter to a neighbour about a borrowed ladder, polite but firm.",
     "Explain how a bill becomes a law, in five sentences.",
     "def median(values):\n    values = sorted(values)\nComplete this Python function and explain it.",
@@ -47,9 +47,14 @@ class CalibrationRequest:
 def packaged_requests() -> list[CalibrationRequest]:
     """The packaged images, each with a question of its own, and prompts without image in between."""
     images = sorted(path for path in PACKAGED.iterdir() if path.suffix != ".md")
-    asked = [CalibrationRequest(QUESTIONS[n % len(QUESTIONS)], (image,)) for n, image in enumerate(images)]
-    spoken = [CalibrationRequest(text) for text in TEXTS]
-    again = [CalibrationRequest(QUESTIONS[(n + 2) % len(QUESTIONS)], (image,)) for n, image in enumerate(images[::2])]
+    asked = [
+        CalibrationRequest(PACKAGED_QUESTIONS[n % len(PACKAGED_QUESTIONS)], (image,)) for n, image in enumerate(images)
+    ]
+    spoken = [CalibrationRequest(text) for text in PACKAGED_TEXTS]
+    again = [
+        CalibrationRequest(PACKAGED_QUESTIONS[(n + 2) % len(PACKAGED_QUESTIONS)], (image,))
+        for n, image in enumerate(images[::2])
+    ]
     return asked + spoken + again
 
 
@@ -57,7 +62,10 @@ def calibration_requests(source: Path) -> list[CalibrationRequest]:
     """The samples of a folder or a JSON Lines file. Raises InputError."""
     if source.is_dir():
         images = collect_images([str(source)], (), recursive=True)
-        return [CalibrationRequest(QUESTIONS[n % len(QUESTIONS)], (image,)) for n, image in enumerate(images)]
+        return [
+            CalibrationRequest(PACKAGED_QUESTIONS[n % len(PACKAGED_QUESTIONS)], (image,))
+            for n, image in enumerate(images)
+        ]
     try:
         lines = source.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -40,8 +40,11 @@ from pixtral_runtime.files import write_atomically
 from pixtral_runtime.inputs.prompt import Prompt
 
 SCRATCH, JOURNAL = "calibration", "journal.json"
-PATCHES, ADAPTER, EMBEDDING, HEAD = "vision_encoder", "vision_language_adapter", "tok_embeddings", "head"
-UNIT = re.compile(rf"(vision_encoder\.transformer\.layers\.\d+|layers\.\d+|{PATCHES}|{ADAPTER}|{EMBEDDING})\.")
+PATCHES_UNIT, ADAPTER_UNIT = "vision_encoder", "vision_language_adapter"
+EMBEDDING_UNIT, HEAD_UNIT = "tok_embeddings", "head"
+UNIT_PREFIX = re.compile(
+    rf"(vision_encoder\.transformer\.layers\.\d+|layers\.\d+|{PATCHES_UNIT}|{ADAPTER_UNIT}|{EMBEDDING_UNIT})\."
+)
 
 Stage = Callable[[int, int], None]
 """Called with the units done and the units in all."""
@@ -99,8 +102,8 @@ def units(config: ModelConfig) -> list[tuple[str, list[Parameter]]]:
     """The model's units in the order of computation, with their parameters."""
 
     def unit(parameter: Parameter) -> str:
-        match = UNIT.match(parameter.name)
-        return match[1] if match else HEAD
+        match = UNIT_PREFIX.match(parameter.name)
+        return match[1] if match else HEAD_UNIT
 
     return [(name, list(group)) for name, group in groupby(parameters(config), unit)]
 
@@ -162,19 +165,19 @@ class LayerwisePass:
         """A unit's outputs for all samples, once those of its weights that depend on the samples are written."""
         config = self.checkpoint.config
         inputs = Activations(self.folder / SCRATCH)
-        if unit == PATCHES:
+        if unit == PATCHES_UNIT:
             yield from self._patches(members)
-        elif unit == EMBEDDING:
+        elif unit == EMBEDDING_UNIT:
             yield from self._embedded(members[0], inputs.load(before))
-        elif unit == ADAPTER:
+        elif unit == ADAPTER_UNIT:
             adapter = self._load(lambda: vision.Adapter(config), unit, members)
             self._quantize(file, journal, unit, adapter, members, lambda: map(adapter, inputs.load(before)))
             yield from map(adapter, inputs.load(before))
-        elif unit.startswith(PATCHES):
+        elif unit.startswith(PATCHES_UNIT):
             block = self._load(lambda: vision.vision_block(config.vision), unit, members)
             self._quantize(file, journal, unit, block, members, lambda: self._vision(block, inputs.load(before)))
             yield from self._vision(block, inputs.load(before))
-        elif unit != HEAD:
+        elif unit != HEAD_UNIT:
             block = self._load(lambda: decoder.decoder_block(config.decoder), unit, members)
             largest = [0.0, 0.0]
 
@@ -214,7 +217,7 @@ class LayerwisePass:
         }
         if not any(self._needs_samples(scheme) for scheme in schemes.values()):
             return
-        groups = ADAPTER_GROUPS if unit == ADAPTER else BLOCK_GROUPS
+        groups = ADAPTER_GROUPS if unit == ADAPTER_UNIT else BLOCK_GROUPS
         gptq = [name for name, scheme in schemes.items() if scheme.group and self.recipe.method == "gptq"]
         statistics, handles = watch(module, groups, len(self.prompts), gptq)
         for _ in forward():
@@ -243,7 +246,7 @@ class LayerwisePass:
             yield from (torch.from_numpy(image)[None] for image in prompt.images)
 
     def _patches(self, members: Sequence[Parameter]) -> Iterator[Tensor]:
-        module = self._load(lambda: vision.PatchEmbedding(self.checkpoint.config.vision), PATCHES, members)
+        module = self._load(lambda: vision.PatchEmbedding(self.checkpoint.config.vision), PATCHES_UNIT, members)
         for pixels in self._images():
             yield module(pixels)[0]  # (1, P, D)
 

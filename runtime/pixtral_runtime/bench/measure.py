@@ -39,7 +39,7 @@ from pixtral_runtime.inputs.image import decode_image
 from pixtral_runtime.inputs.image_files import read_image_file
 from pixtral_runtime.inputs.prompt import Prompt
 
-QUESTION = "Describe this image in one short sentence."
+BENCH_QUESTION = "Describe this image in one short sentence."
 
 
 class Endless:
@@ -239,7 +239,7 @@ def _encode(model: Model, prompts: Sequence[Prompt]) -> Iterator[npt.NDArray[Any
 def _prompt(model: Model, case: Case, picture: bytes | Image.Image) -> Prompt:
     """A request about one picture, its text filled up to the case's number of tokens."""
     pixels = decode_image(picture, "image").pixels if isinstance(picture, bytes) else picture
-    prompt = model.prompts.build(user_message(QUESTION, [pixels]))
+    prompt = model.prompts.build(user_message(BENCH_QUESTION, [pixels]))
     missing = case.prompt_tokens - (len(prompt.token_ids) - prompt.image_tokens)
     if missing <= 0:
         return prompt

@@ -12,7 +12,7 @@ from pixtral_runtime.bundle.onnx_weights import BYTES, VARINT
 
 ONNX_DTYPES = {"float32": 1, "uint8": 2, "int8": 3, "int32": 6}
 
-IR_VERSION, OPSET = 10, 21
+ONE_NODE_IR_VERSION, ONE_NODE_OPSET = 10, 21
 
 ATTRIBUTE_INT = 2
 
@@ -38,9 +38,9 @@ def single_node(
         )
     graph += b"".join(_field(11, _value(name, array.dtype.name, array.shape)) for name, array in inputs.items())
     graph += _field(12, _value("y", *output))
-    opsets = {domain: 1} | {"": OPSET}
+    opsets = {domain: 1} | {"": ONE_NODE_OPSET}
     imported = b"".join(_field(8, _field(1, name) + _field(2, version)) for name, version in opsets.items())
-    return _field(1, IR_VERSION) + _field(7, graph) + imported
+    return _field(1, ONE_NODE_IR_VERSION) + _field(7, graph) + imported
 
 
 def _value(name: str, dtype: str, shape: Sequence[int]) -> bytes:

@@ -16,7 +16,7 @@ from pixtral_runtime.bench.report import (
 )
 from pixtral_runtime.html_page import CLOSING, bullets, facts, note, opening, table
 
-STYLE = """th, td { white-space: nowrap; }
+BENCH_STYLE = """th, td { white-space: nowrap; }
 figure { margin: 1rem 0; background: #fff; border-radius: 8px; padding: .5rem; overflow-x: auto; }
 figure svg { max-width: 100%; height: auto; }
 """
@@ -27,7 +27,7 @@ def bench_page(report: Report, changes: Sequence[StageChange] = ()) -> str:
     setting = {name: value for name, value in report.setting.items() if isinstance(value, str | int | float)}
     compared = table(("case", "stage", "change of the median", "p", ""), change_rows(changes)) if changes else ""
     parts = [
-        opening(f"pixtral bench, {setting.get('device') or 'this machine'}", style=STYLE),
+        opening(f"pixtral bench, {setting.get('device') or 'this machine'}", style=BENCH_STYLE),
         facts(setting),
         "<h2>What makes the figures doubtful</h2>",
         bullets(report.remarks) or "<p>Nothing.</p>",

@@ -24,15 +24,21 @@ PLOTTED_STAGES = ("image", "preprocess", "vision", "prefill", "decode")
 STAGE_COLORS = dict(zip(PLOTTED_STAGES, ("#bbbbbb", "#66ccee", "#228833", "#4477aa", "#ee6677"), strict=True))
 """Paul Tol's bright scheme, which people see who see fewer colours."""
 STAGE_MARKERS = {"vision": "s", "prefill": "^", "decode": "o"}
-STYLE: Any = {"svg.fonttype": "none", "svg.hashsalt": "pixtral", "font.family": "sans-serif", "axes.spines.top": False,
-      "axes.spines.right": False, "figure.constrained_layout.use": True}  # fmt: skip
+PLOT_STYLE: Any = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "pixtral",
+    "font.family": "sans-serif",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "figure.constrained_layout.use": True,
+}
 
 
 def draw_plots(report: Report) -> dict[str, Figure]:
     """Figures by name: latency, load, roofline, those that the report has data for."""
     import matplotlib as mpl
 
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(PLOT_STYLE):
         drawn = {"latency": _latency(report), "load": _load(report), "roofline": _roofline(report)}
     return {name: figure for name, figure in drawn.items() if figure is not None}
 
@@ -42,7 +48,7 @@ def svg_of(figure: Figure) -> str:
     import matplotlib as mpl
 
     text = io.StringIO()
-    with mpl.rc_context(STYLE):
+    with mpl.rc_context(PLOT_STYLE):
         figure.savefig(text, format="svg", metadata={"Date": None, "Creator": None})
     svg = text.getvalue()
     return svg[svg.index("<svg") :]

@@ -14,7 +14,7 @@ import numpy as np
 
 from pixtral_runtime.stats import ALPHA, SEED, Samples, finite_values, mann_whitney
 
-BOOTSTRAP_SAMPLES = 2000
+MEDIAN_RESAMPLES = 2000
 LEAST_SAMPLES = 9  # a third of fewer can never be significantly slow
 DRIFT_SHARE = 0.02  # of the median; less is not worth a longer warm-up
 NOISE_CV = 0.05  # coefficient of variation
@@ -87,7 +87,7 @@ def significance(old: Samples, new: Samples) -> Difference:
     if min(medians) <= 0:
         raise ValueError(f"medians {medians[0]} and {medians[1]} have no ratio: samples must be positive")
     rng = np.random.default_rng(SEED)
-    resampled = [np.median(rng.choice(side, (BOOTSTRAP_SAMPLES, len(side))), axis=1) for side in (before, after)]
+    resampled = [np.median(rng.choice(side, (MEDIAN_RESAMPLES, len(side))), axis=1) for side in (before, after)]
     low, high = np.percentile(resampled[1] / resampled[0], (2.5, 97.5))
     return Difference(float(medians[1] / medians[0]), float(low), float(high), mann_whitney(before, after))
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from pixtral_runtime.compare.result import NEAR_TIE_NATS, BundleComparison, CaseDifference, Side, db_text, speed_text
-from pixtral_runtime.html_page import CLOSING, Cell, note, opening, table, text
+from pixtral_runtime.html_page import CLOSING, Cell, escaped, note, opening, table
 
 BAR_PX, ROW_PX = 420, 22  # the longest bar, and a row of a chart
 
 Bar = tuple[float | None, str, str]
 """Length (None: endless, drawn as long as the longest), what to write beside it, CSS class."""
 
-STYLE = """svg text { font: 12px system-ui, sans-serif; fill: var(--ink); } svg .key { fill: var(--mark); }
+COMPARE_STYLE = """svg text { font: 12px system-ui, sans-serif; fill: var(--ink); } svg .key { fill: var(--mark); }
 svg .value { fill: var(--mark2); } .swatch { display: inline-block; width: .8em; height: .8em; border-radius: 2px; }
 """
 
@@ -26,7 +26,7 @@ def compare_page(report: BundleComparison) -> str:
     reference, candidate = report.reference, report.candidate
     settings = ", ".join(f"{name} {'-' if value is None else value}" for name, value in report.settings.items())
     parts = [
-        opening(f"{candidate.bundle} against {reference.bundle}", style=STYLE),
+        opening(f"{candidate.bundle} against {reference.bundle}", style=COMPARE_STYLE),
         note(
             f"{candidate.precision} against {reference.precision}, the reference, over {len(report.cases)} cases. "
             f"{settings}."
@@ -96,7 +96,7 @@ def _layers_note(report: BundleComparison) -> str:
         f'<span class="swatch" style="background: var({colour})"></span> {name}'
         for colour, name in (("--mark", "keys"), ("--mark2", "values"))
     )
-    return f'<p class="note">{text(said)} Longer bars are better. {legend}</p>'
+    return f'<p class="note">{escaped(said)} Longer bars are better. {legend}</p>'
 
 
 def _case_row(number: int, case: CaseDifference) -> list[str | Cell]:
@@ -137,11 +137,11 @@ def _bars(groups: Sequence[tuple[str, Sequence[Bar]]]) -> str:
     shapes: list[str] = []
     y = 0
     for label, bars in groups:
-        shapes.append(f'<text x="44" y="{y + 15}" text-anchor="end">{text(label)}</text>')
+        shapes.append(f'<text x="44" y="{y + 15}" text-anchor="end">{escaped(label)}</text>')
         for length, caption, kind in bars:
             width = BAR_PX if length is None else max(length, 0.0) * scale
             shapes.append(f'<rect class="{kind}" x="52" y="{y + 4}" width="{width:.1f}" height="14" rx="2"/>')
-            shapes.append(f'<text x="{58 + width:.1f}" y="{y + 15}">{text(caption)}</text>')
+            shapes.append(f'<text x="{58 + width:.1f}" y="{y + 15}">{escaped(caption)}</text>')
             y += ROW_PX
     width_px = BAR_PX + 150
     svg = f'<svg width="{width_px}" height="{y}" viewBox="0 0 {width_px} {y}" role="img">{"".join(shapes)}</svg>'

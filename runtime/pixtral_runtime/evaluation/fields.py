@@ -55,7 +55,7 @@ def asked(question: str, images: Sequence[Path], prompt: str = "") -> tuple[Mess
     return (Message("user", (*images, f"{question}\n{prompt}" if prompt else question)),)
 
 
-def read_json(path: Path) -> Any:
+def read_dataset_json(path: Path) -> Any:
     """A dataset's own JSON file. Raises InputError."""
     try:
         return json.loads(path.read_bytes())

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from pixtral_runtime.stats import ALPHA, SEED, Samples, finite_values, mcnemar, wilson
 
-BOOTSTRAP_SAMPLES = 10_000
+MEAN_RESAMPLES = 10_000
 NUMBERS_DRAWN_AT_A_TIME = 1 << 22  # 32 MB
 
 WORDING_POINTS = {"mathvista": 1.0, "mmmu": 1.5, "chartqa": 0.4}
@@ -107,16 +107,16 @@ def verdict(task: str, change: Paired) -> str:
 
 
 def _means(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Means of `BOOTSTRAP_SAMPLES` samples of as many values, drawn with replacement."""
+    """Means of `MEAN_RESAMPLES` samples of as many values, drawn with replacement."""
     unique, counts = np.unique(values, return_counts=True)
     rng = np.random.default_rng(SEED)
     if len(unique) <= 16:  # scores are mostly 0 and 1: drawing how often each comes is drawing them
-        drawn = rng.multinomial(len(values), counts / len(values), BOOTSTRAP_SAMPLES)
+        drawn = rng.multinomial(len(values), counts / len(values), MEAN_RESAMPLES)
         few: npt.NDArray[np.float64] = drawn @ unique / len(values)
         return few
     rows = max(1, NUMBERS_DRAWN_AT_A_TIME // len(values))
     blocks = [
-        rng.choice(values, (min(rows, BOOTSTRAP_SAMPLES - done), len(values))).mean(1)
-        for done in range(0, BOOTSTRAP_SAMPLES, rows)
+        rng.choice(values, (min(rows, MEAN_RESAMPLES - done), len(values))).mean(1)
+        for done in range(0, MEAN_RESAMPLES, rows)
     ]
     return np.concatenate(blocks)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pixtral_runtime.evaluation.fields import asked, label, read_json, text, texts
+from pixtral_runtime.evaluation.fields import asked, label, read_dataset_json, text, texts
 from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example, Row, SaveImage, Task
 
@@ -20,7 +20,7 @@ def examples(row: Row, number: int, save: SaveImage) -> list[Example]:
 def read(folder: Path) -> Iterator[Row]:
     """The authors' own files: `test/test_human.json`, `test/test_augmented.json`, `test/png`."""
     for kind, name in OWN_FILES.items():
-        for one in read_json(folder / "test" / name):
+        for one in read_dataset_json(folder / "test" / name):
             image = f"test/png/{one['imgname']}"
             yield {"type": kind, "question": one.get("query"), "answer": one.get("label"), "image": image}
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pixtral_runtime.evaluation.fields import asked, label, read_json, text, texts
+from pixtral_runtime.evaluation.fields import asked, label, read_dataset_json, text, texts
 from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example, Row, SaveImage, Task
 
@@ -19,7 +19,7 @@ def examples(row: Row, number: int, save: SaveImage) -> list[Example]:
 
 def read(folder: Path) -> Iterator[Row]:
     """The Robust Reading Competition's own file; its pictures are in `documents`."""
-    yield from read_json(folder / OWN_FILE)["data"]
+    yield from read_dataset_json(folder / OWN_FILE)["data"]
 
 
 TASK = Task(

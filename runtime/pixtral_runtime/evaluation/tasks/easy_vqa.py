@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pixtral_runtime.evaluation.fields import asked, label, read_json, text, texts
+from pixtral_runtime.evaluation.fields import asked, label, read_dataset_json, text, texts
 from pixtral_runtime.evaluation.task import Example, Row, SaveImage, Task
 
 COLORS = ("black", "blue", "brown", "gray", "green", "red", "teal", "yellow")
@@ -21,7 +21,7 @@ def examples(row: Row, number: int, save: SaveImage) -> list[Example]:
 def read(folder: Path) -> Iterator[Row]:
     """The package's files: `questions.json` as [question, answer, picture], and pictures by number."""
     below = "test/" if (folder / "test").is_dir() else ""
-    for question, answer, picture in read_json(folder / f"{below}questions.json"):
+    for question, answer, picture in read_dataset_json(folder / f"{below}questions.json"):
         yield {"question": question, "answer": answer, "image": f"{below}images/{picture}.png"}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pixtral_runtime.evaluation.fields import asked, label, read_json, text
+from pixtral_runtime.evaluation.fields import asked, label, read_dataset_json, text
 from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example, Row, RowError, SaveImage, Task
 
@@ -25,7 +25,7 @@ def examples(row: Row, number: int, save: SaveImage) -> list[Example]:
 
 def read(folder: Path) -> Iterator[Row]:
     """The authors' own `testmini.json`; pictures are where its `image` says."""
-    for pid, one in read_json(folder / "testmini.json").items():
+    for pid, one in read_dataset_json(folder / "testmini.json").items():
         yield {"pid": pid} | one | {"decoded_image": one.get("image")}
 
 

@@ -10,7 +10,7 @@ from pixtral_runtime.evaluation.fields import label, text
 from pixtral_runtime.evaluation.task import Example, Row, RowError, SaveImage, Task
 from pixtral_runtime.inputs.conversation import Message
 
-ROLES = ("user", "assistant")
+ANSWERED_ROLES = ("user", "assistant")
 
 
 def examples(row: Row, number: int, save: SaveImage) -> list[Example]:
@@ -38,7 +38,7 @@ def _turns(source: str) -> list[str]:
         raise RowError(f"conversation is not JSON: {error}") from error
     if not isinstance(messages, list) or not messages or len(messages) % 2:
         raise RowError("conversation is no list of questions and answers")
-    return [_text(message, ROLES[place % 2]) for place, message in enumerate(messages)]
+    return [_text(message, ANSWERED_ROLES[place % 2]) for place, message in enumerate(messages)]
 
 
 def _text(message: Any, role: str) -> str:

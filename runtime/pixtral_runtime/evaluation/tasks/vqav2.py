@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from pixtral_runtime.evaluation.fields import asked, label, read_json, text, texts
+from pixtral_runtime.evaluation.fields import asked, label, read_dataset_json, text, texts
 from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example, Row, SaveImage, Task
 
-QUESTIONS = "v2_OpenEnded_mscoco_val2014_questions.json"
-ANSWERS = "v2_mscoco_val2014_annotations.json"
+QUESTIONS_FILE = "v2_OpenEnded_mscoco_val2014_questions.json"
+ANSWERS_FILE = "v2_mscoco_val2014_annotations.json"
 
 
 def examples(row: Row, number: int, save: SaveImage) -> list[Example]:
@@ -26,8 +26,8 @@ def examples(row: Row, number: int, save: SaveImage) -> list[Example]:
 
 def read(folder: Path) -> Iterator[Row]:
     """The authors' own files, with MS COCO's pictures beside them."""
-    answers = {one["question_id"]: one for one in read_json(folder / ANSWERS)["annotations"]}
-    for one in read_json(folder / QUESTIONS)["questions"]:
+    answers = {one["question_id"]: one for one in read_dataset_json(folder / ANSWERS_FILE)["annotations"]}
+    for one in read_dataset_json(folder / QUESTIONS_FILE)["questions"]:
         image = f"val2014/COCO_val2014_{one['image_id']:012}.jpg"
         yield one | answers.get(one["question_id"], {}) | {"image": image}
 
