@@ -62,7 +62,7 @@ def compare(
     paths = collect_images(images, sys.stdin)[:limit] if images else []
     if not images and prompts is None:
         output.warn("no images given, so one prompt alone is compared; add --images FOLDER")
-    settings = CompareSettings(max_new_tokens, exif, max_image_side, image_tokens, threads)
+    settings = CompareSettings(max_new_tokens, exif, max_image_side, image_tokens, threads, output.hint_of)
     with output.progress() as bars:
         report = compare_bundles(
             reference, candidate, paths, texts if paths else texts[:limit], settings, progress=bars.stage

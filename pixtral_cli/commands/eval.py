@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from pixtral_cli import output
 from pixtral_cli.eval_files import Files, evaluate_bundle, image_cache, judge_options
 from pixtral_cli.eval_tables import print_evaluation, write_page
 from pixtral_cli.options import (
@@ -80,7 +81,7 @@ def eval(
     refuse_unused_by_engines(context, backend)
     chosen = task_named(task)
     wanted, memory_bytes = slots_wanted(batch, memory_limit)
-    worker = WorkerOptions(backend, threads, wanted, memory_bytes)
+    worker = WorkerOptions(backend, threads, wanted, memory_bytes, write_hint=output.hint_of)
     files = Files(save, html, resume, force)
     files.check()
     judge = judge_options(chosen, judge_url, judge_model, save)

@@ -121,7 +121,9 @@ def run(
         *(preprocess, max_image_side, image_tokens, exif, temperature, top_p, seed, digest),
     )
     wanted, memory_bytes = slots_wanted(batch, memory_limit)
-    options = WorkerOptions(backend, threads, wanted, memory_bytes, drafts, schema, embedding_cache)
+    options = WorkerOptions(
+        backend, threads, wanted, memory_bytes, drafts, schema, embedding_cache, write_hint=output.hint_of
+    )
     worker = Worker(bundle, settings, options)
     asked = _asked(paths or [], prompt or [QUESTION], requests, system, max_new_tokens, recursive, shard)[:limit]
     check_fit(worker.prompts, asked)

@@ -9,6 +9,7 @@ in CONTRIBUTING.md); library users catch `PixtralError` or one of its kinds.
 from __future__ import annotations
 
 import errno
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -58,6 +59,15 @@ class PixtralError(Exception):
     def options(self) -> tuple[Option, ...]:
         """The settings among the remedies."""
         return tuple(remedy for remedy in self.remedies if isinstance(remedy, Option))
+
+
+HintWriter = Callable[[PixtralError], str]
+"""How a face writes the remedies of an error that it records instead of raising it."""
+
+
+def python_hint(error: PixtralError) -> str:
+    """The remedies as a Python caller reads them."""
+    return error.hint
 
 
 class InputError(PixtralError):

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixtral_runtime.batch.records import Record, Request, Settings, record_key, record_of
-from pixtral_runtime.errors import InputError, PixtralError
+from pixtral_runtime.errors import HintWriter, InputError, PixtralError, python_hint
 from pixtral_runtime.generation.generation import Generation, StageTimes
 from pixtral_runtime.generation.model import Model
 from pixtral_runtime.generation.scheduler import Scheduler
@@ -42,6 +42,7 @@ class JobOptions:
     schema: JsonSchema | None = None
     features: FeatureCache | None = None
     done: Mapping[str, Record] = field(default_factory=dict)  # by id: records that need not be made again
+    write_hint: HintWriter = python_hint  # of records without an answer
 
 
 @dataclass
@@ -148,7 +149,7 @@ class Job:
             record.image_tokens, record.prompt_tokens = prompt.image_tokens, len(prompt.token_ids)
             record.times_ms["preprocess"] = _ms_since(started)
         except InputError as error:
-            _fail(record, error)
+            self._fail(record, error)
             return _Loaded(request, record, known=before is not None and before.key == record.key)
         return _Loaded(request, record, prompt)
 
@@ -161,13 +162,13 @@ class Job:
         try:
             scheduler.submit(generation)
         except InputError as error:
-            _fail(loaded.record, error)
+            self._fail(loaded.record, error)
             return None
         return generation
 
     def _finish(self, record: Record, generation: Generation) -> Record:
         if generation.error is not None:
-            _fail(record, generation.error)
+            self._fail(record, generation.error)
             return record
         record.answer = self._model.prompts.detokenize(generation.token_ids)
         record.finish_reason, record.new_tokens = generation.finish_reason, len(generation.token_ids)
@@ -177,9 +178,8 @@ class Job:
         record.times_ms |= {name: round(value, 3) for name, value in stages.items()}
         return record
 
-
-def _fail(record: Record, error: PixtralError) -> None:
-    record.error, record.hint = str(error), error.hint
+    def _fail(self, record: Record, error: PixtralError) -> None:
+        record.error, record.hint = str(error), self._options.write_hint(error)
 
 
 def _cancel(loading: deque[Future[_Loaded]]) -> None:

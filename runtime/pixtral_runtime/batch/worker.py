@@ -11,6 +11,7 @@ from pixtral_runtime.batch.fit import choose_slots
 from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Record, Request, Settings
 from pixtral_runtime.bundle.manifest import open_bundle
+from pixtral_runtime.errors import HintWriter, python_hint
 from pixtral_runtime.generation.feature_cache import FeatureCache
 from pixtral_runtime.generation.json_schema import compile_schema
 from pixtral_runtime.generation.model import Model, load_bundle
@@ -34,6 +35,7 @@ class WorkerOptions:
     schema: str | None = None
     embedding_cache: Path | None = None
     embedding_cache_bytes: int = 20_000_000_000
+    write_hint: HintWriter = python_hint  # a function of a module, so that it travels to other processes
 
 
 class Worker:
@@ -67,5 +69,8 @@ class Worker:
         options = self._options
         slots = choose_slots(self.model, requests, options.batch, options.memory_bytes)
         return Job(
-            self.model, requests, self.settings, JobOptions(slots, options.drafts, self._schema, self._features, done)
+            self.model,
+            requests,
+            self.settings,
+            JobOptions(slots, options.drafts, self._schema, self._features, done, options.write_hint),
         )

@@ -39,7 +39,7 @@ from pixtral_runtime.compare.result import (
     Skipped,
     WorstLayer,
 )
-from pixtral_runtime.errors import BundleError, ImageError, InputError
+from pixtral_runtime.errors import BundleError, HintWriter, ImageError, InputError, python_hint
 from pixtral_runtime.generation.model import Answer, Model, load_bundle
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image_files import open_image
@@ -63,6 +63,7 @@ class CompareSettings:
     max_image_side: int | None = None
     image_tokens: int | None = None
     threads: int = 0
+    write_hint: HintWriter = python_hint  # of what is skipped
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ def _record(
     skipped: list[Skipped] = []
     total = max(1, len(images)) * len(texts)
     progress("reference", 0, total)
-    for done, request in enumerate(_requests(model.prompts, images, texts, settings.apply_exif), start=1):
+    for done, request in enumerate(_requests(model.prompts, images, texts, settings), start=1):
         if isinstance(request, Skipped):
             skipped.append(request)
         else:
@@ -219,21 +220,21 @@ def _record(
 
 
 def _requests(
-    prompts: PromptBuilder, images: Sequence[Path], texts: Sequence[str], apply_exif: bool
+    prompts: PromptBuilder, images: Sequence[Path], texts: Sequence[str], settings: CompareSettings
 ) -> Iterator[tuple[str | None, str, Prompt] | Skipped]:
     paths: Sequence[Path | None] = images or [None]
     for path in paths:
         name = None if path is None else str(path)
         try:
-            pictures = [] if path is None else [open_image(path, apply_exif=apply_exif)]
+            pictures = [] if path is None else [open_image(path, apply_exif=settings.apply_exif)]
         except ImageError as error:
-            yield Skipped(name, None, str(error), error.hint)
+            yield Skipped(name, None, str(error), settings.write_hint(error))
             continue
         for text in texts:
             try:
                 yield name, text, prompts.build(user_message(text, pictures))
             except InputError as error:
-                yield Skipped(name, text, str(error), error.hint)
+                yield Skipped(name, text, str(error), settings.write_hint(error))
 
 
 def _forced_pass(model: Model, prompt: Prompt, tokens: Sequence[int]) -> _Pass:

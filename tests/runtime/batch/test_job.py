@@ -13,6 +13,7 @@ from PIL import Image
 
 from helpers.bundles import export_tiny
 from helpers.tiny import tiny_config, write_checkpoint
+from pixtral_cli.output import hint_of
 from pixtral_runtime import Message, Model, load
 from pixtral_runtime.batch.fit import MOST_SLOTS, check_fit, choose_slots
 from pixtral_runtime.batch.job import Job, JobOptions
@@ -191,3 +192,12 @@ def _decodes(path: Path) -> bool:
     except ImageError:
         return False
     return True
+
+
+def test_a_record_has_the_hint_as_its_face_writes_options(model: Model) -> None:
+    requests = [Request("long", user_message("word " * model.bundle.limits.max_context))]
+    plain, typed = (
+        run(model, requests, options)["long"].hint or "" for options in (DEFAULT, JobOptions(write_hint=hint_of))
+    )
+    assert "image_tokens=N" in plain and "--" not in plain.partition(";")[0]
+    assert "--image-tokens N" in typed
