@@ -179,7 +179,7 @@ def test_run_scales_images_to_a_budget(bundle: Path, tmp_path: Path) -> None:
         (["PHOTOS", "-p", "@nowhere.txt"], "prompt file"),
         (["PHOTOS", "-p", "go " * 600], "context of 512"),
         (["PHOTOS", "--max-image-side", "9999"], "limit of 256"),
-        (["PHOTOS", "--preprocess", "clip"], "mistral, hf"),
+        (["PHOTOS", "--preprocess", "clip"], "--preprocess mistral|hf"),
         (["PHOTOS", "--temperature", "-1"], "temperature"),
         (["EMPTY"], "no images"),
         ([], "either images or a file"),

@@ -159,7 +159,7 @@ def test_a_file_may_be_merged_into_itself_when_forced(shards: list[Path]) -> Non
         (["nowhere.jsonl", "-o", "OUT"], "cannot be read"),
         (["NOTES", "-o", "OUT"], "is no results file: line 1"),
         (["SHARD", "-o", "SHARD/all.jsonl"], "cannot be written"),
-        (["SHARD", "-o", "OUT", "--format", "xlsx"], "jsonl, csv, parquet"),
+        (["SHARD", "-o", "OUT", "--format", "xlsx"], "--format jsonl|csv|parquet"),
     ],
 )
 def test_what_cannot_be_used_is_refused(shards: list[Path], tmp_path: Path, arguments: list[str], words: str) -> None:
