@@ -18,6 +18,19 @@ def fix_cache_rows(model: onnx.ModelProto, rows: int) -> None:
                 dim.dim_value = rows
 
 
+def drop_zero_points(model: onnx.ModelProto) -> None:
+    """Take away zero points that are all zero: TensorRT's are, and it takes none for scales of blocks."""
+    made_by = {node.output[0]: node for node in model.graph.node}
+    kept: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        zeros = made_by.get(node.input[2]) if node.op_type == "DequantizeLinear" and len(node.input) > 2 else None
+        if zeros is not None and zeros.op_type == "ConstantOfShape":
+            kept.remove(zeros)
+            del node.input[2]
+        kept.append(node)
+    replace_nodes(model, kept)
+
+
 def scatter_into_cache(model: onnx.ModelProto, *, every_type: bool = False) -> None:
     """Replace TensorScatter by ScatterElements where the cache holds int8, which TensorRT's cache operator refuses.
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixtral_engines.lowering import dequantize_before_gather, fix_cache_rows, scatter_into_cache
+from pixtral_engines.lowering import dequantize_before_gather, drop_zero_points, fix_cache_rows, scatter_into_cache
 from pixtral_engines.lowering_trt10_3 import COMPAT, COMPAT_OPSET, lower_for_trt10_3
 from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.bundle.manifest import Bundle
@@ -59,6 +59,7 @@ def lower(path: Path, cache_rows: int, *, compat: bool = False) -> onnx.ModelPro
 
     model = onnx.load(path, load_external_data=False)
     fix_cache_rows(model, cache_rows)
+    drop_zero_points(model)
     dequantize_before_gather(model)
     if compat:
         lower_for_trt10_3(model)

@@ -129,6 +129,7 @@ def _quantization(plan: ExportPlan, journal: Journal, notes: dict[str, object]) 
         "keep": list(plan.settings.keep),
         "cache_scales": journal.cache_scales,
         "unquantized_inputs": journal.fallbacks,
+        "zero_points": True,  # of int8 weights that products of int8 do not read; see GraphBuilder
         **notes,
     }
 

@@ -9,7 +9,6 @@ from statistics import mean
 
 import numpy as np
 import onnx
-import onnxruntime as ort
 import pytest
 import torch
 from numpy.typing import NDArray
@@ -31,6 +30,7 @@ from pixtral_export.quantization.formats import FORMATS, expand_scales, fake_qua
 from pixtral_export.weights.layerwise import units
 from pixtral_export.weights.weight_file import WeightFile
 from pixtral_runtime import load
+from pixtral_runtime.backends.ort_session import open_graph
 from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, VisionConfig
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
 from pixtral_runtime.errors import InputError, MachineError
@@ -138,9 +138,9 @@ def _idle(*_: object) -> None:
 
 
 def run(bundle: Bundle, graph: str, feeds: dict[str, NDArray[np.generic]]) -> NDArray[np.float32]:
-    options = ort.SessionOptions()
-    options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")  # float32 inside, not int8
-    session = ort.InferenceSession(bundle.graph_path(graph), options, providers=["CPUExecutionProvider"])
+    session = open_graph(
+        bundle.graph_path(graph), has_int8_products=bundle.precision == "int8", accuracy_level=1
+    )  # float32 inside, not int8
     return np.asarray(session.run(None, feeds)[0])
 
 

@@ -32,6 +32,7 @@ class GraphBuilder:
         self._spec = spec
         self._weights = weights
         self._input_scales = input_scales
+        self._has_int8_products = any(weights[name].dtype == "int8" for name in input_scales)
         self._location = location
         self._nodes: list[ir.Node] = []
         self._initializers: dict[str, ir.Value] = {}
@@ -144,14 +145,29 @@ class GraphBuilder:
     def _dequantized(self, name: str) -> ir.Value:
         codes, scales = self.weight(name), self.weight(scale_name(name))
         shape, scale_shape = self._weights[name].shape, self._weights[scale_name(name)].shape
+        zeros = [self._zeros(name)] if self._has_int8_products and name not in self._input_scales else []
         if len(scale_shape) == 1:
-            return self._add("DequantizeLinear", [codes, scales], f"{name}.dequantize", ir.AttrInt64("axis", 1))
+            axis = ir.AttrInt64("axis", 1)
+            return self._add("DequantizeLinear", [codes, scales, *zeros], f"{name}.dequantize", axis)
         block = shape[0] // scale_shape[0]
         if global_scale_name(name) in self._weights:
             unit = self.weight(global_scale_name(name))
             scales = self._add("DequantizeLinear", [scales, unit], f"{scales.name}.dequantize")
         attributes = (ir.AttrInt64("axis", 0), ir.AttrInt64("block_size", block))
-        return self._add("DequantizeLinear", [codes, scales], f"{name}.dequantize", *attributes)
+        return self._add("DequantizeLinear", [codes, scales, *zeros], f"{name}.dequantize", *attributes)
+
+    def _zeros(self, name: str) -> ir.Value:
+        """Zero points of int8 weights that no product of int8 reads, made by a node: the file need not hold them.
+
+        Where ONNX Runtime turns int8 weights into uint8 (`x64quantprecision`), it moves the zero points that are there;
+        without any it makes a single one, which does not fit scales of columns or blocks.
+        """
+        shape = np.array(self._weights[scale_name(name)].shape, np.int64)
+        sizes = ir.Value(name=f"{name}_zero_shape", type=ir.TensorType(ir.DataType.INT64), shape=ir.Shape(shape.shape))
+        sizes.const_value = ir.tensor(shape, name=sizes.name)
+        self._initializers[f"{name}_zero_shape"] = sizes
+        value = ir.AttrTensor("value", ir.tensor(np.zeros(1, np.int8)))
+        return self._add("ConstantOfShape", [sizes], f"{name}_zero", value)
 
     def _zero_point(self, dtype: ir.DataType) -> ir.Value:
         """The zero of a type, which tells QuantizeLinear its output type."""

@@ -9,11 +9,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from pixtral_runtime.backends.ort_session import open_graph
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bench.one_node_model import single_node
 from pixtral_runtime.bench.spread import Spread
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.errors import SettingError, extra_missing
+from pixtral_runtime.errors import SettingError
 
 BANDWIDTH_BYTES = 1 << 29  # far beyond any cache
 BANDWIDTH_PASSES = 5
@@ -56,15 +57,8 @@ def measure_matrix_rate(threads: int, kind: str = "float32") -> Spread:
     """
     if kind not in MATRIX_KINDS:
         raise SettingError(f"no matrix kind '{kind}'", f"one of {', '.join(MATRIX_KINDS)}")
-    try:
-        import onnxruntime as ort
-    except ImportError as error:
-        raise extra_missing("onnxruntime", "cpu", "Measuring matrix products") from error
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.log_severity_level = 3
     model, feeds = MATRIX_KINDS[kind](np.random.default_rng(0))
-    session = ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    session = open_graph(model, threads)
     session.run(None, feeds)
     flops, begun = 2 * math.prod(MATRIX_SHAPE), time.perf_counter()
     rates: list[float] = []

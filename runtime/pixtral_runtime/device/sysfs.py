@@ -50,6 +50,12 @@ def jetson_model(root: Path = SYSTEM) -> str | None:
     return model if model and "jetson" in model.lower() else None
 
 
+def int8_sums_saturate(root: Path = SYSTEM) -> bool:
+    """Whether the processor's fastest sums of int8 products overflow: x86 with AVX2 and without VNNI."""
+    flags = read_fields(root / "proc/cpuinfo").get("flags", "").split()
+    return "avx2" in flags and not any(flag.endswith("vnni") for flag in flags)
+
+
 def cpu_name(root: Path = SYSTEM) -> str | None:
     """The processor's name; None where the kernel does not say, as on most ARM machines."""
     return read_fields(root / "proc/cpuinfo").get("model name")

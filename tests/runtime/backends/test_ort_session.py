@@ -10,15 +10,16 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 import pytest
+from onnx import helper, numpy_helper
 
 from helpers.bundles import exported
 from helpers.places import DEMO
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends.ort_caches import CACHE_STEP_ROWS, DeviceCache, OrtCache
-from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
+from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings, open_graph
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import CachePairs, TensorSpec
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import BundleError, InputError
 
 
 @pytest.fixture(scope="module")
@@ -47,6 +48,50 @@ def test_products_of_int8_bundles_are_computed_in_int8(
     kinds = Counter(node.op_type for node in nodes)
     assert left == []
     assert kinds["MatMulIntegerToFloat"] >= (21 if graph == "decoder" else 28)
+
+
+EXACT = 1e-6  # seen 6e-8; 0.19 on AVX2 if sums of two products may saturate in 16 bits
+
+
+def test_products_of_int8_are_exact_whatever_the_processor(tmp_path: Path) -> None:
+    """Codes as large as they come: on x86 without VNNI ONNX Runtime's first choice of kernels saturates."""
+    rng = np.random.default_rng(0)
+    codes = rng.integers(-127, 128, (512, 256)).astype(np.int8)
+    x = rng.integers(-128, 128, (8, 512)).astype(np.float32)
+    weights = {"w": codes, "scales": np.full(256, 0.5, np.float32), "scale": np.float32(1), "zero": np.int8(0)}
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "scale", "zero"], ["codes"]),
+        helper.make_node("DequantizeLinear", ["codes", "scale", "zero"], ["rounded"]),
+        helper.make_node("DequantizeLinear", ["w", "scales"], ["wide"], axis=1),
+        helper.make_node("MatMul", ["rounded", "wide"], ["y"]),
+    ]
+    graph = helper.make_graph(
+        nodes,
+        "products",
+        [helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, x.shape)],
+        [helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, (8, 256))],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in weights.items()],
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10)
+    session = open_graph(model.SerializeToString(), has_int8_products=True, optimized=tmp_path / "optimized.onnx")
+    (seen,) = session.run(None, {"x": x})
+    kinds = {node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node}
+    assert kinds == {"QuantizeLinear", "MatMulIntegerToFloat"}  # in int8, not in float
+    expected = x.astype(np.float64) @ codes.astype(np.float64) * 0.5
+    assert np.abs(seen - expected).max() <= EXACT * np.abs(expected).max()
+
+
+def test_an_int8_bundle_that_would_be_computed_wrong_here_is_refused(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Bundles of before have no zero points that ONNX Runtime could move."""
+    monkeypatch.setattr("pixtral_runtime.backends.ort_session.int8_sums_saturate", lambda: True)
+    with pytest.raises(BundleError, match="exactly") as raised:
+        OrtSession(replace(bundle, precision="int8", quantization={}), "vision", OrtSettings())
+    assert "--precision int8 --force" in raised.value.hint
+    OrtSession(replace(bundle, precision="int8", quantization={"zero_points": True}), "vision", OrtSettings())
+    monkeypatch.setattr("pixtral_runtime.backends.ort_session.int8_sums_saturate", lambda: False)
+    OrtSession(replace(bundle, precision="int8", quantization={}), "vision", OrtSettings())
 
 
 def cache(slots: int, rows: int) -> OrtCache:

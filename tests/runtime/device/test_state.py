@@ -21,6 +21,7 @@ from pixtral_runtime.device.jetson import parse_nvpmodel
 from pixtral_runtime.device.nvml import open_gpu
 from pixtral_runtime.device.state import DeviceState, read_state, run_command
 from pixtral_runtime.device.state_warnings import StateWarning, load_between, state_warnings
+from pixtral_runtime.device.sysfs import int8_sums_saturate
 from pixtral_runtime.device.throttling import Temperature
 from pixtral_runtime.errors import MachineError
 
@@ -352,3 +353,19 @@ def test_this_process_burning_cpu_is_not_taken_for_others() -> None:
     assert os.getpid() not in after.others
     load = other_load(before, after)
     assert load is None or 0 <= load.share <= 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "saturate"),
+    [
+        ("fpu sse4_2 avx avx2 fma", True),
+        ("fpu avx2 avx512f avx512bw", True),
+        ("fpu avx2 avx512f avx512_vnni", False),
+        ("fpu avx2 avx_vnni", False),
+        ("fp asimd", False),
+        ("", False),
+    ],
+)
+def test_processors_whose_int8_sums_saturate(tmp_path: Path, flags: str, saturate: bool) -> None:
+    plant(tmp_path, {"proc/cpuinfo": f"processor : 0\nflags : {flags}"})
+    assert int8_sums_saturate(tmp_path) is saturate
