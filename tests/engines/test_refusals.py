@@ -143,7 +143,7 @@ def test_a_benchmark_runs_engines_and_refuses_those_that_are_stale_or_not_for_th
     ("target", "next_command"),
     [
         ("rtx:sm89", "pip install --upgrade tensorrt-rtx"),
-        ("trt", "pixtral build {bundle} --target trt --compat trt10.3, or pip install --upgrade tensorrt"),
+        ("trt", "pixtral build {bundle} --target trt --compat trt10.3; pip install --upgrade tensorrt"),
     ],
 )
 def test_a_tensorrt_too_old_for_an_operator_is_named_with_the_way_out(
