@@ -41,7 +41,7 @@ TOLERANCE = {
     "nvfp4": 6e-3,  # seen 1.4e-3
     "int8": 0.2,  # seen 7.3e-2: where float16 rounds an activation the other way, its code moves a whole step
     "int8 in float32": 3e-2,  # seen 9.4e-7, and 9e-3 where one such step remains
-    "fp8 in float32": 1e-4,  # seen 1.1e-6
+    "fp8 in float32": 3e-2,  # seen 1.1e-6 with AVX-512, and 1.1e-2 with AVX2, where one such step remains
     "int8 cache in float32": 1e-4,  # seen 2.5e-6
 }
 """Share of a tensor's largest magnitude."""
@@ -92,13 +92,13 @@ class Draw:
     """The same random inputs in whatever order tests run."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._dtype, self._runner = bundle.dtype, np.random.default_rng(0)
+        self._dtype, self._random = bundle.dtype, np.random.default_rng(0)
 
     def floats(self, *shape: int) -> Array:
-        return self._runner.standard_normal(shape).astype(self._dtype)
+        return self._random.standard_normal(shape).astype(self._dtype)
 
     def integers(self, low: int, high: int, *shape: int) -> Array:
-        return self._runner.integers(low, high, shape)
+        return self._random.integers(low, high, shape)
 
 
 def test_vision_and_embed_agree_on_odd_sizes(named_bundle: tuple[str, Bundle], plain: Bundle) -> None:
