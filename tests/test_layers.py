@@ -6,6 +6,9 @@ What is imported within a function, or for types only, counts as well: who reads
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -69,6 +72,9 @@ HEAVY = {
     "onnxscript", "openai", "PIL", "polygraphy", "pyarrow", "ray", "rich", "safetensors", "tensorrt", "tensorrt_rtx",
     "torch", "transformers",
 }  # fmt: skip
+
+
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (ROOT, *(f.parent for f in FOLDERS.values()))))}
 
 
 def imports(node: ast.AST, *, at_start: bool = False) -> Iterator[str]:
@@ -228,3 +234,12 @@ def test_the_check_for_circles_sees_one() -> None:
     graph = {name: imported_modules(code, codes) for name, code in codes.items()}
     assert set(circle(graph)) == {"a", "b", "c"}
     assert circle(graph | {"c": set()}) == []
+
+
+def test_importing_the_runtime_imports_no_backend_and_nothing_heavy() -> None:
+    code = f"import sys, pixtral_runtime; print(*sorted(set(sys.modules) & {HEAVY!r}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    assert done.stdout.split() == []
+    code = code.replace("; print", "; pixtral_runtime.load; print")  # the check sees what is imported
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=ENVIRONMENT)
+    assert {"numpy", "PIL"} <= set(done.stdout.split())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -18,7 +18,9 @@ from pixtral_cli.options import (
     ThreadsOption,
     refuse_unused,
 )
-from pixtral_runtime.compare.result import BundleComparison, db_text, speed_text
+
+if TYPE_CHECKING:
+    from pixtral_runtime.compare.result import BundleComparison
 
 EPILOG = "Example: pixtral compare bundle bundle-int4 --images photos/ --html compare.html"
 SHOWN_ROWS = 8  # rows of a table; all of them are in the JSON document and the page
@@ -93,6 +95,8 @@ def _check_target(path: Path, force: bool) -> None:
 
 
 def _print(report: BundleComparison) -> None:
+    from pixtral_runtime.compare.result import db_text, speed_text
+
     logits, answers = report.logits, report.answers
     output.print_pairs(
         {

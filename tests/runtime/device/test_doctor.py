@@ -44,7 +44,7 @@ def pretend_installed(monkeypatch: pytest.MonkeyPatch, **versions: str | None) -
             raise PackageNotFoundError(name)
         return found
 
-    monkeypatch.setattr("pixtral_runtime.version.version", pretended)
+    monkeypatch.setattr("importlib.metadata.version", pretended)
 
 
 def pretend_smi(monkeypatch: pytest.MonkeyPatch, result: str | Exception) -> None:
