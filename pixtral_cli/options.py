@@ -113,12 +113,10 @@ def warn_of_unused(context: typer.Context, backend: str) -> None:
 def read_prompt(text: str) -> str:
     """The prompt itself, or the content of the file after `@`. Raises InputError."""
     from pixtral_runtime.errors import InputError
+    from pixtral_runtime.inputs.text_file import read_text
 
     if text.startswith("@"):
-        try:
-            text = Path(text[1:]).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"the prompt file {text[1:]} cannot be read: {error}", "-p 'your question'") from error
+        text = read_text(Path(text[1:]), "-p 'your question'").strip()
     if not text.strip():
         raise InputError("the prompt is empty", "-p 'your question'")
     return text
@@ -144,16 +142,6 @@ def slots_wanted(batch: str, memory_limit: str | None) -> tuple[int | None, int 
         raise InputError(f"--batch {batch} is neither auto nor a number from 1 on", "--batch auto")
     limit = available_memory_bytes() if memory_limit is None else output.parse_size(memory_limit, "--memory-limit")
     return (None if batch == "auto" else int(batch)), limit
-
-
-def read_schema(path: Path) -> str:
-    """The text of a JSON schema. Raises InputError."""
-    from pixtral_runtime.errors import InputError
-
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the schema {path} cannot be read: {error}", "--json-schema FILE.json") from error
 
 
 def open_model(prompts: PromptBuilder, backend: str, threads: int) -> Model:

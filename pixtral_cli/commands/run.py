@@ -30,7 +30,6 @@ from pixtral_cli.options import (
     ThreadsOption,
     TopPOption,
     read_prompt,
-    read_schema,
     refuse_unused,
     refuse_unused_by_engines,
     slots_wanted,
@@ -103,6 +102,7 @@ def run(
     from pixtral_runtime.batch.records import Settings
     from pixtral_runtime.batch.worker import Worker, WorkerOptions
     from pixtral_runtime.bundle.manifest import open_bundle
+    from pixtral_runtime.inputs.text_file import read_text
 
     if requests is not None:
         refuse_unused(context, ("prompt", "recursive"), "with --requests")
@@ -114,7 +114,7 @@ def run(
         refuse_unused(context, ("force",), "with --resume, which keeps the file")
     refuse_unused_by_engines(context, backend)
     check_job_outputs(results, resume=resume, table=table, report=report)
-    schema = None if json_schema is None else read_schema(json_schema)
+    schema = None if json_schema is None else read_text(json_schema, "--json-schema FILE.json")
     digest = None if schema is None else sha256(schema.encode()).hexdigest()
     settings = Settings(
         open_bundle(bundle).fingerprint,

@@ -93,10 +93,10 @@ class Section:
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON file that holds an object. Raises CheckpointError."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(path.read_bytes())
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}", DOWNLOAD_HINT) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is broken JSON: {error}", DOWNLOAD_HINT) from error
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a JSON {type(data).__name__}, expected an object", DOWNLOAD_HINT)

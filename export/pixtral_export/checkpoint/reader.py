@@ -179,7 +179,7 @@ def _read_header(file: Path) -> list[StoredTensor]:
             StoredTensor(name, file, entry["dtype"], tuple(entry["shape"]), data_start + entry["data_offsets"][0])
             for name, entry in entries.items()
         ]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise CheckpointError(
             f"{file} is no safetensors file: its header is broken ({error!r})", DOWNLOAD_HINT
         ) from error

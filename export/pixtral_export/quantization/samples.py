@@ -17,6 +17,7 @@ from pixtral_runtime.errors import ImageError, InputError, Option
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image_files import collect_images, open_image
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
+from pixtral_runtime.inputs.text_file import read_lines
 
 DEFAULT_SAMPLES = 16
 MOST_IMAGE_TOKENS = 256
@@ -66,12 +67,7 @@ def calibration_requests(source: Path) -> list[CalibrationRequest]:
             CalibrationRequest(PACKAGED_QUESTIONS[n % len(PACKAGED_QUESTIONS)], (image,))
             for n, image in enumerate(images)
         ]
-    try:
-        lines = source.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(
-            f"{source} cannot be read: {error}", Option("calibration", ("FOLDER", "FILE.jsonl"))
-        ) from error
+    lines = read_lines(source, Option("calibration", ("FOLDER", "FILE.jsonl")))
     return [_request(source, number, line) for number, line in enumerate(lines, 1) if line.strip()]
 
 
@@ -81,7 +77,7 @@ def _request(source: Path, number: int, line: str) -> CalibrationRequest:
         images = entry.get("images", [entry["image"]] if "image" in entry else [])
         if not isinstance(entry["prompt"], str) or not all(isinstance(image, str) for image in images):
             raise TypeError("prompt and image must be text")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
             f"{source}, line {number}: {error}; expected an object with 'prompt' and 'image'",
             '{"image": "photo.jpg", "prompt": "What is shown?"}',

@@ -23,6 +23,7 @@ from pixtral_runtime.inputs.openai_messages import (
     typed_value,
     with_images,
 )
+from pixtral_runtime.inputs.text_file import read_lines
 
 REQUEST_KEYS = ("id", "prompt", "messages", "images", "system", "max_new_tokens")
 
@@ -47,11 +48,8 @@ def requests_of_images(
 
 def read_request_file(path: Path, *, max_new_tokens: int, system: str | None = None) -> list[Request]:
     """The requests of a JSONL file, whose folder relative paths of images start from. Raises InputError."""
-    try:
-        with path.open(encoding="utf-8") as lines:
-            return read_requests(lines, str(path), max_new_tokens=max_new_tokens, system=system, folder=path.parent)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", Option("requests", "FILE.jsonl")) from error
+    lines = read_lines(path, Option("requests", "FILE.jsonl"))
+    return read_requests(lines, str(path), max_new_tokens=max_new_tokens, system=system, folder=path.parent)
 
 
 def read_requests(
@@ -63,20 +61,16 @@ def read_requests(
     without an id gets its line's number. Raises RequestError with the file, the line and what was expected there.
     """
     requests: dict[str, Request] = {}
-    number = 0
-    try:
-        for number, line in enumerate(lines, start=1):
-            text = line.removeprefix("\ufeff") if number == 1 else line
-            if not text.strip():
-                continue
-            request = _request(_object(text), str(number), max_new_tokens, system, folder)
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            request = _request(_object(line), str(number), max_new_tokens, system, folder)
             if request.id in requests:
                 raise RequestError(f"the id {request.id!r} was there before", "give each request an id of its own")
-            requests[request.id] = request
-    except UnicodeDecodeError as error:
-        raise RequestError(f"{name} is not UTF-8 text: {error.reason}", f"iconv -t UTF-8 {name}") from error
-    except InputError as error:
-        raise RequestError(f"{name}, line {number}: {error}", *error.remedies) from error
+        except InputError as error:
+            raise RequestError(f"{name}, line {number}: {error}", *error.remedies) from error
+        requests[request.id] = request
     if not requests:
         raise RequestError(f"no requests in {name}", f"one JSON object a line, such as {REQUEST_EXAMPLE}")
     return list(requests.values())

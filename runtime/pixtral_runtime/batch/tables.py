@@ -108,7 +108,7 @@ def _structured(record: Record) -> dict[str, Any]:
         return {}
     try:
         answer = json.loads(record.answer)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return answer if isinstance(answer, dict) else {}
 

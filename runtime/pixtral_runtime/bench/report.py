@@ -64,7 +64,7 @@ def read_report(path: Path) -> Report:
         return Report(data["setting"], results, data["remarks"], data.get("load_s"))  # not in the first reports
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", hint) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is no report of a benchmark: {error}", hint) from error
 
 

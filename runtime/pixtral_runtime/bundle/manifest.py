@@ -115,7 +115,7 @@ def open_bundle(path: Path) -> Bundle:
                 "files": {name: FileEntry(**entry) for name, entry in data["files"].items()},
             }
         )
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BundleError(f"{manifest} cannot be read: {error}", remake) from error
     for name in (*(f"{graph}.onnx" for graph in GRAPHS), WEIGHTS, TOKENIZER):
         if name not in bundle.files:

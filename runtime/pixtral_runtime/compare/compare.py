@@ -45,6 +45,7 @@ from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image_files import open_image
 from pixtral_runtime.inputs.preprocess import Preprocess, default_preprocess
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
+from pixtral_runtime.inputs.text_file import read_lines
 
 DEFAULT_PROMPT = "Describe this image in one short sentence."
 COMPARED_ROWS = (
@@ -97,10 +98,7 @@ class _Totals:
 
 def read_prompts(path: Path) -> list[str]:
     """One prompt a line; empty lines and lines that start with # do not count. Raises InputError."""
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"the prompt file {path} cannot be read: {error}", "a text file in UTF-8") from error
+    lines = [line.strip() for line in read_lines(path, "a text file in UTF-8")]
     prompts = [line for line in lines if line and not line.startswith("#")]
     if not prompts:
         raise InputError(f"the prompt file {path} holds no prompt", f"echo 'What is shown?' > {path}")

@@ -16,6 +16,7 @@ from typing import Any
 from pixtral_runtime.errors import InputError, MachineError, Option, extra_missing
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Row, RowError, Task
 from pixtral_runtime.files import write_atomically
+from pixtral_runtime.inputs.text_file import read_lines
 
 BATCH_ROWS = 16  # read at a time: images are inside
 IMAGE_SUFFIX_BY_START = {
@@ -162,10 +163,9 @@ def _parquet_rows(paths: Iterable[Path], task: Task) -> Iterator[Row]:
 
 def _json_lines(paths: Iterable[Path]) -> Iterator[Row | BrokenRow]:
     for path in paths:
-        with path.open(encoding="utf-8", errors="replace") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _json_row(line, f"{path.name}, line {number}")
+        for number, line in enumerate(read_lines(path), start=1):
+            if line.strip():
+                yield _json_row(line, f"{path.name}, line {number}")
 
 
 def _json_row(line: str, name: str) -> Row | BrokenRow:

@@ -61,5 +61,5 @@ def read_dataset_json(path: Path) -> Any:
         return json.loads(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", Option("data", "DATASET_FOLDER")) from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path} is damaged: {error}", "download it again") from error

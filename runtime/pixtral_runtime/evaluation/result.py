@@ -135,7 +135,7 @@ def read_evaluation(path: Path) -> Evaluation:
         return Evaluation(data["task"], data["setting"], examples, [BrokenRow(**row) for row in data["broken_rows"]])
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", hint) from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is no result of an evaluation: {error}", hint) from error
 
 

@@ -131,7 +131,7 @@ def _check(text: str, name: str) -> None:
 
     try:
         schema: Any = json.loads(text, parse_int=number, parse_float=number, parse_constant=no_number)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RequestError(f"{name} is not JSON: {error}", Option("json_schema", "FILE")) from error
     if not isinstance(schema, dict):
         raise RequestError(f"{name} is no JSON schema: expected an object", '{"type": "object", "properties": {…}}')

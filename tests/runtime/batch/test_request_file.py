@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from pixtral_runtime.batch.records import Request
-from pixtral_runtime.batch.request_file import read_requests, requests_of_images
+from pixtral_runtime.batch.request_file import read_request_file, read_requests, requests_of_images
 from pixtral_runtime.batch.shards import parse_shard, share_of
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.inputs.conversation import Message
@@ -87,10 +87,6 @@ def test_ids_may_be_numbers_and_default_to_the_line() -> None:
     assert [request.id for request in requests] == ["12", "4", "5"]
 
 
-def test_a_byte_order_mark_is_no_part_of_the_first_line() -> None:
-    assert read('\ufeff{"prompt": "a"}')[0].question == "a"
-
-
 @pytest.mark.parametrize(
     ("entry", "words"),
     [
@@ -160,8 +156,8 @@ def test_a_file_without_requests_is_refused(lines: list[str]) -> None:
 
 def test_a_file_in_another_encoding_is_refused(tmp_path: Path) -> None:
     (tmp_path / "latin.jsonl").write_bytes('{"prompt": "schön"}\n'.encode("latin-1"))
-    with (tmp_path / "latin.jsonl").open(encoding="utf-8") as lines, pytest.raises(InputError, match="not UTF-8"):
-        read_requests(lines, "latin.jsonl", max_new_tokens=1, folder=tmp_path)
+    with pytest.raises(InputError, match=r"latin\.jsonl, line 1 is not UTF-8"):
+        read_request_file(tmp_path / "latin.jsonl", max_new_tokens=1)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 7])

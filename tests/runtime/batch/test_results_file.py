@@ -420,6 +420,11 @@ def test_answers_of_a_schema_become_columns_of_one_type(tmp_path: Path) -> None:
     assert [row["answer.tags"] for row in rows] == ['["a", "ü"]', "[]", "", ""]
 
 
+def test_an_answer_nested_too_deeply_has_no_columns(tmp_path: Path) -> None:
+    write_table(table_of("[" * 50_000, schema="sha"), tmp_path / "t.csv", "csv")
+    assert [name for name in read_csv(tmp_path / "t.csv")[0] if name.startswith("answer.")] == []
+
+
 def test_json_without_a_schema_stays_text(tmp_path: Path) -> None:
     write_table(table_of('{"count": 2}'), tmp_path / "t.csv", "csv")
     assert [name for name in read_csv(tmp_path / "t.csv")[0] if name.startswith("answer.")] == []

@@ -34,7 +34,7 @@ def _turns(source: str) -> list[str]:
     """Texts by turns of user and assistant. Raises RowError."""
     try:
         messages = json.loads(source)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RowError(f"conversation is not JSON: {error}") from error
     if not isinstance(messages, list) or not messages or len(messages) % 2:
         raise RowError("conversation is no list of questions and answers")

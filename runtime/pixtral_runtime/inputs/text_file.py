@@ -1,0 +1,45 @@
+"""Text that users bring: prompts, lists, schemas, requests, samples, rows of a dataset.
+
+It is UTF-8, with a byte order mark in front or without. Lines end at `\\n` or `\\r\\n` and nowhere else: what else
+`str.splitlines` breaks at, such as U+2028, is part of a line, as JSON Lines has it. Nothing is replaced: text in
+another encoding is refused, since a question that was changed on the way gets an answer to something else.
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from pixtral_runtime.errors import InputError, Remedy
+
+UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
+
+
+def read_text(path: Path, *remedies: Remedy) -> str:
+    """The whole text of a file, its lines joined by `\n`. Raises InputError as `read_lines` does."""
+    return "\n".join(read_lines(path, *remedies))
+
+
+def read_lines(path: Path, *remedies: Remedy) -> Iterator[str]:
+    """The lines of a file without their ends. Raises InputError, with the remedies where the file cannot be read."""
+    try:
+        with path.open("rb") as file:
+            yield from text_lines(file, str(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", *remedies) from error
+
+
+def text_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:
+    """The lines of a binary file called `name` without their ends. Raises InputError where one is no UTF-8."""
+    for number, line in enumerate(lines, start=1):
+        if number == 1 and line.startswith(UTF16_MARKS):
+            raise InputError(f"{name} is UTF-16 text, expected UTF-8", f"iconv -f utf-16 -t utf-8 {name}")
+        try:
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8")
+        except UnicodeDecodeError as error:
+            raise InputError(
+                f"{name}, line {number} is not UTF-8 text: {error.reason} at byte {error.start}",
+                f"iconv -f latin1 -t utf-8 {name}, if it is Latin-1",
+            ) from error
+        yield text.removesuffix("\n").removesuffix("\r")
