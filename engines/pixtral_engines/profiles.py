@@ -45,7 +45,10 @@ class Shapes:
         """Limits with the default context: the largest image and some text. Raises SettingError."""
         side = bundle.limits.max_image_side // bundle.model.vision.patch_size
         usual = -(-(token_count(side, side) + TEXT_TOKENS) // ROWS_STEP) * ROWS_STEP
-        rows = context or min(usual, bundle.limits.max_context)
+        rows = min(usual, bundle.limits.max_context) if context is None else context
+        for name, number in ("context", rows), ("batch", batch), ("chunk", chunk):
+            if number < 1:
+                raise SettingError(f"{name} is {number}", Option(name, "N", "from 1 on"))
         if rows > bundle.limits.max_context:
             raise SettingError(
                 f"a context of {rows} rows is more than the bundle's {bundle.limits.max_context}",

@@ -67,7 +67,7 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
             f"opset {settings.opset} is not supported: the cache needs TensorScatter, which opset {OPSET} brought",
             Option("opset", OPSET),
         )
-    side = settings.max_image_side or config.vision.image_size
+    side = config.vision.image_size if settings.max_image_side is None else settings.max_image_side
     if not config.vision.patch_size <= side <= config.vision.image_size:
         raise SettingError(
             f"a longest image side of {side} px is outside {config.vision.patch_size}..{config.vision.image_size} px, "
@@ -75,7 +75,7 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
             Option("max_image_side", config.vision.image_size),
         )
     default_context = min(DEFAULT_CONTEXT, config.decoder.max_position)
-    context = settings.max_context or default_context
+    context = default_context if settings.max_context is None else settings.max_context
     if not 1 <= context <= config.decoder.max_position:
         raise SettingError(
             f"a context of {context} tokens is outside 1..{config.decoder.max_position}, the model's positions",

@@ -22,7 +22,7 @@ _HOME = {
     "load": "generation.model",
     "Model": "generation.model",
     "Answer": "generation.model",
-    "Message": "inputs.prompt",
+    "Message": "inputs.conversation",
     "Sampling": "generation.sampling",
 }
 __all__ = ["Answer", "Message", "Model", "Sampling", "load"]

@@ -74,6 +74,8 @@ def test_export_refuses_an_existing_bundle_and_says_force(checkpoint: Path, bund
         (["--dtype", "int3"], "float16"),
         (["--opset", "17"], "24"),
         (["--max-context", "9999999"], "131072"),
+        (["--max-context", "0"], "131072"),
+        (["--max-image-side", "0"], "side of 0 px is outside"),
     ],
 )
 def test_export_names_what_is_valid(checkpoint: Path, tmp_path: Path, arguments: list[str], word: str) -> None:
@@ -176,9 +178,10 @@ def test_run_scales_images_to_a_budget(bundle: Path, tmp_path: Path) -> None:
     [
         (["nowhere"], "does not exist"),
         (["PHOTOS", "-p", ""], "prompt is empty"),
-        (["PHOTOS", "-p", "@nowhere.txt"], "prompt file"),
+        (["PHOTOS", "-p", "@nowhere.txt"], "nowhere.txt cannot be read"),
         (["PHOTOS", "-p", "go " * 600], "context of 512"),
         (["PHOTOS", "--max-image-side", "9999"], "limit of 256"),
+        (["PHOTOS", "--max-image-side", "0"], "side 0 px is less than one patch"),
         (["PHOTOS", "--preprocess", "clip"], "--preprocess mistral|hf"),
         (["PHOTOS", "--temperature", "-1"], "temperature"),
         (["EMPTY"], "no images"),

@@ -199,6 +199,9 @@ def test_profiles_serve_every_call_of_the_runtime(plain: Bundle) -> None:
     assert all(size % patch == 0 for size in sizes)
     with pytest.raises(InputError, match="more than the bundle's 512"):
         Shapes.of(plain, 513, 1, 256)
+    for name, numbers in {"context": (0, 1, 256), "batch": (None, 0, 256), "chunk": (None, 1, -1)}.items():
+        with pytest.raises(InputError, match=f"{name} is"):
+            Shapes.of(plain, *numbers)
 
 
 def invoke(*arguments: object) -> Result:

@@ -16,7 +16,7 @@ CONTEXT = 1024
 def exported(checkpoint: Path, target: Path, settings: ExportSettings | None = None, *, force: bool = False) -> Bundle:
     """Export with a short context unless `settings` have one, and with two samples where it is calibrated."""
     settings = settings or ExportSettings()
-    settings = replace(settings, max_context=settings.max_context or CONTEXT)
+    settings = replace(settings, max_context=CONTEXT if settings.max_context is None else settings.max_context)
     opened = open_checkpoint(checkpoint)
     plan = plan_export(opened, settings)
     if plan.recipe.calibrated:

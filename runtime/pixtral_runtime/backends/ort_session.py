@@ -18,10 +18,12 @@ from pixtral_runtime.backends.session import Array, Buffer, KVCache, own_cache
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GraphSpec
 from pixtral_runtime.device.sysfs import int8_sums_saturate
-from pixtral_runtime.errors import BundleError, MachineError, Option, extra_missing
+from pixtral_runtime.errors import BundleError, MachineError, Option, SettingError, extra_missing
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+
+MOST_THREADS = 4096  # ONNX Runtime starts as many as it is told, or dies
 
 
 @dataclass(frozen=True)
@@ -64,8 +66,10 @@ def open_graph(
     adds pairs of products in 16 bits, which saturate: outputs were seen off by 19 % of the largest. `x64quantprecision`
     takes the kernel for uint8 by uint8 there, and changes nothing elsewhere.
 
-    Raises MissingPackageError without onnxruntime.
+    Raises SettingError for a number of threads that is none, MissingPackageError without onnxruntime.
     """
+    if not 0 <= threads <= MOST_THREADS:
+        raise SettingError(f"{threads} threads are outside 0..{MOST_THREADS}", Option("threads", 0, "for all cores"))
     try:
         import onnxruntime as ort
     except ImportError as error:

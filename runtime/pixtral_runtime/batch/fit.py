@@ -47,9 +47,11 @@ def check_fit(prompts: PromptBuilder, requests: Sequence[Request]) -> None:
 def choose_slots(model: Model, requests: Sequence[Request], wanted: int | None, memory_bytes: int | None) -> int:
     """How many answers to work on at a time: `wanted`, or as many as memory holds, engines were built for and pay.
 
-    `memory_bytes` bounds what pixtral takes. Raises SettingError for more than engines have, MemoryShortageError where
-    the memory does not hold the answers' caches.
+    `memory_bytes` bounds what pixtral takes. Raises SettingError for none and for more than engines have,
+    MemoryShortageError where the memory does not hold the answers' caches.
     """
+    if wanted is not None and wanted < 1:
+        raise SettingError(f"{wanted} answers at a time", Option("batch", "N", "from 1 on"))
     sessions, bundle = model.runner.sessions, model.bundle
     if sessions.slots is not None:
         if wanted is not None and wanted > sessions.slots:

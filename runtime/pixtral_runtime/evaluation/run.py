@@ -67,7 +67,7 @@ def evaluate(
     Raises InputError and MachineError as `Worker`, `check_fit` and `rate_answers` do, and what `answer` raises.
     """
     task, opened = questions.task, open_bundle(bundle)
-    limit = questions.max_new_tokens or task.max_new_tokens
+    limit = task.max_new_tokens if questions.max_new_tokens is None else questions.max_new_tokens
     settings = Settings(opened.fingerprint, options.preprocess, options.max_image_side, options.image_tokens)
     asked = requests_of(questions.examples, limit)
     worker = Worker(bundle, settings, options.worker)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, field
 
-from pixtral_runtime.errors import PixtralError
+from pixtral_runtime.errors import Option, PixtralError, SettingError
 from pixtral_runtime.generation.sampling import Constraint, Sampling
 from pixtral_runtime.inputs.prompt import Prompt
 
@@ -22,7 +22,10 @@ class StageTimes:
 
 @dataclass(eq=False)
 class Generation:
-    """One request, and what has become of it. `finish_reason` is None until it is done; then `error` may be set."""
+    """One request, and what has become of it. `finish_reason` is None until it is done; then `error` may be set.
+
+    Raises SettingError for an answer of no token.
+    """
 
     prompt: Prompt
     max_new_tokens: int = 128
@@ -33,6 +36,12 @@ class Generation:
     error: PixtralError | None = None
     reused_tokens: int = 0
     times: StageTimes = field(default_factory=StageTimes)
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise SettingError(
+                f"an answer of {self.max_new_tokens} tokens", Option("max_new_tokens", 128, "or another from 1 on")
+            )
 
     def fail(self, error: PixtralError) -> None:
         """End it with an error."""

@@ -7,19 +7,20 @@ print(model.generate("What is this?", ["photo.jpg"]).text)
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from pixtral_runtime.backends.choose import open_backend
 from pixtral_runtime.backends.session import Sessions
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
+from pixtral_runtime.errors import RequestError
 from pixtral_runtime.generation.generation import Generation, StageTimes
 from pixtral_runtime.generation.model_runner import ModelRunner
 from pixtral_runtime.generation.sampling import Sampling
 from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import Message, user_message
-from pixtral_runtime.inputs.image_files import ImageSource, open_image, with_pictures
+from pixtral_runtime.inputs.image_files import ImageSource, open_images, with_pictures
 from pixtral_runtime.inputs.preprocess import Preprocess, default_preprocess
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder, TextStream
 
@@ -49,19 +50,22 @@ class Model:
     def generate(
         self,
         prompt: str | Sequence[Message],
-        images: Sequence[ImageSource] = (),
+        images: ImageSource | Iterable[ImageSource] = (),
         *,
         system: str | None = None,
         max_new_tokens: int = 128,
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     ) -> Answer:
-        """Answer a text prompt over images (images first), or a whole conversation. Raises InputError."""
+        """Answer a text prompt over one image or several (images first), or a whole conversation. Raises InputError.
+
+        An image is a path, a file's bytes, a Pillow image or an array (rows, columns, 3) of uint8.
+        """
         return self.answer(self._prompt(prompt, images, system), max_new_tokens, sampling)
 
     def stream(
         self,
         prompt: str | Sequence[Message],
-        images: Sequence[ImageSource] = (),
+        images: ImageSource | Iterable[ImageSource] = (),
         *,
         system: str | None = None,
         max_new_tokens: int = 128,
@@ -91,9 +95,18 @@ class Model:
         if rest := text.flush():
             yield rest
 
-    def _prompt(self, prompt: str | Sequence[Message], images: Sequence[ImageSource], system: str | None) -> Prompt:
+    def _prompt(
+        self, prompt: str | Sequence[Message], images: ImageSource | Iterable[ImageSource], system: str | None
+    ) -> Prompt:
+        pictures = open_images(images)
         if isinstance(prompt, str):
-            prompt = user_message(prompt, [open_image(source) for source in images], system)
+            return self.prompts.build(user_message(prompt, pictures, system))
+        if not isinstance(prompt, list | tuple) or not all(isinstance(message, Message) for message in prompt):
+            raise RequestError(f"a prompt of {type(prompt).__name__} is no text", "a string, or a list of Message")
+        if pictures or system is not None:
+            raise RequestError(
+                "images and system go with a prompt of text", "put them into the messages: Message('system', ('…',))"
+            )
         return self.prompts.build(with_pictures(prompt))
 
 

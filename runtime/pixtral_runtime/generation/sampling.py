@@ -65,8 +65,9 @@ class Sampler:
             raise MachineError("the model computes logits that are not numbers", "pixtral export … --dtype float32")
         if self._sampling.temperature == 0:
             return best
-        scaled = logits.astype(np.float64) / self._sampling.temperature
-        probabilities = np.exp(scaled - scaled.max())
+        below_best = logits.astype(np.float64) - np.float64(logits[best])  # 0 for the best, at any temperature
+        with np.errstate(over="ignore"):  # to -inf, which is never drawn
+            probabilities = np.exp(below_best / self._sampling.temperature)
         probabilities /= probabilities.sum()
         # All tokens that are rarer than this hold less than 1 - top_p together, so that none is in the set.
         likely = np.flatnonzero(probabilities >= (1 - self._sampling.top_p) / len(probabilities))

@@ -6,6 +6,8 @@ import glob
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from pixtral_runtime.errors import ImageError, InputError, Option
@@ -39,7 +41,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 """What counts as an image inside a folder. A file named by the user is tried whatever its suffix."""
 
-ImageSource = str | Path | bytes | Image.Image
+ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 
 
 def collect_images(sources: Iterable[str], stdin: Iterable[str], *, recursive: bool = False) -> list[Path]:
@@ -74,12 +76,30 @@ def _expand(source: str, recursive: bool) -> Iterator[Path]:
 
 
 def open_image(source: ImageSource, *, apply_exif: bool = True) -> Image.Image:
-    """An RGB picture from a path, a file's bytes or a Pillow image (taken as it is). Raises ImageError."""
+    """An RGB picture from a path, a file's bytes, an array (rows, columns, 3), or a Pillow image (taken as it is).
+
+    Raises ImageError.
+    """
     if isinstance(source, Image.Image):
         return source
     if isinstance(source, bytes):
         return decode_image(source, "image", apply_exif=apply_exif).pixels
-    return decode_image(read_image_file(Path(source)), str(source), apply_exif=apply_exif).pixels
+    if isinstance(source, str | Path):
+        return decode_image(read_image_file(Path(source)), str(source), apply_exif=apply_exif).pixels
+    if isinstance(source, np.ndarray) and source.dtype == np.uint8 and source.shape[2:] == (3,) and source.size:
+        return Image.fromarray(np.ascontiguousarray(source))
+    found = f"{source.dtype} {source.shape}" if isinstance(source, np.ndarray) else type(source).__name__
+    raise ImageError(
+        f"{found} is not taken as an image",
+        "a path, a file's bytes, a Pillow image, or uint8 (rows, columns, 3)",
+    )
+
+
+def open_images(sources: ImageSource | Iterable[ImageSource]) -> list[Image.Image]:
+    """The pictures of one source or of several. Raises ImageError."""
+    if isinstance(sources, str | Path | bytes | Image.Image | np.ndarray) or not isinstance(sources, Iterable):
+        sources = [sources]
+    return [open_image(source) for source in sources]
 
 
 def with_pictures(messages: Sequence[Message]) -> list[Message]:

@@ -138,4 +138,5 @@ def default_preprocess(
             f"a longest image side of {max_side} px exceeds the bundle's limit of {limit}",
             Option("max_image_side", limit),
         )
-    return Preprocess(bundle.model.vision.patch_size, max_side or limit, mode or bundle.preprocess, image_tokens)
+    side = limit if max_side is None else max_side
+    return Preprocess(bundle.model.vision.patch_size, side, mode or bundle.preprocess, image_tokens)

@@ -168,6 +168,8 @@ def test_slots_follow_the_wish_the_memory_and_the_engines(model: Model, pictures
     assert choose_slots(model, requests, None, None) == MOST_SLOTS
     assert choose_slots(model, requests, 3, None) == 3
     assert choose_slots(model, requests, None, 1 << 40) == MOST_SLOTS
+    with pytest.raises(InputError, match="0 answers at a time"):
+        choose_slots(model, requests, 0, 1 << 40)
     needed = next(size for size in range(0, 1 << 40, 1 << 20) if _holds(model, requests, size))
     assert 500_000_000 < needed < 600_000_000
     assert choose_slots(model, requests, None, needed) == 1

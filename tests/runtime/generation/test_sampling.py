@@ -27,6 +27,14 @@ def test_temperature_sharpens() -> None:
     np.testing.assert_allclose(draws(Sampling(temperature=0.5, top_p=1.0)), cold / cold.sum(), atol=0.04)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("temperature", [1e-5, 1e-310, 5e-324])
+@pytest.mark.parametrize("offset", [0.0, 1e30, -1e30])
+def test_tiny_temperatures_are_greedy(temperature: float, offset: float) -> None:
+    logits = np.array([1, 3, 2, -np.inf], np.float32) * max(abs(offset), 1) + offset
+    assert Sampler(Sampling(temperature, top_p=1.0))(logits) == 1
+
+
 def test_top_p_keeps_the_smallest_set_that_reaches_its_mass() -> None:
     seen = draws(Sampling(temperature=1.0, top_p=0.75))  # 0.5 + 0.3 reaches 0.75
     assert (seen > 0).tolist() == [False, True, True, False]
