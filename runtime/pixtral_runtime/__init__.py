@@ -4,11 +4,13 @@
     model = load("bundle")
     print(model.generate("What is this?", ["photo.jpg"]).text)
 
-Names are imported on first use, so that importing the package costs nothing.
+Names are imported on first use, so that importing the package costs nothing. No library that pixtral runs on reports
+how it is used, unless the user's environment says that it may.
 """
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -17,6 +19,14 @@ if TYPE_CHECKING:
     from pixtral_runtime.generation.model import load as load
     from pixtral_runtime.generation.sampling import Sampling as Sampling
     from pixtral_runtime.inputs.conversation import Message as Message
+
+# Read when each library starts. ONNX Runtime would also keep an id of the machine and its events under ~/.cache.
+for _name, _value in {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "ORT_DISABLE_TELEMETRY": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}.items():
+    os.environ.setdefault(_name, _value)
 
 _HOME = {
     "load": "generation.model",
