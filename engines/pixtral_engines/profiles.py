@@ -46,9 +46,10 @@ class Shapes:
         side = bundle.limits.max_image_side // bundle.model.vision.patch_size
         usual = -(-(token_count(side, side) + TEXT_TOKENS) // ROWS_STEP) * ROWS_STEP
         rows = min(usual, bundle.limits.max_context) if context is None else context
-        for name, number in ("context", rows), ("batch", batch), ("chunk", chunk):
+        wanted = {Option("context", "N"): rows, Option("batch", "N"): batch, Option("chunk", "N"): chunk}
+        for option, number in wanted.items():
             if number < 1:
-                raise SettingError(f"{name} is {number}", Option(name, "N", "from 1 on"))
+                raise SettingError(f"{option.name} is {number}, less than 1", option)
         if rows > bundle.limits.max_context:
             raise SettingError(
                 f"a context of {rows} rows is more than the bundle's {bundle.limits.max_context}",
