@@ -151,7 +151,7 @@ def test_an_option_of_the_library_is_shown_as_its_flag(option: Option, typed: st
     [
         (OSError(errno.ENOSPC, "No space left on device", "big.bin"), 4, "the disk is full: big.bin"),
         (MemoryError("40 GB"), 4, "not enough memory: 40 GB"),
-        (PermissionError(errno.EACCES, "Permission denied", "/root/x"), 3, "/root/x: permission denied"),
+        (PermissionError(errno.EACCES, "Permission denied", "locked/x"), 3, "locked/x: permission denied"),
         (typer.Exit(5), 5, ""),
     ],
 )
