@@ -19,7 +19,7 @@ import numpy as np
 
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import lower, parse_graph
-from pixtral_runtime.backends.ort_session import refuse_missing_kernels
+from pixtral_runtime.backends.ort_session import load_errors, refuse_missing_kernels
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
@@ -145,7 +145,8 @@ def _session(path: Path) -> Any:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    with load_errors(path):
+        return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 
 def _all_tensors(bundle: Bundle, graph: str, rows: int, feeds: Mapping[str, Array]) -> dict[str, Array]:

@@ -56,8 +56,12 @@ def parse_graph(bundle: Bundle, graph: str, trt: ModuleType, cache_rows: int, *,
 def lower(path: Path, cache_rows: int, *, compat: bool = False) -> onnx.ModelProto:
     """A graph without its weights, rewritten for TensorRT."""
     import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
-    model = onnx.load(path, load_external_data=False)
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise BundleError(f"{path} is damaged: {error}", f"pixtral inspect {path.parent} --verify") from error
     fix_cache_rows(model, cache_rows)
     drop_zero_points(model)
     dequantize_before_gather(model)

@@ -6,7 +6,8 @@ weights are mapped from the bundle's weight file.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,14 +16,24 @@ import numpy as np
 
 from pixtral_runtime.backends.ort_caches import DeviceCache, OrtCache, whole_steps
 from pixtral_runtime.backends.session import Array, Buffer, KVCache, own_cache
-from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.manifest import WEIGHTS, Bundle
 from pixtral_runtime.bundle.spec import GraphSpec
 from pixtral_runtime.device.sysfs import int8_sums_saturate
-from pixtral_runtime.errors import BundleError, MachineError, Option, SettingError, extra_missing
+from pixtral_runtime.errors import (
+    BundleError,
+    MachineError,
+    MemoryShortageError,
+    Option,
+    PixtralError,
+    SettingError,
+    extra_missing,
+)
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+LONGEST_REASON = 300  # characters of a foreign message that are shown
+NO_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc", "out of memory")
 MOST_THREADS = 4096  # ONNX Runtime starts as many as it is told, or dies
 
 
@@ -66,7 +77,8 @@ def open_graph(
     adds pairs of products in 16 bits, which saturate: outputs were seen off by 19 % of the largest. `x64quantprecision`
     takes the kernel for uint8 by uint8 there, and changes nothing elsewhere.
 
-    Raises SettingError for a number of threads that is none, MissingPackageError without onnxruntime.
+    Raises SettingError for a number of threads that is none, MissingPackageError without onnxruntime, BundleError for a
+    file that it cannot read, MachineError where it lacks memory or a kernel.
     """
     if not 0 <= threads <= MOST_THREADS:
         raise SettingError(f"{threads} threads are outside 0..{MOST_THREADS}", Option("threads", 0, "for all cores"))
@@ -85,9 +97,37 @@ def open_graph(
         options.add_session_config_entry("session.x64quantprecision", "1")
         # Merging equal pairs of QuantizeLinear and DequantizeLinear would leave products to be done in float.
         unwanted = ["CommonSubexpressionElimination"]
-    return ort.InferenceSession(
-        model, options, providers=list(providers), disabled_optimizers=unwanted, enable_fallback=0
-    )
+    with load_errors(model):
+        return ort.InferenceSession(
+            model, options, providers=list(providers), disabled_optimizers=unwanted, enable_fallback=0
+        )
+
+
+@contextmanager
+def load_errors(model: Path | bytes) -> Iterator[None]:
+    """Turns ONNX Runtime's refusals to load a graph from a file into errors of ours; those of bytes are bugs."""
+    try:
+        yield
+    except Exception as error:  # ONNX Runtime's are classes of their own, without a common one
+        if isinstance(model, bytes) or type(error).__module__.partition(".")[0] != "onnxruntime":
+            raise
+        raise _load_error(model, error) from error
+
+
+def _load_error(path: Path, error: Exception) -> PixtralError:
+    """What ONNX Runtime's refusal to load a graph means."""
+    reason = str(error).splitlines()[0][:LONGEST_REASON]
+    if any(words in reason for words in NO_MEMORY):
+        return MemoryShortageError(f"too little memory for {path.name}: {reason}", "pixtral plan BUNDLE")
+    if type(error).__name__ == "NotImplemented":
+        return MachineError(f"ONNX Runtime has no kernel for {path}: {reason}", "pip install --upgrade onnxruntime")
+    weights = path.parent / WEIGHTS
+    if weights.is_symlink():
+        return BundleError(
+            f"{weights} is a link, and ONNX Runtime reads weights in the graph's own folder only: {reason}",
+            f"cp -rL {path.parent} COPY, and name the copy",
+        )
+    return BundleError(f"{path} is damaged: {reason}", f"pixtral inspect {path.parent} --verify")
 
 
 class OrtSession:
@@ -104,10 +144,7 @@ class OrtSession:
         self._spec: GraphSpec = bundle.graph_spec(graph)
         self._bundle, self._device = bundle, settings.device
         self._session = open_graph(
-            bundle.graph_path(graph),
-            settings.threads,
-            settings.providers,
-            has_int8_products=is_int8,
+            bundle.graph_path(graph), settings.threads, settings.providers, has_int8_products=is_int8
         )
         if lost := set(settings.providers) - set(self._session.get_providers()):
             raise MachineError(
