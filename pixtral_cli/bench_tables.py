@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,21 +14,21 @@ if TYPE_CHECKING:
 REPORT_FORMATS = ("table", "md", "csv", "json")
 
 
-def check_bench_outputs(table: str, plot: Path | None, html: Path | None) -> None:
+def check_bench_outputs(
+    table: str, save: Path | None, plot: Path | None, html: Path | None, *, force: bool, inputs: Iterable[Path]
+) -> None:
     """Refuse what could not be written, before anything is measured. Raises InputError, MachineError."""
-    from pixtral_runtime.errors import InputError
+    from pixtral_runtime.bench.plots import plot_paths
+    from pixtral_runtime.errors import InputError, Option
+    from pixtral_runtime.files import Output, check_outputs
 
     if table not in REPORT_FORMATS:
         raise InputError(f"no format '{table}'", f"--format {'|'.join(REPORT_FORMATS)}")
     if plot is not None or html is not None:
         output.require("matplotlib", "bench", "Plotting")
-    if plot is not None:
-        try:
-            plot.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"{plot} is no folder to write to: {error.strerror}", "--plot FOLDER") from error
-    if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
-        raise InputError(f"{html} cannot be written: it is a folder, or in none", "--html bench.html")
+    places = [(save, Option("save", "report.json")), (html, Option("html", "bench.html"))]
+    places += [(path, Option("plot", "FOLDER")) for path in (plot_paths(plot) if plot else ())]
+    check_outputs([Output(path, option, force) for path, option in places if path is not None], inputs)
 
 
 def show(report: Report, changes: list[StageChange], table: str, plot: Path | None, html: Path | None) -> None:
@@ -39,9 +40,9 @@ def show(report: Report, changes: list[StageChange], table: str, plot: Path | No
         output.talk(f"plots: {', '.join(str(path) for path in save_plots(report, plot))}")
     if html is not None:
         from pixtral_runtime.bench.page import bench_page
-        from pixtral_runtime.files import write_atomically
+        from pixtral_runtime.files import write_text_atomically
 
-        write_atomically(html, bench_page(report, changes).encode())
+        write_text_atomically(html, bench_page(report, changes))
         output.talk(f"the page is {html}")
 
 

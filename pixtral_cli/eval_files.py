@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -45,17 +45,24 @@ class Files:
         save = None if self.save is None else self.save.with_suffix(".against.json")
         return Files(save, None, self.resume, self.force)
 
-    def check(self) -> None:
-        """Refuse what could not be written, before the hours that it may take. Raises InputError."""
-        from pixtral_runtime.errors import InputError
+    def check(self, inputs: Iterable[Path], *, is_rated: bool, against_bundle: bool) -> None:
+        """Refuse what could not be written, before the hours that it may take. Raises InputError, MachineError.
+
+        `is_rated`: a judge's ratings are kept as well; `against_bundle`: the other bundle's result and answers.
+        """
+        from pixtral_runtime.errors import InputError, Option
+        from pixtral_runtime.files import Output, check_outputs
 
         if self.resume and self.save is None:
             raise InputError("--resume needs a file to go on with", "--save result.json")
-        for path, option in ((self.save, "--save"), (self.html, "--html")):
-            if path is not None and (path.is_dir() or not path.absolute().parent.is_dir()):
-                raise InputError(f"{path} cannot be written: it is a folder, or in none", f"{option} NAME")
-        if self.save is not None and self.save.exists() and not (self.resume or self.force):
-            raise InputError(f"{self.save} exists", "--resume to go on with it, or --force to replace it")
+        paths: list[Path | None] = []
+        for files in (self, self.of_reference()) if against_bundle else (self,):
+            paths += [files.save, files.answers, files.ratings if is_rated else None]
+        places = [*((path, Option("save", "result.json")) for path in paths), (self.html, Option("html", "eval.html"))]
+        replaces = self.resume or self.force
+        check_outputs(
+            [Output(path, option, replaces, resumable=True) for path, option in places if path is not None], inputs
+        )
 
 
 def image_cache() -> Path:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
@@ -25,18 +26,54 @@ if TYPE_CHECKING:
 TABLE_FORMATS = ("csv", "parquet")
 
 
-def check_job_outputs(results: Path | None, *, resume: bool, table: str | None, report: Path | None) -> None:
-    """Refuse what could not be written at the end, before the hours that it may take. Raises InputError."""
-    from pixtral_runtime.errors import InputError
+@dataclass(frozen=True)
+class JobFiles:
+    """What `pixtral run` writes: records, and at the end a table beside them and a page."""
 
-    if results is None and (resume or table):
-        raise InputError(f"{'--resume' if resume else '--format'} needs an output file", "-o results.jsonl")
-    if table not in (None, *TABLE_FORMATS):
-        raise InputError(f"no table format '{table}'", f"--format {'|'.join(TABLE_FORMATS)}")
-    if table == "parquet":
-        output.require("pyarrow", "tables", "Writing parquet")
-    if report is not None and (report.is_dir() or not report.absolute().parent.is_dir()):
-        raise InputError(f"{report} cannot be written: it is a folder, or in none", "--report answers.html")
+    results: Path | None
+    table_format: str | None
+    report: Path | None
+    resume: bool
+    force: bool
+
+    @property
+    def table(self) -> Path | None:
+        if self.results is None or self.table_format is None:
+            return None
+        return self.results.with_suffix(f".{self.table_format}")
+
+    def check(self, inputs: Iterable[Path]) -> None:
+        """Refuse what could not be written, before the hours that it may take. Raises InputError, MachineError."""
+        from pixtral_runtime.errors import InputError, Option
+        from pixtral_runtime.files import Output, check_outputs
+
+        if self.results is None and (self.resume or self.table_format):
+            raise InputError(f"{'--resume' if self.resume else '--format'} needs an output file", "-o results.jsonl")
+        if self.table_format not in (None, *TABLE_FORMATS):
+            raise InputError(f"no table format '{self.table_format}'", f"--format {'|'.join(TABLE_FORMATS)}")
+        if self.table_format == "parquet":
+            output.require("pyarrow", "tables", "Writing parquet")
+        elsewhere = Option("output", "another.jsonl")
+        places = (self.results, elsewhere), (self.table, elsewhere), (self.report, Option("report", "answers.html"))
+        replaces = self.resume or self.force
+        check_outputs(
+            [Output(path, option, replaces, resumable=True) for path, option in places if path is not None], inputs
+        )
+
+
+def tell_nothing(record: Record) -> None:
+    """Where a document at the end says it all."""
+
+
+def tell_answer(record: Record) -> None:
+    """For people."""
+    if record.error is None:
+        output.print_answer(record.id, record.answer or "")
+
+
+def tell_record(record: Record) -> None:
+    """For programs."""
+    output.print_json_line(record.to_dict())
 
 
 @contextmanager
@@ -66,9 +103,9 @@ def answer_requests(
     resume: bool,
     force: bool,
     bars: output.Bars,
-    print_answers: bool = False,
+    tell: Callable[[Record], None] = tell_nothing,
 ) -> Tally:
-    """Run a job: write each record to `path`, where there is one, and show it as it comes.
+    """Run a job: write each record to `path`, where there is one, and `tell` it as it comes.
 
     `start` makes the job of the requests and of the records, by id, that `path` has already. The first Ctrl-C finishes
     what runs; then, or at the second one, this raises KeyboardInterrupt.
@@ -78,8 +115,12 @@ def answer_requests(
     def show(record: Record, tally: Tally) -> None:
         if record.error is not None:
             output.error_line(record.error, record.hint or "")
-        elif print_answers:
-            output.print_answer(record.id, record.answer or "")
+        try:
+            tell(record)
+        except BrokenPipeError:
+            if file is None:
+                raise
+            output.discard_stdout()  # its reader has left, and the file has the answers
         bars.stage("requests", tally.done, len(asked), _rates(tally))
 
     with _open_results(path, asked, settings, resume=resume, force=force) as file:
@@ -95,10 +136,8 @@ def answer_requests(
 def finish(
     tally: Tally,
     asked: Sequence[Request],
-    results: Path | None,
+    files: JobFiles,
     *,
-    table: str | None,
-    report: Path | None,
     title: str,
     as_json: bool,
 ) -> None:
@@ -107,11 +146,11 @@ def finish(
     from pixtral_runtime.batch.tables import write_table
 
     records = tally.in_order(asked)
-    if table is not None and results is not None:
-        write_table(records, results.with_suffix(f".{table}"), table)
-    summary = tally.summary(records) | {"output": None if results is None else str(results)}
-    if report is not None:
-        write_report(records, report, title=title, summary=summary)
+    if files.table is not None and files.table_format is not None:
+        write_table(records, files.table, files.table_format)
+    summary = tally.summary(records) | {"output": None if files.results is None else str(files.results)}
+    if files.report is not None:
+        write_report(records, files.report, title=title, summary=summary)
     if as_json:
         output.print_json(summary)
     else:

@@ -47,6 +47,7 @@ GROUPS = {
 }
 """Under which heading of `pixtral -h` a command stands."""
 BUG, INTERRUPTED = 1, 130
+READER_LEFT = 141  # as a shell says of programs that end when the reader of their output does, such as `head`
 
 
 class ErrorsToExitCodes(TyperGroup):
@@ -55,8 +56,11 @@ class ErrorsToExitCodes(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)
-        except (typer.Exit, typer.Abort, typer.TyperException, BrokenPipeError):
-            raise  # typer's own: wrong usage, a wanted exit, a reader of stdout that has left
+        except (typer.Exit, typer.Abort, typer.TyperException):
+            raise  # typer's own: wrong usage, a wanted exit
+        except BrokenPipeError as error:
+            output.discard_stdout()
+            raise typer.Exit(READER_LEFT) from error
         except (Exception, KeyboardInterrupt) as error:
             raise typer.Exit(report(error)) from error
 
@@ -156,4 +160,5 @@ app = application(COMMANDS)
 
 
 def main() -> None:
+    output.prepare_streams()
     app(prog_name="pixtral")

@@ -17,6 +17,25 @@ if TYPE_CHECKING:
     from pixtral_runtime.generation.model import Model
     from pixtral_runtime.inputs.prompt import PromptBuilder
 
+STDIN = STDOUT = Path("-")
+
+
+def output_file(text: str) -> Path:
+    """A file to write, as it was typed. Raises InputError for what is plainly none."""
+    from pixtral_runtime.errors import InputError
+
+    if text.endswith("/"):
+        raise InputError(f"{text} is a folder", f"{text}NAME for a file in it")
+    if text == str(STDOUT):
+        raise InputError("standard output is no place for it", "the name of a file")
+    return Path(text)
+
+
+def output_file_or_stdout(text: str) -> Path:
+    """As `output_file`; `-` is standard output."""
+    return STDOUT if text == str(STDOUT) else output_file(text)
+
+
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder, made by 'pixtral export'.")]
 PromptOption = Annotated[str, typer.Option("-p", "--prompt", help="What to ask; @FILE reads it from a file.")]
 SystemOption = Annotated[str | None, typer.Option(help="System prompt.")]

@@ -64,9 +64,31 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
+def print_json_line(value: object) -> None:
+    """One line of JSON Lines, at once."""
+    print(json.dumps(value, ensure_ascii=False), flush=True)
+
+
 def print_answer(path: str, answer: str) -> None:
     """One image's answer, at once: somebody may be reading along."""
-    print(f"{path}: {answer}", flush=True)
+    print(f"{_one_line(path)}: {answer}", flush=True)
+
+
+def discard_stdout() -> None:
+    """Send what is still printed nowhere: its reader has left."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def prepare_streams() -> None:
+    """Open the standard streams that were closed, lest a file takes the number of one; names print in any bytes."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free
+            setattr(sys, name, open(number, mode, encoding="utf-8"))  # noqa: SIM115 - as long as the program
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
 
 
 def talk(text: str) -> None:
@@ -177,6 +199,11 @@ def _readable(name: str, value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,} ({size(value)})" if name.endswith("_bytes") else f"{value:,}"
     return "-" if value is None else str(value)
+
+
+def _one_line(name: str) -> str:
+    """A name whose line ends and control characters are escaped: it may hold any."""
+    return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else ascii(c)[1:-1] for c in name)
 
 
 def _paint(text: str, colour: int) -> str:

@@ -49,7 +49,7 @@ ORDER = {
         ("plan",),
         ("weights",),
         ("checkpoint", "graphs", "quantization"),
-        ("model", "weight_names"),
+        ("model", "target_folder", "weight_names"),
     ),
     "pixtral_engines": (
         ("build", "check"),
@@ -63,7 +63,8 @@ ORDER = {
         ("generation",),
         ("backends", "inputs"),
         ("bundle", "device"),
-        ("errors", "files", "html_page", "stats", "version"),
+        ("files", "html_page", "stats"),
+        ("errors", "version"),
     ),
 }
 """Rooms of each package, files and folders alike, from the top down. A room imports from lines below its own only."""

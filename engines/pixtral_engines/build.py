@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -21,11 +21,12 @@ from pixtral_engines.profiles import Profile, Shapes, ranges, read_profiles
 from pixtral_engines.targets import Target, parse_targets, refuse_types
 from pixtral_runtime.backends.trt_package import import_tensorrt, log_of, version_of
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, open_engines, source_of, with_engines
-from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.manifest import Bundle, open_bundle, writing
 from pixtral_runtime.bundle.onnx_weights import weight_bytes
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.device.memory import available_memory_bytes
 from pixtral_runtime.errors import EngineError, InputError, MachineError, MemoryShortageError, Option, SettingError
+from pixtral_runtime.files import Output, check_outputs, write_atomically
 
 UNUSED_INPUT = "Unused Input"
 BUILDER_MEMORY_BYTES = 1_500_000_000  # TensorRT loaded and compiling a graph without weights
@@ -113,9 +114,19 @@ def build(bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Pr
 
 
 def build_targets(bundle: Bundle, plans: Sequence[BuildPlan], settings: BuildSettings, progress: Progress) -> Bundle:
-    """Build for each target in turn, and raise what `build` raises."""
-    for plan in plans:
-        bundle = build(bundle, plan, settings, progress)
+    """Build for each target in turn, while nobody else writes the bundle.
+
+    Raises what `build` raises, and InputError before it starts where something could not be written.
+    """
+    if settings.timing_cache is not None:
+        check_outputs([Output(settings.timing_cache, Option("timing_cache", "FILE"), replaces=True)], bundle.own_files)
+    with writing(bundle.path):
+        now = open_bundle(bundle.path)  # another build may have listed its engines
+        if now.fingerprint != bundle.fingerprint:
+            raise EngineError(f"{bundle.path} was exported anew meanwhile", "build again")
+        bundle = replace(bundle, engines=now.engines)
+        for plan in plans:
+            bundle = build(bundle, plan, settings, progress)
     return bundle
 
 
@@ -203,7 +214,7 @@ def _build_graph(
     finally:
         partial.unlink(missing_ok=True)
     if plan.target.flavor == "trt":
-        timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
+        write_atomically(timing_cache, bytes(config.get_timing_cache().serialize()))
     listed = [{letter: list(sizes) for letter, sizes in profile.items()} for profile in plan.profiles[graph]]
     return Engine(file, path.stat().st_size, writer.digest.hexdigest(), source_of(bundle, graph), listed)
 

@@ -1,8 +1,8 @@
 """From a checkpoint and a plan to a bundle.
 
 Streams the weights, quantized as the recipe says, traces the graphs, copies the tokenizer and writes the manifest, all
-in a folder beside the target that takes the target's name at the very end: an interrupted export leaves no half bundle.
-An interrupted calibration leaves that folder, and the same command goes on from there. The same input gives the same
+in a folder within the target whose files move up at the very end: an interrupted export leaves no half bundle. An
+interrupted calibration leaves that folder, and the same command goes on from there. The same input gives the same
 bytes.
 """
 
@@ -11,8 +11,7 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,10 +25,10 @@ from pixtral_export.quantization.samples import (
     packaged_requests,
     samples_fingerprint,
 )
+from pixtral_export.target_folder import check_space, filling
 from pixtral_export.weights.layerwise import JOURNAL, SCRATCH, Journal, LayerwisePass
-from pixtral_runtime.bundle.manifest import MANIFEST, TOKENIZER, WEIGHTS, Bundle, FileEntry
+from pixtral_runtime.bundle.manifest import TOKENIZER, WEIGHTS, Bundle, FileEntry
 from pixtral_runtime.bundle.spec import GRAPHS
-from pixtral_runtime.errors import InputError, MachineError, Option
 from pixtral_runtime.files import sha256_of_file
 from pixtral_runtime.inputs.preprocess import default_preprocess
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
@@ -51,14 +50,13 @@ def export(
     warn: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Write the bundle. Raises InputError where the target exists, MachineError where the disk is too small."""
-    free = shutil.disk_usage(_existing_parent(target)).free
-    if free < plan.bundle_bytes:
-        raise MachineError(
-            f"{target} needs {plan.bundle_bytes / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free",
-            Option("output", "ON_A_LARGER_DISK"),
-        )
+    check_space(target, plan.bundle_bytes)
     recipe = plan.recipe
-    with _appears_when_whole(target, force, keep_partial=recipe.calibrated) as folder:
+
+    def is_resumable(partial: Path) -> bool:
+        return recipe.calibrated and (partial / SCRATCH / JOURNAL).is_file()
+
+    with filling(target, force, is_resumable) as folder:
         shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
         unfinished = Bundle(
             path=folder,
@@ -154,51 +152,3 @@ def _write_graph(name: str, checkpoint: Checkpoint, plan: ExportPlan, journal: J
     path.write_bytes(ir.to_proto(model).SerializeToString(deterministic=True))
     onnx.checker.check_model(path, full_check=True)
     return FileEntry(path.stat().st_size, sha256_of_file(path))
-
-
-@contextmanager
-def _appears_when_whole(target: Path, force: bool, *, keep_partial: bool) -> Iterator[Path]:
-    """A folder to fill, which takes the target's name if all went well.
-
-    Otherwise it vanishes, unless an interrupted calibration may go on from it: `keep_partial`.
-    """
-    if target.exists() and not _is_empty_folder(target):
-        if not (target / MANIFEST).is_file():
-            raise InputError(
-                f"{target} exists and is no bundle; it will not be overwritten", Option("output", "NEW_FOLDER")
-            )
-        if not force:
-            raise InputError(f"{target} exists", Option("force", note="to replace it"), Option("output", "NEW_FOLDER"))
-    partial = target.with_name(f".{target.name}.partial")
-    if not keep_partial:
-        shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        elsewhere = Option("output", "NEW_FOLDER")
-        raise InputError(f"{target} cannot be written: {error.strerror}", elsewhere) from error
-    try:
-        yield partial
-        if target.exists():
-            shutil.rmtree(target)
-        partial.rename(target)
-    except KeyboardInterrupt as error:
-        if keep_partial and (partial / SCRATCH / JOURNAL).is_file():
-            raise KeyboardInterrupt(f"the layers done so far are in {partial}; the same command goes on") from error
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
-    except BaseException:
-        if not (keep_partial and (partial / SCRATCH / JOURNAL).is_file()):
-            shutil.rmtree(partial, ignore_errors=True)
-        raise
-
-
-def _is_empty_folder(path: Path) -> bool:
-    return path.is_dir() and next(path.iterdir(), None) is None
-
-
-def _existing_parent(path: Path) -> Path:
-    path = path.absolute()
-    while not path.exists():
-        path = path.parent
-    return path

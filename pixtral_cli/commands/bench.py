@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +17,7 @@ from pixtral_cli.options import (
     ThreadsOption,
     open_model,
     open_prompts,
+    output_file,
     refuse_unused,
     refuse_unused_by_engines,
     warn_of_unused,
@@ -42,12 +42,18 @@ def bench(
     runs: Annotated[int, typer.Option(min=1, help="Runs that count.")] = 10,
     min_seconds: Annotated[float, typer.Option(min=0, help="Measure each case at least this long.")] = 0.0,
     warmup: Annotated[int, typer.Option(min=0, help="Runs before that do not count.")] = 2,
-    save: Annotated[Path | None, typer.Option(help="Write every sample and the setting to this JSON file.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(parser=output_file, metavar="PATH", help="Write every sample and the setting to this JSON file."),
+    ] = None,
     compare: Annotated[Path | None, typer.Option(help="A saved report: exit 6 where this run is slower.")] = None,
     plot: Annotated[Path | None, typer.Option(metavar="DIR", help="Write plots as SVG and PNG here.")] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with tables and plots.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(parser=output_file, metavar="PATH", help="Write a page with tables and plots.")
+    ] = None,
     threshold: Annotated[float, typer.Option(min=0, help="Slower by more than this many per cent is too much.")] = 5.0,
     table: Annotated[str, typer.Option("--format", help="table, md, csv or json.")] = "table",
+    force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     threads: ThreadsOption = 0,
     backend: BackendOption = "auto",
     as_json: JsonOption = False,
@@ -73,16 +79,19 @@ def bench(
         refuse_unused(context, ("threshold",), "without --compare", "--compare SAVED.json")
     if as_json and table != "json":
         refuse_unused(context, ("table",), "with --json")
+    if save is None and plot is None and html is None:
+        refuse_unused(context, ("force",), "without --save", "--save today.json")
     refuse_unused_by_engines(context, backend)
-    check_bench_outputs(table, plot, html)
     cases = _cases(mode, image_side, images, prompt_tokens, decode_tokens, batch, request_rate)
     old = None if compare is None else read_report(compare)
     prompts = open_prompts(bundle, "", None, None)
+    pictures = [] if images is None else collect_images([str(images)], note=output.talk)
+    read = (*prompts.bundle.own_files, *pictures, *([compare] if compare else []))
+    check_bench_outputs(table, save, plot, html, force=force, inputs=read)
     started = time.perf_counter()
     model = open_model(prompts, backend, threads)
     load_s = time.perf_counter() - started
     warn_of_unused(context, model.backend)
-    pictures = [] if images is None else collect_images([str(images)], sys.stdin)
     effort = Effort(runs, min_seconds, warmup)
     with output.progress() as bars:
         report = run_benchmark(model, cases, effort, threads=threads, pictures=pictures, progress=bars.stage)

@@ -16,6 +16,7 @@ from pixtral_cli.options import (
     MaxImageSideOption,
     MaxNewTokensOption,
     ThreadsOption,
+    output_file,
     refuse_unused,
 )
 
@@ -42,7 +43,9 @@ def compare(
     image_tokens: ImageTokensOption = None,
     exif: ExifOption = True,
     threads: ThreadsOption = 0,
-    html: Annotated[Path | None, typer.Option(help="Write a page with charts and both answers.")] = None,
+    html: Annotated[
+        Path | None, typer.Option(parser=output_file, metavar="PATH", help="Write a page with charts and both answers.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing page.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -50,18 +53,20 @@ def compare(
     from pixtral_runtime.bundle.manifest import open_bundle
     from pixtral_runtime.compare.compare import DEFAULT_PROMPT, CompareSettings, compare_bundles, read_prompts
     from pixtral_runtime.compare.page import compare_page
-    from pixtral_runtime.files import write_atomically
+    from pixtral_runtime.errors import Option
+    from pixtral_runtime.files import Output, check_outputs, write_text_atomically
     from pixtral_runtime.inputs.image_files import collect_images
 
     if not images:
         refuse_unused(context, ("max_image_side", "image_tokens", "exif"), "without --images", "--images FOLDER")
     if html is None:
         refuse_unused(context, ("force",), "without --html", "--html compare.html")
-    else:
-        _check_target(html, force)
     reference, candidate = open_bundle(bundle_a), open_bundle(bundle_b)
     texts = [DEFAULT_PROMPT] if prompts is None else read_prompts(prompts)
-    paths = collect_images(images, sys.stdin)[:limit] if images else []
+    paths = collect_images(images, sys.stdin.buffer, note=output.talk)[:limit] if images else []
+    if html is not None:
+        read = (*reference.own_files, *candidate.own_files, *paths, *([prompts] if prompts else []))
+        check_outputs([Output(html, Option("html", "compare.html"), force)], read)
     if not images and prompts is None:
         output.warn("no images given, so one prompt alone is compared; add --images FOLDER")
     settings = CompareSettings(max_new_tokens, exif, max_image_side, image_tokens, threads, output.hint_of)
@@ -74,24 +79,12 @@ def compare(
     else:
         _print(report)
     if html is not None:
-        write_atomically(html, compare_page(report).encode())
+        write_text_atomically(html, compare_page(report))
         output.talk(f"the page is {html}")
     for skipped in report.skipped:
         output.error_line(skipped.reason, skipped.hint)
     if report.skipped:
         raise typer.Exit(5)
-
-
-def _check_target(path: Path, force: bool) -> None:
-    """Refuse a page that cannot be written before the hours that it may take to fill it. Raises InputError."""
-    from pixtral_runtime.errors import InputError
-
-    if path.is_dir() or (path.exists() and not force):
-        raise InputError(f"{path} exists", "--force to replace a file, or another name after --html")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}", "--html another/place.html") from error
 
 
 def _print(report: BundleComparison) -> None:

@@ -20,6 +20,7 @@ from pixtral_cli.options import (
     MemoryLimitOption,
     PreprocessOption,
     ThreadsOption,
+    output_file,
     refuse_unused,
     refuse_unused_by_engines,
     slots_wanted,
@@ -37,11 +38,19 @@ def eval(
         Path | None, typer.Option(help="The dataset's folder, as published, or JSONL; else it is downloaded.")
     ] = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many rows.")] = None,
-    save: Annotated[Path | None, typer.Option(help="Write scores and answers to this JSON file.")] = None,
+    save: Annotated[
+        Path | None,
+        typer.Option(parser=output_file, metavar="PATH", help="Write scores and answers to this JSON file."),
+    ] = None,
     against: Annotated[
         Path | None, typer.Option(metavar="JSON|BUNDLE", help="Compare with this result, or evaluate this bundle too.")
     ] = None,
-    html: Annotated[Path | None, typer.Option(help="Write a page with pictures, answers, and what is wrong.")] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            parser=output_file, metavar="PATH", help="Write a page with pictures, answers, and what is wrong."
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers beside --save.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
     judge_url: Annotated[
@@ -66,13 +75,14 @@ def eval(
     Every score has an interval; a loss that is no luck ends with exit 6.
     """
     from pixtral_runtime.batch.worker import WorkerOptions
+    from pixtral_runtime.bundle.manifest import open_bundle
     from pixtral_runtime.evaluation.comparison import compare_evaluations
     from pixtral_runtime.evaluation.dataset import ImageStore, download_dataset, read_examples
     from pixtral_runtime.evaluation.result import read_evaluation
     from pixtral_runtime.evaluation.run import EvaluationOptions, Questions
     from pixtral_runtime.evaluation.tasks.registry import task_named
 
-    if save is None:
+    if save is None and html is None:
         refuse_unused(context, ("force",), "without --save", "--save result.json")
     if resume:
         refuse_unused(context, ("force",), "with --resume, which keeps the answers")
@@ -83,17 +93,20 @@ def eval(
     wanted, memory_bytes = slots_wanted(batch, memory_limit)
     worker = WorkerOptions(backend, threads, wanted, memory_bytes, write_hint=output.hint_of)
     files = Files(save, html, resume, force)
-    files.check()
     judge = judge_options(chosen, judge_url, judge_model, save)
     old = read_evaluation(against) if against is not None and not against.is_dir() else None
+    other = against if old is None else None
+    read = [path for opened in (bundle, other) if opened for path in open_bundle(opened).own_files]
+    read += [path for path in (data, against) if path]
+    files.check(read, is_rated=judge is not None, against_bundle=other is not None)
     folder = download_dataset(chosen) if data is None else data
     found, broken = read_examples(chosen, folder, ImageStore(cache or image_cache(), folder), limit)
     questions = Questions(chosen, found, broken, max_new_tokens)
     options = EvaluationOptions(preprocess, max_image_side, image_tokens, worker, judge)
     evaluation, records = evaluate_bundle(bundle, questions, options, files)
     warn_of_unused(context, evaluation.setting["backend"])
-    if old is None and against is not None:
-        old, _ = evaluate_bundle(against, questions, options, files.of_reference())
+    if other is not None:
+        old, _ = evaluate_bundle(other, questions, options, files.of_reference())
     comparison = None if old is None else compare_evaluations(old, evaluation)
     print_evaluation(evaluation, comparison, as_json=as_json)
     if html is not None:

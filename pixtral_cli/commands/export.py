@@ -58,6 +58,7 @@ def export(
     from pixtral_export.checkpoint.reader import open_checkpoint
     from pixtral_export.export import export as write_bundle
     from pixtral_export.plan import ExportPlan, ExportSettings, plan_export
+    from pixtral_export.target_folder import check_target
 
     settings = ExportSettings(
         dtype, max_context, max_image_side, opset, precision, group_size, method, tuple(keep or ()), kv_cache,
@@ -67,6 +68,9 @@ def export(
         from pixtral_engines.targets import parse_targets
 
         parse_targets(build)
+        output.require("onnx", "rtx", "Building engines")
+    if not dry_run:
+        check_target(bundle, force)
     opened = open_checkpoint(resolve_checkpoint(checkpoint))
     for warning in opened.warnings:
         output.warn(warning)
@@ -101,7 +105,6 @@ def export(
 
 def _build(bundle: Bundle, targets: str) -> list[dict[str, Any]]:
     """Engines as `pixtral build --target` makes them by default."""
-    output.require("onnx", "rtx", "Building engines")
     from pixtral_engines.build import BuildSettings, build_summary, build_targets, plan_targets
     from pixtral_engines.profiles import Shapes
 

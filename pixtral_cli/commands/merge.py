@@ -9,14 +9,16 @@ from typing import Annotated
 import typer
 
 from pixtral_cli import output
-from pixtral_cli.options import JsonOption
+from pixtral_cli.options import JsonOption, output_file
 
 EPILOG = "Example: pixtral merge part-1.jsonl part-2.jsonl -o results.csv"
 
 
 def merge(
     results: Annotated[list[Path], typer.Argument(help="Results files of one job, written by 'pixtral run -o'.")],
-    target: Annotated[Path, typer.Option("-o", "--output", help="The file to write.")],
+    target: Annotated[
+        Path, typer.Option("-o", "--output", parser=output_file, metavar="PATH", help="The file to write.")
+    ],
     format: Annotated[
         str | None, typer.Option(help="jsonl, csv or parquet.", show_default="as the output's name ends, or jsonl")
     ] = None,

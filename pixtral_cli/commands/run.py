@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixtral_cli import output
-from pixtral_cli.job_progress import answer_requests, check_job_outputs, finish
+from pixtral_cli.job_progress import JobFiles, answer_requests, finish, tell_answer, tell_nothing, tell_record
 from pixtral_cli.options import (
+    STDIN,
+    STDOUT,
     BackendOption,
     BatchOption,
     BundleArgument,
@@ -29,6 +31,8 @@ from pixtral_cli.options import (
     TemperatureOption,
     ThreadsOption,
     TopPOption,
+    output_file,
+    output_file_or_stdout,
     read_prompt,
     refuse_unused,
     refuse_unused_by_engines,
@@ -60,12 +64,24 @@ def run(
         Path | None, typer.Option(help="A request a line, as JSON: prompt or messages, images, id, max_new_tokens.")
     ] = None,
     system: SystemOption = None,
-    results: Annotated[Path | None, typer.Option("-o", "--output", help="Write one JSON record a line.")] = None,
+    results: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            parser=output_file_or_stdout,
+            metavar="PATH",
+            help="Write one JSON record a line; - is stdout.",
+        ),
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the output file where it ended.")] = False,
     table: Annotated[
         str | None, typer.Option("--format", help="At the end, write a table beside the output: csv or parquet.")
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="At the end, write a page with pictures and answers.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(parser=output_file, metavar="PATH", help="At the end, write a page with pictures and answers."),
+    ] = None,
     json_schema: Annotated[Path | None, typer.Option(help="Answers are JSON of the schema in this file.")] = None,
     shard: Annotated[str | None, typer.Option(help="i/n: do this share of the requests; join with 'merge'.")] = None,
     ray: Annotated[
@@ -108,12 +124,15 @@ def run(
         refuse_unused(context, ("prompt", "recursive"), "with --requests")
     if ray is None:
         refuse_unused(context, ("ray_workers",), "without --ray", "--ray local")
-    if results is None:
+    as_lines = results == STDOUT
+    if as_lines:
+        results = None
+        refuse_unused(context, ("as_json",), "with --output -, which prints records")
+    if results is None and report is None:
         refuse_unused(context, ("force",), "without --output", "-o results.jsonl")
     if resume:
         refuse_unused(context, ("force",), "with --resume, which keeps the file")
     refuse_unused_by_engines(context, backend)
-    check_job_outputs(results, resume=resume, table=table, report=report)
     schema = None if json_schema is None else read_text(json_schema, "--json-schema FILE.json")
     digest = None if schema is None else sha256(schema.encode()).hexdigest()
     settings = Settings(
@@ -126,6 +145,11 @@ def run(
     )
     worker = Worker(bundle, settings, options)
     asked = _asked(paths or [], prompt or [QUESTION], requests, system, max_new_tokens, recursive, shard)[:limit]
+    read = [image for request in asked for image in request.images]
+    read += [Path(text[1:]) for text in prompt or () if text.startswith("@")]
+    read += [*worker.prompts.bundle.own_files, *(path for path in (requests, json_schema) if path)]
+    files = JobFiles(results, table, report, resume, force)
+    files.check(read)
     check_fit(worker.prompts, asked)
 
     def start(requests: Sequence[Request], done: Mapping[str, Record]) -> Job | RayJob:
@@ -135,11 +159,10 @@ def run(
             return job
         return RayJob(bundle, requests, settings, options, done, address=ray, workers=ray_workers)
 
+    tell = tell_record if as_lines else tell_nothing if as_json else tell_answer
     with output.progress() as bars:
-        tally = answer_requests(
-            start, asked, settings, results, resume=resume, force=force, bars=bars, print_answers=not as_json
-        )
-    finish(tally, asked, results, table=table, report=report, title=f"pixtral run {bundle}", as_json=as_json)
+        tally = answer_requests(start, asked, settings, results, resume=resume, force=force, bars=bars, tell=tell)
+    finish(tally, asked, files, title=f"pixtral run {bundle}", as_json=as_json)
 
 
 def _asked(
@@ -152,16 +175,20 @@ def _asked(
     shard: str | None,
 ) -> list[Request]:
     """What the arguments ask for. Raises InputError."""
-    from pixtral_runtime.batch.request_file import read_request_file, requests_of_images
+    from pixtral_runtime.batch.request_file import read_request_file, read_requests, requests_of_images
     from pixtral_runtime.batch.shards import parse_shard, share_of
     from pixtral_runtime.errors import InputError
     from pixtral_runtime.inputs.image_files import collect_images
+    from pixtral_runtime.inputs.text_file import text_lines
 
     if (requests is None) == (not paths):
         raise InputError("name either images or a file of requests", "pixtral run BUNDLE photos/, or --requests FILE")
-    if requests is not None:
+    if requests == STDIN:
+        lines, name = text_lines(sys.stdin.buffer, "standard input"), "standard input"
+        asked = read_requests(lines, name, max_new_tokens=max_new_tokens, system=system, folder=Path())
+    elif requests is not None:
         asked = read_request_file(requests, max_new_tokens=max_new_tokens, system=system)
     else:
-        images = collect_images(paths, sys.stdin, recursive=recursive)
+        images = collect_images(paths, sys.stdin.buffer, recursive=recursive, note=output.talk)
         asked = requests_of_images(images, [read_prompt(text) for text in prompts], system, max_new_tokens)
     return asked if shard is None else share_of(asked, *parse_shard(shard))

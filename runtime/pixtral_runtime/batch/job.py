@@ -158,7 +158,9 @@ class Job:
         if loaded.prompt is None:
             return None
         constraint = self._options.schema.constraint() if self._options.schema else None
-        generation = Generation(loaded.prompt, loaded.request.max_new_tokens, self._settings.sampling, constraint)
+        generation = Generation(
+            loaded.prompt, loaded.request.max_new_tokens, self._settings.sampling(loaded.request), constraint
+        )
         try:
             scheduler.submit(generation)
         except InputError as error:

@@ -10,7 +10,6 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,11 @@ from pixtral_runtime.inputs.conversation import Message
 
 @dataclass(frozen=True)
 class Settings:
-    """Of a whole job. `bundle` is the bundle's fingerprint, `json_schema` the sha256 of the schema's text."""
+    """Of a whole job. `bundle` is the bundle's fingerprint, `json_schema` the sha256 of the schema's text.
+
+    At temperature 0 nothing is drawn: whatever `top_p` and `seed` are given, they are then the defaults. Raises
+    SettingError for values that cannot be.
+    """
 
     bundle: str
     preprocess: str = "mistral"
@@ -32,10 +35,20 @@ class Settings:
     seed: int = 0
     json_schema: str | None = None
 
-    @cached_property
-    def sampling(self) -> Sampling:
-        """Raises InputError for values that cannot be."""
-        return Sampling(self.temperature, self.top_p, self.seed)
+    def __post_init__(self) -> None:
+        _ = Sampling(self.temperature, self.top_p, self.seed)  # refused here, before the model is loaded
+        if self.temperature == 0:
+            object.__setattr__(self, "top_p", Settings.top_p)
+            object.__setattr__(self, "seed", Settings.seed)
+
+    def sampling(self, request: Request) -> Sampling:
+        """How the request's answer is drawn.
+
+        Its seed follows from the job's and the request's id: answers over a folder are independent draws, and the same
+        ones again in another order, on another shard, or after an interruption.
+        """
+        digest = hashlib.sha256(f"{self.seed} {request.id}".encode("utf-8", "surrogateescape")).digest()
+        return Sampling(self.temperature, self.top_p, int.from_bytes(digest[:8]))
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,13 @@ def requests_of_images(
 
 
 def read_request_file(path: Path, *, max_new_tokens: int, system: str | None = None) -> list[Request]:
-    """The requests of a JSONL file, whose folder relative paths of images start from. Raises InputError."""
+    """The requests of a JSONL file. Raises InputError.
+
+    Relative paths of images start from the file's folder, or from the working folder where it is a pipe.
+    """
     lines = read_lines(path, Option("requests", "FILE.jsonl"))
-    return read_requests(lines, str(path), max_new_tokens=max_new_tokens, system=system, folder=path.parent)
+    folder = Path() if path.is_relative_to("/dev") or path.is_fifo() else path.parent
+    return read_requests(lines, str(path), max_new_tokens=max_new_tokens, system=system, folder=folder)
 
 
 def read_requests(

@@ -7,13 +7,10 @@ place; until the file is closed both lines are there, and the later one counts.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import io
 import json
 import os
 import shlex
-import stat
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
@@ -23,7 +20,7 @@ from typing import Any
 
 from pixtral_runtime.batch.records import Record, Request, Settings
 from pixtral_runtime.errors import InputError, Option, unwritable
-from pixtral_runtime.files import replacing
+from pixtral_runtime.files import open_locked, replacing
 
 SYNC_EVERY_S = 1.0  # a power loss costs what was answered since; a sync takes milliseconds
 LINE_START = b'{"id": "'  # of every line, and so of one that was cut short
@@ -182,7 +179,10 @@ def _check_same_job(path: Path, records: Mapping[str, Record], requests: Iterabl
             raise InputError(
                 f"{path} was written under other settings: {setting_differences(record.settings, now)}", *remedies
             )
+    asked_of: dict[str, set[str]] = {}
     for request in requests:
+        for image in request.images:
+            asked_of.setdefault(str(image), set()).add(request.asked(settings))
         before = records.get(request.id)
         if before is None or before.asked == request.asked(settings):
             continue
@@ -192,6 +192,13 @@ def _check_same_job(path: Path, records: Mapping[str, Record], requests: Iterabl
             else "the number of new tokens, the system prompt or earlier turns are not those of before"
         )
         raise InputError(f"{path} holds the answer to something else for {request.id}: {what}", *remedies)
+    for record in records.values():
+        name = record.images[0].path if len(record.images) == 1 else ""
+        is_of_image = record.id == name or record.id.startswith(f"{name}#")  # its id was made here, by image
+        if name in asked_of and is_of_image and record.asked not in asked_of[name]:
+            raise InputError(
+                f"{path} holds the answer to {record.question!r} for {name}, which is not asked", *remedies
+            )
 
 
 def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -205,38 +212,19 @@ def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> st
 
 def _open_locked(path: Path, flags: int = 0) -> io.FileIO:
     """Open or create the file, with its folder, and lock it against other runs. Raises InputError."""
-    while True:
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            file = io.FileIO(os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | flags, 0o666), "r+")
-        except OSError as error:
-            if isinstance(error, FileExistsError) and path.exists():
-                go_on = Option("resume", note="to go on with it")
-                raise InputError(f"{path} exists", go_on, Option("force", note="to replace it")) from error
-            raise unwritable(path, error, ANOTHER_OUTPUT) from error
-        try:
-            _lock(file, path)
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        except FileNotFoundError:
-            pass  # renamed or deleted between opening and locking, as is a file that another run has just replaced
-        except BaseException:
-            file.close()
-            raise
-        file.close()
-
-
-def _lock(file: io.FileIO, path: Path) -> None:
-    """Lock an open file; where the file system has no locks it stays unlocked."""
-    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-        raise InputError(f"{path} cannot be written: it is not a regular file", ANOTHER_OUTPUT)
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} cannot be written: it is not a regular file", ANOTHER_OUTPUT)
+        return open_locked(path, flags)
     except BlockingIOError as error:
         raise InputError(f"{path} is being written by another run", "wait for it", ANOTHER_OUTPUT) from error
+    except FileExistsError as error:
+        if not path.exists():  # its folder is a file
+            raise unwritable(path, error, ANOTHER_OUTPUT) from error
+        go_on = Option("resume", note="to go on with it")
+        raise InputError(f"{path} exists", go_on, Option("force", note="to replace it"), ANOTHER_OUTPUT) from error
     except OSError as error:
-        if error.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP):
-            raise
+        raise unwritable(path, error, ANOTHER_OUTPUT) from error
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

@@ -11,6 +11,7 @@ from pixtral_runtime.batch.records import Record, Request
 from pixtral_runtime.batch.results_file import read_results, setting_differences
 from pixtral_runtime.batch.tables import table_format, write_table
 from pixtral_runtime.errors import InputError, Option, SettingError
+from pixtral_runtime.files import Output, check_outputs
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,7 @@ def merge_results(paths: Sequence[Path], target: Path, force: bool = False, form
     settings, where two answers for one id differ, and where `target` exists, unless `force` says to replace it.
     """
     table_format(target, format)
-    if target.is_dir() or (target.exists() and not force):
-        raise InputError(
-            f"{target} exists", Option("force", note="to replace a file"), Option("output", "ANOTHER_FILE")
-        )
+    check_outputs([Output(target, Option("output", "ANOTHER_FILE"), force)], paths)
     merged: dict[str, tuple[Record, Path]] = {}
     torn: dict[str, int] = {}
     duplicates = recovered = 0

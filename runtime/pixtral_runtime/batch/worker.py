@@ -46,7 +46,6 @@ class Worker:
 
     def __init__(self, bundle: Path, settings: Settings, options: WorkerOptions) -> None:
         self.settings, self._options = settings, options
-        _ = settings.sampling  # refused here, before the model is loaded
         opened = open_bundle(bundle)
         preprocess = default_preprocess(
             opened, mode=settings.preprocess, max_side=settings.max_image_side, image_tokens=settings.image_tokens

@@ -24,6 +24,8 @@ PLOTTED_STAGES = ("image", "preprocess", "vision", "prefill", "decode")
 STAGE_COLORS = dict(zip(PLOTTED_STAGES, ("#bbbbbb", "#66ccee", "#228833", "#4477aa", "#ee6677"), strict=True))
 """Paul Tol's bright scheme, which people see who see fewer colours."""
 STAGE_MARKERS = {"vision": "s", "prefill": "^", "decode": "o"}
+PLOT_NAMES = ("latency", "load", "roofline")
+PLOT_SUFFIXES = (".svg", ".png")
 PLOT_STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "pixtral",
@@ -39,8 +41,13 @@ def draw_plots(report: Report) -> dict[str, Figure]:
     import matplotlib as mpl
 
     with mpl.rc_context(PLOT_STYLE):
-        drawn = {"latency": _latency(report), "load": _load(report), "roofline": _roofline(report)}
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+        drawn = zip(PLOT_NAMES, (_latency(report), _load(report), _roofline(report)), strict=True)
+        return {name: figure for name, figure in drawn if figure is not None}
+
+
+def plot_paths(folder: Path) -> list[Path]:
+    """Where `save_plots` may write."""
+    return [folder / f"{name}{suffix}" for name in PLOT_NAMES for suffix in PLOT_SUFFIXES]
 
 
 def svg_of(figure: Figure) -> str:

@@ -12,20 +12,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.spec import GRAPHS, GraphSpec, graph_spec, kv_cache_bytes_per_token
-from pixtral_runtime.errors import BundleError
-from pixtral_runtime.files import sha256_of_file, write_atomically
+from pixtral_runtime.errors import BundleError, InputError, unwritable
+from pixtral_runtime.files import locked, sha256_of_file, write_atomically
 
 BUNDLE_SCHEMA = 1
 MANIFEST = "bundle.json"
 WEIGHTS = "weights.bin"
 TOKENIZER = "tekken.json"
+LOCK = ".pixtral.lock"  # held by whoever writes the bundle
+PARTIAL = ".pixtral.partial"  # the folder in which it is made
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,11 @@ class Bundle:
     quantization: dict[str, Any] = field(default_factory=dict)  # how the recipe was applied
     engines: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def own_files(self) -> list[Path]:
+        """All files that belong to the bundle: what it reads, and what must not be written over."""
+        return [self.path / name for name in (MANIFEST, *self.files, *_engine_files(self.engines))]
+
     def graph_path(self, name: str) -> Path:
         return self.path / f"{name}.onnx"
 
@@ -90,6 +98,26 @@ class Bundle:
         """Write `bundle.json`, the last step of making a bundle."""
         data = {key: value for key, value in asdict(self).items() if key != "path"}
         write_atomically(self.path / MANIFEST, (json.dumps(data, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _engine_files(engines: Mapping[str, Any]) -> Iterator[str]:
+    """The files of engines in a manifest; what is no list of engines, as `open_engines` finds out, has none."""
+    with suppress(AttributeError, KeyError, TypeError):
+        for built in engines.values():
+            yield from [str(entry["file"]) for entry in built["graphs"].values()]
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Hold a bundle's folder for one writer. Raises InputError where another process has it, or it is not writable."""
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder / LOCK))
+        except BlockingIOError as error:
+            raise InputError(f"{folder} is being written by another export or build", "wait for it") from error
+        except OSError as error:
+            raise unwritable(folder, error, "check its permissions") from error
+        yield
 
 
 def open_bundle(path: Path) -> Bundle:

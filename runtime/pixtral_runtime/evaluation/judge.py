@@ -8,6 +8,7 @@ for none twice. The key comes from the environment alone and is written nowhere.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
@@ -17,11 +18,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, BinaryIO
+from typing import Any
 
-from pixtral_runtime.errors import InputError, Option, SettingError, extra_missing
+from pixtral_runtime.errors import InputError, Option, SettingError, extra_missing, unwritable
 from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example
+from pixtral_runtime.files import open_locked
 from pixtral_runtime.inputs.openai_messages import data_uri
 
 KEY_VARIABLES = ("PIXTRAL_JUDGE_KEY", "OPENAI_API_KEY")
@@ -244,14 +246,18 @@ def _short(said: object) -> str:
     return " ".join(text.split())[:SHOWN_CHARACTERS]
 
 
-def _opened(path: Path) -> BinaryIO:
+def _opened(path: Path) -> io.FileIO:
     try:
-        return path.open("a+b")
+        return open_locked(path)
+    except BlockingIOError as error:
+        raise InputError(
+            f"{path} is being written by another run", "wait for it", Option("save", "ELSEWHERE")
+        ) from error
     except OSError as error:
-        raise InputError(f"{path} cannot be written: {error.strerror}", Option("save", "ELSEWHERE")) from error
+        raise unwritable(path, error, Option("save", "ELSEWHERE")) from error
 
 
-def _read(file: BinaryIO) -> dict[str, Rating]:
+def _read(file: io.FileIO) -> dict[str, Rating]:
     """Ratings of an earlier run by example, the last of each; a line that was cut short does not count."""
     file.seek(0)
     lines = file.read().splitlines(keepends=True)

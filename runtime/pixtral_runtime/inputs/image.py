@@ -36,7 +36,7 @@ from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from pixtral_runtime.errors import ImageError
 
-IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM")
+IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB bytes, Pillow's own mark for doubt; resizing such a picture peaks near 2.1 GB
 GREY_DEPTHS_BITS = (8, 10, 12, 14, 16)  # bits of usual sensors and scanners
 

@@ -1,9 +1,18 @@
-"""Which images a command means: files, folders, globs and lists, in a stable order."""
+"""Which images a command means: files, folders, globs and lists, in a stable order.
+
+Names are what the file system holds, in any bytes. A folder gives the files whose suffix says that they are pictures,
+broken links and sub-folders that cannot be listed among them: their records then say what is wrong. What is passed
+over is said.
+"""
 
 from __future__ import annotations
 
+import errno
 import glob
-from collections.abc import Iterable, Iterator, Sequence
+import os
+import stat
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,65 +23,125 @@ from pixtral_runtime.errors import ImageError, InputError, Option
 from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.inputs.image import decode_image
 
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".avif",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".heic",
-        ".heif",
-        ".ico",
-        ".jfif",
-        ".jp2",
-        ".jpe",
-        ".jpeg",
-        ".jpg",
-        ".pbm",
-        ".pgm",
-        ".png",
-        ".pnm",
-        ".ppm",
-        ".tga",
-        ".tif",
-        ".tiff",
-        ".webp",
-    ]
-)
+IMAGE_SUFFIXES = frozenset({
+    ".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".heic", ".heif", ".icb", ".ico", ".j2c", ".j2k", ".jfif",
+    ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf", ".jpg", ".jpx", ".mpo", ".pbm", ".pfm", ".pgm", ".png", ".pnm", ".ppm",
+    ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp",
+})  # fmt: skip
 """What counts as an image inside a folder. A file named by the user is tried whatever its suffix."""
+RESOURCE_FORK = b"\x00\x05\x16\x07"  # what macOS puts beside a file, as `._NAME`, on disks of other systems
+SHOWN_CHARACTERS = 80  # of a path that is none
 
 ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
+Note = Callable[[str], None]
 
 
-def collect_images(sources: Iterable[str], stdin: Iterable[str], *, recursive: bool = False) -> list[Path]:
-    """Expand files, folders, globs and `-` (a list on stdin, a path a line) into paths, each once, in the order given.
+def collect_images(
+    sources: Iterable[str], stdin: Iterable[bytes] = (), *, recursive: bool = False, note: Note = lambda _: None
+) -> list[Path]:
+    """Expand files, folders, globs and `-` (a list on stdin) into paths, each once, in the order given.
 
-    A folder gives its images sorted by name, with `recursive` those of its sub-folders too. Raises InputError for a
-    path that does not exist and where nothing is left.
+    A list has a path a line, or between zero bytes, as `find -print0` writes it; a path of it that does not exist is
+    kept, so that its record says so. A folder gives its images sorted by name, with `recursive` those of its
+    sub-folders too, linked ones included. `note` hears what was passed over. Raises InputError for another path that
+    does not exist and where nothing is left.
     """
     found: dict[Path, None] = {}
+    passed = Counter[str]()
     for source in sources:
-        lines = [line.rstrip("\r\n") for line in stdin] if source == "-" else [source]
-        for line in filter(None, lines):
-            found.update(dict.fromkeys(_expand(line, recursive)))
+        if source == "-":
+            for line in _listed(stdin):
+                found.update(dict.fromkeys(_expand(line, recursive, passed, is_listed=True)))
+        else:
+            found.update(dict.fromkeys(_expand(source, recursive, passed)))
+    for what, count in passed.items():
+        note(f"passed over: {count} {what}")
     if not found:
         deeper = () if recursive else (Option("recursive", note="looks into sub-folders"),)
         raise InputError(f"no images in {', '.join(sources)}", "name image files, or a folder that holds some", *deeper)
     return list(found)
 
 
-def _expand(source: str, recursive: bool) -> Iterator[Path]:
+def _listed(stdin: Iterable[bytes]) -> list[str]:
+    """The paths of a list, which are bytes: no encoding is asked of them."""
+    data = b"".join(stdin).removeprefix(b"\xef\xbb\xbf")
+    lines = data.split(b"\0") if b"\0" in data else [line.removesuffix(b"\r") for line in data.split(b"\n")]
+    return [os.fsdecode(line) for line in lines if line]
+
+
+def _expand(source: str, recursive: bool, passed: Counter[str], *, is_listed: bool = False) -> Iterator[Path]:
     path = Path(source)
-    if path.is_dir():
-        files = path.rglob("*") if recursive else path.iterdir()
-        yield from sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file())
-    elif path.exists():
+    try:
+        is_folder = stat.S_ISDIR(path.stat().st_mode)
+    except OSError as error:
+        matches = sorted(glob.glob(source, recursive=recursive))
+        if matches and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG) and not os.path.lexists(path):
+            for match in matches:
+                yield from _expand(match, recursive, passed)
+            return
+        if is_listed or os.path.lexists(path):
+            yield path
+            return
+        raise _missing(source, error) from error
+    if not is_folder:
         yield path
-    elif matches := sorted(glob.glob(source, recursive=recursive)):
-        for match in matches:
-            yield from _expand(match, recursive)
-    else:
-        raise InputError(f"{source} does not exist", "check the path; quote a glob so that it reaches pixtral whole")
+        return
+    try:
+        os.scandir(path).close()
+    except OSError as error:
+        raise InputError(f"{path} cannot be listed: {error.strerror}", "check its permissions") from error
+    yield from sorted(_images_in(path, recursive, passed, set()))
+
+
+def _missing(source: str, error: OSError) -> InputError:
+    shown = _short(Path(source))
+    if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG):
+        return InputError(f"{shown} cannot be read: {error.strerror}", "check the path and its permissions")
+    question = (Option("prompt", "QUESTION", "if it is what to ask"),) if " " in source else ()
+    return InputError(
+        f"{shown} does not exist", *question, "check the path; quote a glob so that it reaches pixtral whole"
+    )
+
+
+def _images_in(folder: Path, recursive: bool, passed: Counter[str], seen: set[tuple[int, int]]) -> Iterator[Path]:
+    """In no order. Each folder is looked into once, whatever links lead to it; `seen` has them."""
+    try:
+        status = folder.stat()
+        entries = list(os.scandir(folder))
+    except OSError:
+        yield folder
+        return
+    if (status.st_dev, status.st_ino) in seen:
+        return
+    seen.add((status.st_dev, status.st_ino))
+    for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):
+        path = folder / entry.name
+        is_image = path.suffix.lower() in IMAGE_SUFFIXES
+        try:
+            mode = path.stat().st_mode
+        except OSError:
+            if is_image:
+                yield path
+            continue
+        if stat.S_ISDIR(mode):
+            if recursive:
+                yield from _images_in(path, recursive, passed, seen)
+        elif not is_image:
+            passed[f"files called *{path.suffix.lower() or path.name}, which is no image's suffix"] += 1
+        elif not stat.S_ISREG(mode):
+            passed["pipes, sockets or devices with an image's suffix"] += 1
+        elif entry.name.startswith("._") and _starts_with(path, RESOURCE_FORK):
+            passed["resource forks of macOS (._*)"] += 1
+        else:
+            yield path
+
+
+def _starts_with(path: Path, magic: bytes) -> bool:
+    try:
+        with path.open("rb") as file:
+            return file.read(len(magic)) == magic
+    except OSError:
+        return False
 
 
 def open_image(source: ImageSource, *, apply_exif: bool = True) -> Image.Image:
@@ -111,7 +180,21 @@ def with_pictures(messages: Sequence[Message]) -> list[Message]:
 
 
 def read_image_file(path: Path) -> bytes:
+    """A file's bytes. Raises ImageError."""
     try:
         return path.read_bytes()
+    except IsADirectoryError as error:
+        reason = "it is a folder" if os.access(path, os.R_OK | os.X_OK) else "a folder that cannot be listed"
+        raise ImageError(f"{path}: {reason}", "check the path and its permissions") from error
     except OSError as error:
-        raise ImageError(f"{path}: {error.strerror}", "check the path and its permissions") from error
+        raise ImageError(
+            f"{_short(path) if error.errno == errno.ENAMETOOLONG else path}: {error.strerror}",
+            "check the path and its permissions",
+        ) from error
+    except ValueError as error:  # a zero byte
+        raise ImageError(f"{_short(path)}: {error}", "check the path") from error
+
+
+def _short(path: Path) -> str:
+    text = str(path)
+    return text if len(text) <= SHOWN_CHARACTERS else text[: SHOWN_CHARACTERS - 1] + "…"

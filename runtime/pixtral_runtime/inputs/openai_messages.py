@@ -23,6 +23,7 @@ from pixtral_runtime.inputs.conversation import Message, Role
 T = TypeVar("T")
 ROLES: tuple[Role, ...] = get_args(Role)
 PART_KEYS = {"text": ("type", "text"), "image": ("type", "path"), "image_url": ("type", "image_url")}
+DETAILS = ("auto", "low", "high")  # taken and not read: how large a picture is seen is a setting of the whole job
 REQUEST_EXAMPLE = '{"id": "1", "prompt": "What is shown?", "images": ["photo.jpg"]}'
 TYPE_NAMES = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
 
@@ -72,7 +73,11 @@ def _part(value: object, folder: Path) -> str | Path:
         return image_path(value.get("path"), folder)
     url = value.get("image_url")
     if isinstance(url, dict):
-        check_keys(url, ("url",))
+        check_keys(url, ("url", "detail"))
+        if url.get("detail") not in (None, *DETAILS):
+            raise RequestError(
+                f"detail: expected one of {', '.join(DETAILS)}, found {shown(url['detail'])}", "leave it away"
+            )
         url = url.get("url")
     return image_path(url, folder)
 

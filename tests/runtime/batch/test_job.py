@@ -95,8 +95,24 @@ def test_keys_follow_content_question_and_settings_not_names(model: Model, pictu
     assert keys[0] == keys[1] != keys[2]
     assert run(model, asked([copy], "Why?"))[str(copy)].key != keys[1]
     assert run(model, asked([copy], limit=6))[str(copy)].key != keys[1]
-    other = Job(model, asked([copy]), replace(settings(model), seed=1))
+    other = Job(model, asked([copy]), replace(settings(model), exif=False))
     assert next(other.records()).key != keys[1]
+
+
+def test_equal_pictures_of_a_folder_are_drawn_for_apart_and_the_same_way_again(
+    model: Model, pictures: list[Path]
+) -> None:
+    copies = [pictures[0].with_name(f"copy{n}.png") for n in range(4)]
+    for copy in copies:
+        copy.write_bytes(pictures[0].read_bytes())
+    drawn = replace(settings(model), temperature=5.0, top_p=1.0, seed=3)
+
+    def answers(paths: list[Path]) -> dict[str, str | None]:
+        return {record.id: record.answer for record in Job(model, asked(paths), drawn).records()}
+
+    first = answers(copies)
+    assert len(set(first.values())) == 4
+    assert answers(copies[:1:-1]) == {str(copy): first[str(copy)] for copy in copies[2:]}
 
 
 def test_what_was_done_before_is_left_alone_unless_its_file_changed(model: Model, pictures: list[Path]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pixtral_runtime.batch.records import Request
+from pixtral_runtime.batch.records import Request, Settings
 from pixtral_runtime.batch.request_file import read_request_file, read_requests, requests_of_images
 from pixtral_runtime.batch.shards import parse_shard, share_of
 from pixtral_runtime.errors import InputError
@@ -46,6 +48,45 @@ def test_a_prompt_comes_after_its_images_and_takes_the_defaults() -> None:
     images = (Path("data/a.png"), Path("/abs/b.png"))
     system = Message("system", ("Be brief.",))
     assert request == Request("1", (system, Message("user", (*images, "Which?"))), 64)
+
+
+def test_an_image_url_may_say_how_much_detail_is_wanted(tmp_path: Path) -> None:
+    for detail in (None, "auto", "low", "high"):
+        part = {"type": "image_url", "image_url": {"url": "a.png", "detail": detail}}
+        assert read(user(part, {"type": "text", "text": "Which?"}))[0].images == (Path("data/a.png"),)
+    for wrong in ("medium", 3, ["low"]):
+        with pytest.raises(InputError, match="detail: expected one of auto, low, high"):
+            read(user({"type": "image_url", "image_url": {"url": "a.png", "detail": wrong}}))
+
+
+def test_images_of_a_pipe_are_looked_for_in_the_working_folder(tmp_path: Path) -> None:
+    line = b'{"prompt": "Which?", "images": ["a.png"]}\n'
+    (tmp_path / "asked.jsonl").write_bytes(line)
+    (request,) = read_request_file(tmp_path / "asked.jsonl", max_new_tokens=4)
+    assert request.images == (tmp_path / "a.png",)
+    end, start = os.pipe()
+    os.write(start, line)
+    os.close(start)
+    (request,) = read_request_file(Path(f"/dev/fd/{end}"), max_new_tokens=4)
+    os.close(end)
+    assert request.images == (Path("a.png"),)
+
+
+def test_each_request_draws_with_a_seed_of_its_own_that_follows_from_the_jobs() -> None:
+    drawn = Settings("bundle", temperature=0.5, seed=3)
+    first, second = requests_of_images([Path("a.png"), Path("b.png")], ["What?"], None, 9)
+    odd = Request("caf\udce9.png", first.messages)
+    seeds = {drawn.sampling(request).seed for request in (first, second, odd)}
+    assert len(seeds) == 3
+    assert drawn.sampling(first) == Settings("other", temperature=0.5, seed=3).sampling(first)
+    assert replace(drawn, seed=4).sampling(first).seed not in seeds
+
+
+def test_what_is_not_drawn_has_no_seed_and_what_cannot_be_is_refused() -> None:
+    assert Settings("bundle", seed=7, top_p=0.1) == Settings("bundle")
+    for wrong in ({"seed": -1}, {"top_p": 0.0}, {"temperature": -1.0}):
+        with pytest.raises(InputError):
+            Settings("bundle", **wrong)
 
 
 def test_a_request_may_bring_its_own_system_prompt_and_limit() -> None:
@@ -121,7 +162,7 @@ def test_ids_may_be_numbers_and_default_to_the_line() -> None:
         (user({"type": []}), "text, image, image_url"),
         (user({"type": "text"}), "text: expected a string, found null"),
         (user({"type": "image"}), "expected an image's path, found null"),
-        (user({"type": "image_url", "image_url": {"url": "a", "detail": "low"}}), "unknown key 'detail'"),
+        (user({"type": "image_url", "image_url": {"url": "a", "size": 3}}), "unknown key 'size'"),
         (user({"type": "image_url", "image_url": {"url": "https://x.org/a.png"}}), "nothing is downloaded"),
         (user({"type": "image_url", "image_url": {"url": "http://[x"}}), "nothing is downloaded"),
         (user({"type": "image_url", "image_url": {"url": "data:image/png;base64,AA"}}), "is no local file"),

@@ -199,11 +199,13 @@ def test_another_kind_of_file_is_refused_and_kept(tmp_path: Path, content: bytes
         (REQUESTS, replace(SETTINGS, temperature=0.5, exif=False),
          "exif was true and is false, temperature was 0.0 and is 0.5"),
         (REQUESTS, Settings("other"), 'bundle was "fingerprint" and is "other"'),
-        ([], replace(SETTINGS, seed=1), "seed was 0 and is 1"),
+        ([], replace(SETTINGS, preprocess="hf"), 'preprocess was "mistral" and is "hf"'),
         (requests_of_images([Path("b.png")], ["Where?"], None, 8), SETTINGS,
          "something else for b.png: the question was 'What?' and is 'Where?'"),
         (requests_of_images([Path("a.png")], ["What?"], None, 9), SETTINGS, "the number of new tokens"),
         (requests_of_images([Path("a.png")], ["What?"], "Be brief.", 8), SETTINGS, "the system prompt"),
+        (requests_of_images([Path("a.png")], ["Where?", "Why?"], None, 8), SETTINGS,
+         "the answer to 'What?' for a.png, which is not asked"),
     ],
 )  # fmt: skip
 def test_answers_to_something_else_are_refused_with_what_changed(
@@ -223,6 +225,16 @@ def test_records_of_other_requests_stay(path: Path) -> None:
     with resume(path, REQUESTS[2:]) as file:
         file.append(answered(REQUESTS[2]))
     assert ids(path) == ["a.png", "b.png", "c.png"]
+
+
+def test_an_answer_to_one_of_several_questions_is_refused_where_one_is_asked(tmp_path: Path) -> None:
+    both = requests_of_images([Path("a.png"), Path("z.png")], ["What?", "Where?"], None, 8)
+    with ResultsFile.create(tmp_path / "r.jsonl") as file:
+        for request in both:
+            file.append(answered(request))
+    with pytest.raises(InputError, match=r"the answer to 'Where\?' for a.png, which is not asked"):
+        resume(tmp_path / "r.jsonl", both[:1])
+    resume(tmp_path / "r.jsonl", both[:2]).close()  # fewer pictures are another matter
 
 
 def test_a_later_record_takes_the_place_of_an_earlier_one(path: Path) -> None:
