@@ -38,6 +38,11 @@ def answer_line(text: str) -> str:
     return rest.partition("\n")[0].rstrip()
 
 
+def final_answer(text: str) -> str:
+    """`answer_line` without emphasis around it, for metrics to which brackets are part of an answer."""
+    return answer_line(text).strip("*_ ")
+
+
 def without_markup(text: str) -> str:
     """Without any of `* _ [ ] ( )`."""
     return text.translate(_MARKUP)

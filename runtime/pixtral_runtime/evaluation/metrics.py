@@ -15,6 +15,9 @@ benchmarks' own, stricter ones are in `official_metrics`. A score means nothing 
 | `vqa_accuracy` | VQA | share of the people who gave this answer, normalized |
 | `anls` | DocVQA | as above; below 0.5 counts as 0 |
 | `exact_choice` | MMMU, MathVista | the very letter, number or phrase |
+| `mmmu` | MMMU | the letter named last, or the number or phrase that sentences end with |
+| `mathvista` | MathVista | the choice nearest to the answer found, or the number, rounded |
+| `chartqa_relaxed` | ChartQA | as its scorers since pix2struct: numbers may be off by 5 % |
 | `exact` | here | the same text, whatever its case |
 """
 
@@ -22,10 +25,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from pixtral_runtime.evaluation import official_metrics
+from pixtral_runtime.evaluation import author_metrics, official_metrics
 from pixtral_runtime.evaluation.answer_text import (
     baseline_answer,
     edit_distance,
+    final_answer,
     level_1_answer,
     level_2_answer,
     number_in,
@@ -145,6 +149,29 @@ def _exact_choice(answer: str, example: Example) -> float:
     return official_metrics.exact_choice(answer, example.references, example.details.get("precision"))
 
 
+def _mmmu(answer: str, example: Example) -> float:
+    return author_metrics.mmmu(answer, example.references, example.details.get("choices", ()))
+
+
+def _mathvista(answer: str, example: Example) -> float:
+    details = example.details
+    references = [details["answer"]] if "answer" in details else example.references
+    final = final_answer(answer) if details.get("final_answer") else ""
+    return author_metrics.mathvista(
+        answer,
+        references,
+        details.get("choices", ()),
+        details.get("answer_type", ""),
+        details.get("precision"),
+        final,
+    )
+
+
+def _chartqa_relaxed(answer: str, example: Example) -> float:
+    final = final_answer(answer) if example.details.get("final_answer") else ""
+    return author_metrics.chartqa_relaxed(final or answer, example.references)
+
+
 METRICS: dict[str, Callable[[str, Example], float]] = {
     "mistral_vqa_match": _of(mistral_vqa_match),
     "mistral_anls": _of(mistral_anls),
@@ -156,5 +183,8 @@ METRICS: dict[str, Callable[[str, Example], float]] = {
     "vqa_accuracy": _of(official_metrics.vqa_accuracy),
     "anls": _of(official_metrics.anls),
     "exact_choice": _exact_choice,
+    "mmmu": _mmmu,
+    "mathvista": _mathvista,
+    "chartqa_relaxed": _chartqa_relaxed,
     "exact": _of(official_metrics.exact),
 }

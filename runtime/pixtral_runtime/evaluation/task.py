@@ -25,7 +25,8 @@ class Example:
     """One question. `id` names it within its task; images in the messages are paths.
 
     `group` is a part of the dataset that gets a score of its own, such as MM-MT-Bench's categories. `metric` takes the
-    place of the task's metrics (`custom`). `details` are facts that a metric or the judge needs, as JSON would hold it.
+    place of the task's metrics (`custom`). `details` are facts that a metric or the judge needs, as JSON would hold it:
+    `choices` are the texts of lettered choices, `final_answer` says that the prompt asks for "Final Answer: …".
     """
 
     id: str

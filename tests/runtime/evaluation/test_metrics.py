@@ -10,7 +10,7 @@ from pixtral_runtime.inputs.conversation import user_message
 
 NAMES = {
     *("mistral_vqa_match", "mistral_anls", "relaxed_correctness", "baseline", "level_1", "level_2", "level_3"),
-    *("vqa_accuracy", "anls", "exact_choice", "exact"),
+    *("vqa_accuracy", "anls", "exact_choice", "exact", "mmmu", "mathvista", "chartqa_relaxed"),
 }
 LEVELS = ("baseline", "level_1", "level_2", "level_3")
 GOLD = [  # answer, reference, explicit (level 2), anywhere (level 3)
