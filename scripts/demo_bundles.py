@@ -14,7 +14,8 @@ from pixtral_export.export import export
 from pixtral_export.plan import ExportSettings, plan_export
 from pixtral_runtime.batch.worker import WorkerOptions
 from pixtral_runtime.bundle.manifest import MANIFEST, Bundle, open_bundle
-from pixtral_runtime.evaluation.dataset import ImageStore, read_examples
+from pixtral_runtime.evaluation.dataset import read_examples
+from pixtral_runtime.evaluation.row_images import ImageStore
 from pixtral_runtime.evaluation.run import EvaluationOptions, Questions
 from pixtral_runtime.evaluation.tasks.registry import task_named
 

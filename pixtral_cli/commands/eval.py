@@ -77,8 +77,9 @@ def eval(
     from pixtral_runtime.batch.worker import WorkerOptions
     from pixtral_runtime.bundle.manifest import open_bundle
     from pixtral_runtime.evaluation.comparison import compare_evaluations
-    from pixtral_runtime.evaluation.dataset import ImageStore, download_dataset, read_examples
+    from pixtral_runtime.evaluation.dataset import download_dataset, read_examples
     from pixtral_runtime.evaluation.result import read_evaluation
+    from pixtral_runtime.evaluation.row_images import ImageStore
     from pixtral_runtime.evaluation.run import EvaluationOptions, Questions
     from pixtral_runtime.evaluation.tasks.registry import task_named
 

@@ -56,7 +56,7 @@ class BrokenRow:
 
 SaveImage = Callable[[object], Path]
 """Turns a row's image, as its dataset publishes it, into a file: `{"bytes": …, "path": …}` of a parquet file, a path
-relative to the dataset's folder. Raises RowError where there is none."""
+relative to the dataset's folder, base64. Raises RowError where there is none."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,9 @@ class Task:
     """A benchmark (specification section 5.3).
 
     `dataset`, `config` and `split` are those on the Hugging Face hub, empty where it is not there. `metrics` are names
-    of `metrics.METRICS`, the headline first; empty where a judge rates. `examples` makes a row's examples, one each but
-    for conversations; `number` is the row's place in the dataset, from 0. It raises RowError. `read` takes the place of
+    of `metrics.METRICS`, the headline first; empty where a judge rates. `columns` are those of its parquet files, a
+    tuple where another edition names one otherwise. `examples` makes a row's examples, one each but for conversations;
+    `number` is the row's place in the dataset, from 0. It raises RowError. `read` takes the place of
     `dataset.read_rows` for a dataset in files of its own kind.
     """
 
@@ -75,6 +76,6 @@ class Task:
     split: str
     max_new_tokens: int
     metrics: tuple[str, ...]
-    columns: tuple[str, ...]
+    columns: tuple[str | tuple[str, ...], ...]
     examples: Callable[[Row, int, SaveImage], list[Example]]
-    read: Callable[[Path], Iterable[Row]] | None = None
+    read: Callable[[Path], Iterable[Row | BrokenRow]] | None = None

@@ -2,21 +2,30 @@
 
 from __future__ import annotations
 
-from pixtral_runtime.evaluation.fields import asked, label, text, texts
+from typing import Any
+
+from pixtral_runtime.evaluation.fields import asked, is_missing, items, items_or_one, label, text, texts
 from pixtral_runtime.evaluation.metrics import METRICS
 from pixtral_runtime.evaluation.task import Example, Row, RowError, SaveImage, Task
 
 
 def examples(row: Row, number: int, save: SaveImage) -> list[Example]:
-    listed = row.get("images", [row["image"]] if "image" in row else [])
-    if not isinstance(listed, list):
-        raise RowError(f"images is no list: {listed!r:.80}")
-    metric = row.get("metric")
+    metric = label(row, "metric") or None
     if metric is not None and metric not in METRICS:
-        raise RowError(f"there is no metric {metric!r}, only {', '.join(METRICS)}")
-    answers = texts(row.get("answers", row.get("answer")), "answers")
-    messages = asked(text(row, "question"), [save(image) for image in listed])
-    return [Example(label(row, "id") or str(number), messages, answers, label(row, "group"), metric)]
+        raise RowError(f"there is no metric {metric!r:.80}, only {', '.join(METRICS)}")
+    answers = items_or_one(row["answers"], "answers") if "answers" in row else row.get("answer")
+    messages = asked(text(row, "question"), [save(image) for image in _images(row)])
+    choices = texts(items(row["choices"], "choices"), "choices") if not is_missing(row.get("choices")) else ()
+    details = {"choices": list(choices)} if choices else {}
+    name = label(row, "id") or str(number)
+    return [Example(name, messages, texts(answers, "answers"), label(row, "group"), metric, details)]
+
+
+def _images(row: Row) -> list[Any]:
+    """None where the row names none; one that is not in a list counts as a list."""
+    name = "image" if is_missing(row.get("images")) and "image" in row else "images"
+    listed = items_or_one(row[name], name) if name in row else []
+    return listed if isinstance(listed, list) else [listed]
 
 
 TASK = Task(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
-from pixtral_runtime.evaluation.fields import label, text
+from pixtral_runtime.evaluation.fields import label, parsed_json
 from pixtral_runtime.evaluation.task import Example, Row, RowError, SaveImage, Task
 from pixtral_runtime.inputs.conversation import Message
 
@@ -15,7 +14,7 @@ ANSWERED_ROLES = ("user", "assistant")
 
 def examples(row: Row, number: int, save: SaveImage) -> list[Example]:
     """A turn each, after the references of the turns before it. The image is the first chunk of the first message."""
-    turns = _turns(text(row, "conversation"))
+    turns = _turns(row.get("conversation"))
     image = save(row.get("image"))
     history: list[Message] = []
     found = []
@@ -30,10 +29,10 @@ def examples(row: Row, number: int, save: SaveImage) -> list[Example]:
     return found
 
 
-def _turns(source: str) -> list[str]:
-    """Texts by turns of user and assistant. Raises RowError."""
+def _turns(source: object) -> list[str]:
+    """Texts by turns of user and assistant, from JSON text or what it holds. Raises RowError."""
     try:
-        messages = json.loads(source)
+        messages = parsed_json(source) if isinstance(source, str) else source
     except (ValueError, RecursionError) as error:
         raise RowError(f"conversation is not JSON: {error}") from error
     if not isinstance(messages, list) or not messages or len(messages) % 2:
@@ -44,7 +43,8 @@ def _turns(source: str) -> list[str]:
 def _text(message: Any, role: str) -> str:
     content = message.get("content") if isinstance(message, dict) and message.get("role") == role else None
     if isinstance(content, list):  # chunks; the image's holds no text
-        content = "".join(str(part.get("text", "")) for part in content if isinstance(part, dict))
+        said = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "".join(part for part in said if isinstance(part, str))
     if not isinstance(content, str) or not content.strip():
         raise RowError(f"conversation: expected a message of the {role}, found {message!r:.80}")
     return content
