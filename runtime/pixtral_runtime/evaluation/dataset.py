@@ -14,6 +14,7 @@ from typing import Any
 from pixtral_runtime.errors import InputError, MachineError, Option, Remedy, extra_missing
 from pixtral_runtime.evaluation.fields import is_own, parsed_json
 from pixtral_runtime.evaluation.parquet_files import parquet_parts, parquet_rows
+from pixtral_runtime.evaluation.parts import with_gaps
 from pixtral_runtime.evaluation.row_images import ImageStore
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Row, RowError, Task
 from pixtral_runtime.inputs.text_file import read_lines
@@ -53,7 +54,7 @@ def read_rows(folder: Path, task: Task) -> Iterator[Row | BrokenRow]:
         return parquet_rows(parts, task, _other_data(task))
     files = sorted(folder.glob("*.jsonl"))
     if lines := [path for path in files if not _is_own(path)]:
-        return _json_lines(lines)
+        return _json_lines(with_gaps(lines))
     if task.read is not None:
         return iter(task.read(folder))
     others = ", only results that pixtral wrote" if files else ""
@@ -98,8 +99,11 @@ def _other_data(task: Task) -> Option:
     return Option("data", "FOLDER", f"with {_wanted(task)}")
 
 
-def _json_lines(paths: Iterable[Path]) -> Iterator[Row | BrokenRow]:
-    for path in paths:
+def _json_lines(parts: Iterable[Path | BrokenRow]) -> Iterator[Row | BrokenRow]:
+    for path in parts:
+        if isinstance(path, BrokenRow):
+            yield path
+            continue
         for number, line in enumerate(read_lines(path), start=1):
             if line.strip():
                 yield _json_row(line, f"{path.name}, line {number}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 
 from pixtral_runtime.errors import InputError, Option, extra_missing
 from pixtral_runtime.evaluation.fields import is_own
+from pixtral_runtime.evaluation.parts import with_gaps
 from pixtral_runtime.evaluation.task import BrokenRow, Row, Task
 
 BATCH_ROWS = 16  # read at a time: images are inside
-SHOWN_PARTS = 3
-PART_NAME = re.compile(r"(.+)-(\d{5})-of-(\d{5})(?:-[0-9a-f]+)?\.parquet")
 
 
 def parquet_parts(folder: Path, task: Task) -> list[Path | BrokenRow]:
@@ -23,7 +21,7 @@ def parquet_parts(folder: Path, task: Task) -> list[Path | BrokenRow]:
     if task.split:
         for below in (f"{task.config}/", "") if task.config else ("",):
             if found := sorted(folder.rglob(f"{below}{task.split}-*.parquet")):
-                return _with_gaps(found)
+                return with_gaps(found)
     return [path for path in sorted(folder.rglob("*.parquet")) if not is_own(_columns(path))]
 
 
@@ -42,36 +40,6 @@ def parquet_rows(parts: Iterable[Path | BrokenRow], task: Task, other_data: Opti
         with _reading(part) as pq:
             for batch in pq.ParquetFile(part).iter_batches(BATCH_ROWS):
                 yield from batch.to_pylist()
-
-
-def _with_gaps(paths: Iterable[Path]) -> list[Path | BrokenRow]:
-    """Files in order, and what is missing in the place of its first part. Raises InputError for parts of two editions:
-    their rows would count twice."""
-    series: dict[tuple[Path, str], dict[int, Path]] = {}
-    counts: dict[tuple[Path, str], int] = {}
-    others: list[Path | BrokenRow] = []
-    for path in paths:
-        if (found := PART_NAME.fullmatch(path.name)) is None:
-            others.append(path)
-            continue
-        key, number, count = (path.parent, found[1]), int(found[2]), int(found[3])
-        present = series.setdefault(key, {})
-        if counts.setdefault(key, count) != count or number in present:
-            other = present.get(number) or next(iter(present.values()))
-            raise InputError(f"{path} and {other.name} are of two editions of one split", "keep the files of one")
-        present[number] = path
-    return [part for key, present in series.items() for part in _parts(*key, present, counts[key])] + others
-
-
-def _parts(folder: Path, split: str, present: dict[int, Path], count: int) -> list[Path | BrokenRow]:
-    gone = [number for number in range(count) if number not in present]
-    placed: dict[int, Path | BrokenRow] = dict(present)
-    if gone:
-        names = [f"{split}-{number:05}-of-{count:05}.parquet" for number in gone[:SHOWN_PARTS]]
-        more = f" and {len(gone) - SHOWN_PARTS} more" if len(gone) > SHOWN_PARTS else ""
-        reason = f"{len(gone)} of {count} parts are not in {folder}: {', '.join(names)}{more}"
-        placed[gone[0]] = BrokenRow(names[0], reason)
-    return [placed[number] for number in sorted(placed)]
 
 
 def _columns(path: Path) -> set[str]:

@@ -235,6 +235,12 @@ def test_parts_of_two_editions_are_refused(tmp_path: Path, other: str) -> None:
         of(tmp_path, "docvqa")
 
 
+def test_parts_of_json_lines_are_missed_too(tmp_path: Path) -> None:
+    (tmp_path / "test-00001-of-00002.jsonl").write_text('{"question": "?", "answers": "x"}', encoding="utf-8")
+    found, broken = of(tmp_path, "custom")
+    assert len(found) == 1 and [row.id for row in broken] == ["test-00000-of-00002.jsonl"]
+
+
 def test_parts_of_several_subjects_are_no_editions(tmp_path: Path) -> None:
     write_docvqa(tmp_path / "a" / "validation-00000-of-00001.parquet", 1)
     write_docvqa(tmp_path / "b" / "validation-00000-of-00001-725687bf7a18d64b.parquet", 1, 5)
