@@ -31,7 +31,7 @@ def details_of(metric: str, choices: list[str] | None, found: Any) -> dict[str, 
     return details
 
 
-@pytest.mark.parametrize(("metric", "least"), [("mmmu", 1500), ("mathvista", 600), ("chartqa_relaxed", 600)])
+@pytest.mark.parametrize(("metric", "least"), [("mmmu", 1600), ("mathvista", 700), ("chartqa_relaxed", 700)])
 def test_every_recorded_answer_gets_the_score_of_the_authors_script(metric: str, least: int) -> None:
     rows = [row for row in RECORDED if row[0] == metric]
     assert len(rows) >= least and {row[5] for row in rows} == {0, 1}
