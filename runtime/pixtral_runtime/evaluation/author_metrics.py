@@ -26,15 +26,18 @@ _QUOTED_ANSWER = re.compile(r'The answer is "(.*)"\.')
 _LETTER_IN_BRACKETS = re.compile(r"\(([a-zA-Z])\)")
 
 
-def mmmu(answer: str, references: Sequence[str], choices: Sequence[str] = ()) -> float:
-    """MMMU's score. With choices the references are letters; none is drawn where the answer holds none."""
+def mmmu(answer: str, references: Sequence[str], choices: Sequence[str | None] = ()) -> float:
+    """MMMU's score. With choices the references are letters; none is drawn where the answer holds none.
+
+    A choice whose text is not known is None.
+    """
     if choices:
         return float(mmmu_choice(answer, choices) in references)
     found, wanted = mmmu_values(answer), [value for one in references for value in _values(one)]
     return float(any(_holds(value, one) for value in found for one in wanted))
 
 
-def mmmu_choice(answer: str, choices: Sequence[str]) -> str | None:
+def mmmu_choice(answer: str, choices: Sequence[str | None]) -> str | None:
     """The letter that an answer names last: in brackets, else between blanks, else by the choice's own text."""
     for mark in _AROUND_A_LETTER:
         answer = answer.strip(mark)
@@ -45,7 +48,8 @@ def mmmu_choice(answer: str, choices: Sequence[str]) -> str | None:
             return found
     if len(text.split()) <= MOST_WORDS_OF_A_LETTER:
         return None
-    return _last(text.lower(), {letter: choice.lower() for letter, choice in zip(letters, choices, strict=True)})
+    known = {letter: choice.lower() for letter, choice in zip(letters, choices, strict=True) if choice is not None}
+    return _last(text.lower(), known)
 
 
 def mmmu_values(answer: str) -> set[str | float]:
@@ -107,15 +111,15 @@ def chartqa_relaxed(answer: str, references: Sequence[str]) -> float:
     return float(any(_relaxed(answer, reference) for reference in references))
 
 
-def _letters(choices: Sequence[str]) -> list[str]:
+def _letters(choices: Sequence[str | None]) -> list[str]:
     return [chr(ord("A") + number) for number in range(len(choices))]
 
 
 def _last(text: str, looks: dict[str, str]) -> str | None:
     """Whose look comes last in the text; None where none is in it."""
     places = {letter: text.rfind(look) for letter, look in looks.items()}
-    letter = max(places, key=lambda one: places[one])
-    return letter if places[letter] >= 0 else None
+    letter = max(places, key=lambda one: places[one], default=None)
+    return letter if letter is not None and places[letter] >= 0 else None
 
 
 def _end(line: str, marks: Sequence[str]) -> str:

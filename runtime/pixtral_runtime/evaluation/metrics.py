@@ -23,6 +23,7 @@ benchmarks' own, stricter ones are in `official_metrics`. A score means nothing 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 
 from pixtral_runtime.evaluation import author_metrics, official_metrics
@@ -38,6 +39,7 @@ from pixtral_runtime.evaluation.answer_text import (
 )
 from pixtral_runtime.evaluation.task import Example
 
+CHOICE_LETTER = re.compile("[A-Z]")
 NUMBER_TOLERANCE = 0.05  # of a number, relative to the reference
 
 
@@ -150,21 +152,18 @@ def _exact_choice(answer: str, example: Example) -> float:
 
 
 def _mmmu(answer: str, example: Example) -> float:
-    return author_metrics.mmmu(answer, example.references, example.details.get("choices", ()))
+    choices = example.details.get("choices", ())
+    if not choices and "question_type" not in example.details and all(map(CHOICE_LETTER.fullmatch, example.references)):
+        choices = [None] * (ord(max("E", *example.references)) - ord("A") + 1)  # a question of one's own, by letter
+    return author_metrics.mmmu(answer, example.references, choices)
 
 
 def _mathvista(answer: str, example: Example) -> float:
     details = example.details
     references = [details["answer"]] if "answer" in details else example.references
-    final = final_answer(answer) if details.get("final_answer") else ""
-    return author_metrics.mathvista(
-        answer,
-        references,
-        details.get("choices", ()),
-        details.get("answer_type", ""),
-        details.get("precision"),
-        final,
-    )
+    choices, kind = details.get("choices", ()), details.get("answer_type", "")
+    final = final_answer(answer) if details.get("final_answer") else "" if choices or kind else answer.strip()
+    return author_metrics.mathvista(answer, references, choices, kind, details.get("precision"), final)
 
 
 def _chartqa_relaxed(answer: str, example: Example) -> float:

@@ -25,7 +25,7 @@ def score(metric: str, answer: str, /, *references: str, **details: Any) -> floa
 
 
 def details_of(metric: str, choices: list[str] | None, found: Any) -> dict[str, Any]:
-    details: dict[str, Any] = {"choices": choices or []}
+    details: dict[str, Any] = {"choices": choices or [], "question_type": "multiple-choice" if choices else "open"}
     if metric == "mathvista":
         details |= {"answer_type": found[0], "precision": found[1]}
     return details
@@ -74,6 +74,12 @@ def test_what_is_found_in_an_answer_is_what_the_scripts_find() -> None:
 )
 def test_mmmu_takes_the_last_letter_that_an_answer_names(answer: str, expected: int) -> None:
     assert score("mmmu", answer, "B", choices=["one", "two", "three"]) == expected
+
+
+@pytest.mark.parametrize("answer", ["A", "(A)", "A.", "Option A", "**A**, or rather (A)", "The answer is A"])
+def test_letters_alone_are_enough_for_questions_of_ones_own(answer: str) -> None:
+    assert score("mmmu", answer, "A") == 1 and score("mmmu", answer, "B") == 0
+    assert score("mathvista", "net", "net") == 1 and score("mathvista", "net", "rope") == 0
 
 
 @pytest.mark.parametrize(

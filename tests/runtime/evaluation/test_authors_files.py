@@ -88,6 +88,14 @@ def test_mathvista_is_its_problems_by_pid_and_what_is_asked_beside_them(tmp_path
     assert found[0].details["precision"] == 1 and found[2].details["choices"] == ["half", "quarter", "o'clock"]
 
 
+def test_results_beside_the_authors_files_do_not_hide_them(tmp_path: Path) -> None:
+    record = {"id": "1", "question": "?", "asked": "0", "answer": "1.2", "settings": {}}
+    found, broken = load(
+        "mathvista", write(tmp_path, mathvista() | {"1.answers.jsonl": json.dumps(record).encode()}), limit=2
+    )
+    assert not broken and [example.id for example in found] == ["1", "2"]
+
+
 def test_mathvista_without_its_queries_says_which_file_is_missing(tmp_path: Path) -> None:
     write(tmp_path, {"testmini.json": MATHVISTA_PROBLEMS})
     with pytest.raises(InputError, match=r"query\.json cannot be read"):
