@@ -15,6 +15,7 @@ from pixtral_runtime.errors import InputError, MachineError, Option, Remedy, ext
 from pixtral_runtime.evaluation.fields import is_own, parsed_json
 from pixtral_runtime.evaluation.parquet_files import parquet_parts, parquet_rows
 from pixtral_runtime.evaluation.parts import with_gaps
+from pixtral_runtime.evaluation.result import read_evaluation
 from pixtral_runtime.evaluation.row_images import ImageStore
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Row, RowError, Task
 from pixtral_runtime.inputs.text_file import read_lines
@@ -110,8 +111,14 @@ def _json_lines(parts: Iterable[Path | BrokenRow]) -> Iterator[Row | BrokenRow]:
 
 
 def _is_own(path: Path) -> bool:
-    """Whether the first line is one that pixtral wrote: results and ratings are no questions."""
+    """Whether pixtral wrote the file: results and ratings, by the first line, or a whole evaluation's result."""
     first = next((line for line in read_lines(path) if line.strip()), "")
+    if first == "{":  # a document over many lines
+        try:
+            read_evaluation(path)
+        except InputError:
+            return False
+        return True
     row = _json_row(first, path.name)
     return isinstance(row, dict) and is_own(row.keys())
 

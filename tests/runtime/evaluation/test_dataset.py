@@ -189,7 +189,9 @@ def own_files(folder: Path) -> None:
     with ResultsFile.create(folder / "1.answers.jsonl") as file:
         file.append(record)
     (folder / "1.ratings.jsonl").write_text(json.dumps(asdict(Rating("0", "k", 7.0, attempts=1))) + "\n", "utf-8")
-    Evaluation("custom", {}, [Scored("0", "what?", ("x",), answer="x", scores={"exact": 1.0})]).save(folder / "1.json")
+    result = Evaluation("custom", {}, [Scored("0", "what?", ("x",), answer="x", scores={"exact": 1.0})])
+    result.save(folder / "1.json")
+    result.save(folder / "named-by-hand.jsonl")
     write_table([record], folder / "run.parquet", "parquet")
 
 
