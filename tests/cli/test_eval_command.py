@@ -171,7 +171,7 @@ def test_a_bundle_that_lost_its_answers_ends_with_exit_6(bundle: Path, tmp_path:
         (["--task", "custom", "--data", "{tmp}/none"], "none"),
         (["--task", "custom", "--data", "{tmp}"], "jsonl"),
         (["--task", "custom", "--data", "{data}", "--resume"], "--save"),
-        (["--task", "custom", "--data", "{data}", "--save", "{tmp}/no/r.json"], "r.json"),
+        (["--task", "custom", "--data", "{data}", "--save", "{data}"], "is a folder"),
         (["--task", "custom", "--data", "{data}", "--against", "{tmp}/none.json"], "none.json"),
         (["--task", "custom", "--data", "{data}", "--judge-url", "http://localhost"], "--judge-url"),
         (["--task", "mm_mt_bench", "--data", "{data}"], "--save"),

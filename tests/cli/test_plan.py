@@ -56,7 +56,7 @@ def test_the_predicted_bundle_is_the_one_that_export_writes(options: Sequence[st
     weights = predicted["devices"][0]["weight_bytes"]
     assert weights == pytest.approx((tmp_path / "b" / "weights.bin").stat().st_size, rel=0.001)
     assert predicted["bundle_bytes"] == pytest.approx(written, rel=0.03)
-    assert predicted["engine_bytes"] == weights  # engines of it: tests/engines/test_widths.py
+    assert predicted["engine_bytes"] == weights  # engines of it: scripts/check_engine_sizes.py
     assert plan(tmp_path / "b")["devices"][0]["weight_bytes"] == weights
     assert plan(tmp_path / "b")["kv_cache_bytes_per_token"] == predicted["kv_cache_bytes_per_token"]
 

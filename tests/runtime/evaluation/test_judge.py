@@ -246,7 +246,7 @@ def test_what_can_never_be_asked_is_refused_before_anything_is(
         list(rate_answers(pairs, tmp_path / "r.jsonl", JudgeOptions("localhost:8000/v1")))
     with judge_server() as judge:
         with pytest.raises(InputError, match="cannot be written"):
-            rated(judge, pairs, tmp_path / "no folder" / "r.jsonl")
+            rated(judge, pairs, picture / "r.jsonl")  # whose folder is a file
         monkeypatch.setenv("OPENAI_API_KEY", f"{SECRET}\n{SECRET}")
         with pytest.raises(InputError, match="OPENAI_API_KEY holds") as error:
             rated(judge, pairs, tmp_path / "r.jsonl")

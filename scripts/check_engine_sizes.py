@@ -1,0 +1,93 @@
+"""TensorRT-RTX builds every recipe at the real layer widths, and engines are as large as was predicted. No GPU needed.
+
+    python scripts/check_engine_sizes.py artifacts/engine-sizes             # some 6 minutes on two cores
+    python scripts/check_engine_sizes.py artifacts/engine-sizes --recipes int4
+
+Two decoder and two vision layers of the 12B's width, with random weights, are exported in each recipe and built for
+each generation of GPUs that has its types. The last line is JSON; the exit code is 6 where a size is off.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from unittest import mock
+
+from make_synthetic_checkpoint import pixtral_12b, write_checkpoint
+from pixtral_engines.build import BuildSettings, build_targets, plan_build
+from pixtral_engines.profiles import Shapes
+from pixtral_engines.targets import TARGETS
+from pixtral_export.checkpoint.reader import open_checkpoint
+from pixtral_export.export import export
+from pixtral_export.plan import ExportSettings, plan_export
+from pixtral_export.quantization import calibrate
+from pixtral_runtime.bundle.engine_list import EngineSet
+
+RECIPES = {
+    "float16": (ExportSettings(), ("rtx:sm86", "rtx:sm89", "rtx:sm120")),
+    "int8": (ExportSettings(precision="int8"), ("rtx:sm80", "rtx:sm86", "rtx:sm89", "rtx:sm120")),
+    "int4": (ExportSettings(precision="int4", method="rtn"), ("rtx:sm80", "rtx:sm86", "rtx:sm89", "rtx:sm120")),
+    "fp8": (ExportSettings(precision="fp8"), ("rtx:sm89", "rtx:sm120")),
+    "nvfp4": (ExportSettings(precision="nvfp4", method="rtn"), ("rtx:sm120",)),
+}
+CONTEXT = 1024
+KERNELS_BYTES = 15_000_000  # code beside the weights; 0.5 to 9 MB seen
+ADAPTER_BYTES = 31_457_280  # in int8, which TensorRT-RTX stores as float16 where there are two profiles
+LARGER = {("int4", "vision"): ADAPTER_BYTES, ("nvfp4", "vision"): ADAPTER_BYTES}
+
+
+@dataclass(frozen=True)
+class Size:
+    """Bytes of one engine, and whether they are what `pixtral build` said before."""
+
+    recipe: str
+    target: str
+    graph: str
+    bytes: int
+    predicted_bytes: int
+    is_right: bool
+
+
+def engine_sizes(recipe: str, targets: Sequence[str], layers: int, folder: Path) -> Iterator[Size]:
+    """Export and build a model of the 12B's width; each engine is deleted once it was looked at."""
+    if not (checkpoint := folder / f"{layers}-layers").is_dir():
+        write_checkpoint(checkpoint, pixtral_12b(layers=layers, vision_layers=layers, vocab_size=4096))
+    settings, _ = RECIPES[recipe]
+    settings = ExportSettings(
+        precision=settings.precision, method=settings.method, max_context=CONTEXT,
+        calibration_samples=2 if settings.precision in ("int8", "fp8") else None,
+    )  # fmt: skip
+    opened = open_checkpoint(checkpoint)
+    with mock.patch.object(calibrate, "SAMPLE_ROWS", 16):  # how good the scales are is not what is asked here
+        bundle = export(opened, plan_export(opened, settings), folder / recipe, force=True, progress=lambda *_: None)
+    for target in targets:
+        plan = plan_build(bundle, TARGETS[target], Shapes(context=CONTEXT, batch=2))
+        bundle = build_targets(bundle, [plan], BuildSettings(), lambda *_: None)
+        engines = EngineSet.from_dict(bundle.engines[target])
+        for graph, predicted in plan.engine_bytes.items():
+            seen = engines.graphs[graph].bytes
+            largest = 1.1 * predicted + LARGER.get((recipe, graph), 0) + KERNELS_BYTES
+            yield Size(recipe, target, graph, seen, predicted, 0.95 * predicted < seen < largest)
+            (bundle.path / engines.graphs[graph].file).unlink()  # five recipes and three targets would fill a disk
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
+    args = parser.parse_args()
+    sizes = []
+    for recipe in args.recipes:
+        for size in engine_sizes(recipe, RECIPES[recipe][1], 2, args.folder):
+            print(f"{recipe} {size.target} {size.graph}: {size.bytes:,} bytes, {size.predicted_bytes:,} predicted")
+            sizes.append(size)
+    print(json.dumps([asdict(size) for size in sizes]))
+    sys.exit(0 if all(size.is_right for size in sizes) else 6)
+
+
+if __name__ == "__main__":
+    main()
