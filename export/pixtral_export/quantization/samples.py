@@ -8,7 +8,6 @@ what activations look like hardly depends on resolution, and twice as many token
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +16,7 @@ from pixtral_runtime.errors import ImageError, InputError, Option
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image_files import collect_images, open_image
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
-from pixtral_runtime.inputs.text_file import read_lines
+from pixtral_runtime.inputs.text_file import parsed_json, read_lines
 
 DEFAULT_SAMPLES = 16
 MOST_IMAGE_TOKENS = 256
@@ -73,7 +72,7 @@ def calibration_requests(source: Path) -> list[CalibrationRequest]:
 
 def _request(source: Path, number: int, line: str) -> CalibrationRequest:
     try:
-        entry = json.loads(line)
+        entry = parsed_json(line)
         images = entry.get("images", [entry["image"]] if "image" in entry else [])
         if not isinstance(entry["prompt"], str) or not all(isinstance(image, str) for image in images):
             raise TypeError("prompt and image must be text")

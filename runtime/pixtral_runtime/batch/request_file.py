@@ -6,7 +6,6 @@ A line of such a file is one JSON object: `prompt`, or `messages` in the form of
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from pixtral_runtime.inputs.openai_messages import (
     typed_value,
     with_images,
 )
-from pixtral_runtime.inputs.text_file import read_lines
+from pixtral_runtime.inputs.text_file import parsed_json, read_lines
 
 REQUEST_KEYS = ("id", "prompt", "messages", "images", "system", "max_new_tokens")
 
@@ -83,7 +82,7 @@ def read_requests(
 def _object(line: str) -> dict[str, Any]:
     hint = f"one JSON object a line, such as {REQUEST_EXAMPLE}"
     try:
-        entry = json.loads(line)
+        entry = parsed_json(line)
     except (ValueError, RecursionError) as error:
         raise RequestError(f"not JSON: {error}", hint) from error
     if not isinstance(entry, dict):

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.errors import InputError, MachineError, Option, Remedy, extra_missing
-from pixtral_runtime.evaluation.fields import is_own, parsed_json
+from pixtral_runtime.evaluation.fields import is_own
 from pixtral_runtime.evaluation.parquet_files import parquet_parts, parquet_rows
 from pixtral_runtime.evaluation.parts import with_gaps
 from pixtral_runtime.evaluation.result import read_evaluation
 from pixtral_runtime.evaluation.row_images import ImageStore
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Row, RowError, Task
-from pixtral_runtime.inputs.text_file import read_lines
+from pixtral_runtime.inputs.text_file import parsed_json, read_lines
 
 
 def read_examples(

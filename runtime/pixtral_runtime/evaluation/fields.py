@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import ast
 import io
-import json
 import math
-import re
 import tokenize
 from collections.abc import Collection, Iterator, Sequence
 from itertools import pairwise
@@ -20,10 +18,10 @@ from typing import Any
 from pixtral_runtime.errors import InputError, Option
 from pixtral_runtime.evaluation.task import BrokenRow, Row, RowError
 from pixtral_runtime.inputs.conversation import Message
+from pixtral_runtime.inputs.text_file import check_characters, parsed_json
 
 # What only pixtral writes: a line of results, a rating, a table of results.
 OWN_COLUMNS = ({"id", "asked", "settings"}, {"id", "key", "rating", "attempts"}, {"finish_reason", "new_tokens"})
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 def text(row: Row, name: str) -> str:
@@ -143,29 +141,6 @@ def read_dataset_entries(path: Path, key: str | None = None) -> Iterator[Row | B
         yield entry if isinstance(entry, dict) else BrokenRow(f"{path.name}, entry {place}", "not an object")
 
 
-def parsed_json(source: str | bytes) -> Any:
-    """JSON whose objects have each key once, of two values one would be lost, and whose text is characters: half a
-    surrogate pair is none. Raises ValueError and RecursionError."""
-    value = json.loads(source, object_pairs_hook=_object)
-    _check_characters(value, source if isinstance(source, str) else source.decode("utf-8", "replace"))
-    return value
-
-
-def _check_characters(value: object, source: str) -> None:
-    """Raises UnicodeEncodeError, a ValueError, where a value read from the source holds half a surrogate pair."""
-    if SURROGATE.search(source):
-        json.dumps(value, ensure_ascii=False, default=repr).encode()
-
-
-def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        keys = [key for key, _ in pairs]
-        twice = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"the key {twice!r:.80} is there twice")
-    return found
-
-
 def _is_text_or_number(value: object) -> bool:
     if isinstance(value, float):
         return math.isfinite(value)
@@ -179,5 +154,5 @@ def _python_literal(source: str) -> Any:
     kinds = [kind for kind in kinds if kind not in (tokenize.NL, tokenize.COMMENT)]
     if any(pair == (tokenize.STRING, tokenize.STRING) for pair in pairwise(kinds)):
         raise ValueError("texts without a comma between them")
-    _check_characters(value, source)
+    check_characters(value, source)
     return value

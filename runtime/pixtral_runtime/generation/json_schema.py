@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import json
 import re
+from functools import cache
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
 
 import numpy as np
 import numpy.typing as npt
 
 from pixtral_runtime.errors import MachineError, Option, RequestError, extra_missing
 from pixtral_runtime.inputs.prompt import PromptBuilder
+from pixtral_runtime.inputs.text_file import unique_keys
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher
@@ -34,16 +37,7 @@ LARGEST_EXACT_INTEGER = 2**53  # llguidance reads numbers as float64, which hold
 # llguidance does nothing for the first three, and fulfils minProperties with the same property twice.
 IGNORED_KEYWORDS = ("contentEncoding", "contentMediaType", "contentSchema", "minProperties")
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
-# What a schema may say: the other keywords of its dialect, and notes that begin with x-. No misspelt keywords.
-ENFORCEABLE: Any = {
-    "$schema": DIALECT,
-    "$id": "urn:pixtral:enforceable",
-    "$dynamicAnchor": "meta",
-    "$ref": DIALECT,
-    "properties": {keyword: {"not": {}} for keyword in IGNORED_KEYWORDS},
-    "patternProperties": {"^x-(?!guidance$)": True},
-    "unevaluatedProperties": False,
-}
+KEYWORD_PATTERN = "x-(?!guidance$)"  # of notes, beside the keywords of the dialect
 
 
 class JsonSchema:
@@ -116,6 +110,29 @@ def compile_schema(text: str, prompts: PromptBuilder, name: str) -> JsonSchema:
     return schema
 
 
+@cache
+def _enforceable() -> Any:
+    """What a schema may say, as a schema: the keywords of its dialect and notes, no misspelt and no ignored keywords.
+
+    Not by `unevaluatedProperties`, which takes twice the time for every level of nesting.
+    """
+    from jsonschema_specifications import REGISTRY
+
+    dialect: Any = REGISTRY.contents(DIALECT)
+    known = set(dialect["properties"])
+    for vocabulary in dialect["allOf"]:
+        contents: Any = REGISTRY.contents(urljoin(DIALECT, vocabulary["$ref"]))
+        known |= set(contents["properties"])
+    return {
+        "$schema": DIALECT,
+        "$id": "urn:pixtral:enforceable",
+        "$dynamicAnchor": "meta",
+        "$ref": DIALECT,
+        "properties": {keyword: {"not": {}} for keyword in IGNORED_KEYWORDS},
+        "propertyNames": {"anyOf": [{"enum": sorted(known)}, {"pattern": f"^{KEYWORD_PATTERN}"}]},
+    }
+
+
 def _check(text: str, name: str) -> None:
     """Raises RequestError unless the text is a schema of keywords that can be enforced."""
     from jsonschema import Draft202012Validator
@@ -130,7 +147,9 @@ def _check(text: str, name: str) -> None:
         raise ValueError(f"{word} is no number of JSON")
 
     try:
-        schema: Any = json.loads(text, parse_int=number, parse_float=number, parse_constant=no_number)
+        schema: Any = json.loads(
+            text, parse_int=number, parse_float=number, parse_constant=no_number, object_pairs_hook=unique_keys
+        )
     except (ValueError, RecursionError) as error:
         raise RequestError(f"{name} is not JSON: {error}", Option("json_schema", "FILE")) from error
     if not isinstance(schema, dict):
@@ -138,9 +157,12 @@ def _check(text: str, name: str) -> None:
     written = json.dumps(schema, ensure_ascii=False).replace("\\\\", "")
     if re.search(r"\\u|[\x7f\ud800-\udfff]", written):  # llguidance would leave them out, or fail
         raise RequestError(f"{name} cannot be enforced: it has control characters", "leave them out of the schema")
-    errors = list(Draft202012Validator(ENFORCEABLE).iter_errors(schema))
+    try:
+        errors = list(Draft202012Validator(_enforceable()).iter_errors(schema))
+    except RecursionError as error:
+        raise RequestError(f"{name} is nested too deeply", "leave levels out of the schema") from error
     if errors:  # those further out only say that there is one further in
         worst = max(errors, key=lambda error: len(error.absolute_path))
-        raise RequestError(
-            f"{name} cannot be enforced: {worst.json_path}: {worst.message}", "leave that out of the schema"
-        )
+        is_unknown = "propertyNames" in worst.absolute_schema_path
+        what = f"unknown keyword {worst.instance!r}" if is_unknown else worst.message
+        raise RequestError(f"{name} cannot be enforced: {worst.json_path}: {what}", "leave that out of the schema")

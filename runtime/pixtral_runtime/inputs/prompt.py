@@ -78,6 +78,10 @@ class PromptBuilder:
         from pydantic import ValidationError
 
         try:
+            "".join(part for m in messages for part in m.content if isinstance(part, str)).encode()
+        except UnicodeEncodeError as error:  # the tokenizer would read something else
+            raise RequestError(f"the prompt is not UTF-8 text: {error.reason}", "iconv -f latin1 -t utf-8") from error
+        try:
             request = ChatCompletionRequest(messages=[_to_mistral(message) for message in messages])
             tokenized = self.tokenizer.encode_chat_completion(request)
         except (MistralCommonException, ValidationError) as error:

@@ -8,11 +8,15 @@ another encoding is refused, since a question that was changed on the way gets a
 from __future__ import annotations
 
 import codecs
+import json
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import Any
 
 from pixtral_runtime.errors import InputError, Remedy
 
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # as JSON writes half of a pair, or a whole one
 UTF16_MARKS = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
 
@@ -28,6 +32,31 @@ def read_lines(path: Path, *remedies: Remedy) -> Iterator[str]:
             yield from text_lines(file, str(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", *remedies) from error
+
+
+def parsed_json(source: str | bytes) -> Any:
+    """JSON whose objects have each key once, of two values one would be lost, and whose text is characters: half a
+    surrogate pair is none. Raises ValueError and RecursionError.
+    """
+    value = json.loads(source, object_pairs_hook=unique_keys)
+    check_characters(value, source if isinstance(source, str) else source.decode("utf-8", "replace"))
+    return value
+
+
+def check_characters(value: object, source: str) -> None:
+    """Raises UnicodeEncodeError, a ValueError, where a value read from the source holds half a surrogate pair."""
+    if SURROGATE.search(source):
+        json.dumps(value, ensure_ascii=False, default=repr).encode()
+
+
+def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON. Raises ValueError where a key is there twice."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        twice = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"the key {twice!r:.80} is there twice")
+    return found
 
 
 def text_lines(lines: Iterable[bytes], name: str) -> Iterator[str]:

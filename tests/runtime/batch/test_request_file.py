@@ -156,6 +156,8 @@ def test_ids_may_be_numbers_and_default_to_the_line() -> None:
         ({"messages": [{"role": "user", "content": 3}]}, "content: expected a string or a list"),
         ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "unknown key 'name'"),
         ({"messages": [{"role": "user", "content": ""}]}, "a message is empty"),
+        ('{"prompt": "Which?", "prompt": "What?"}', "the key 'prompt' is there twice"),
+        ('{"prompt": "half \\ud83d"}', "surrogates not allowed"),
         (user({"type": "text", "text": ""}), "a message is empty"),
         (user("text"), 'found "text"'),
         (user({"type": "audio"}), "text, image, image_url"),

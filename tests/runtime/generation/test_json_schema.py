@@ -243,8 +243,9 @@ def test_answers_of_one_schema_do_not_share_their_place(model: Model) -> None:
         ('{"minimum": NaN}', "NaN"),
         ("[" * 200_000, "recursion"),
         ("[1]", "expected an object"),
+        ('{"type": "object", "properties": {"a": {"type": "null"}, "a": {}}}', "the key 'a' is there twice"),
         ('{"type": "objekt"}', "objekt"),
-        ('{"type": "object", "properties": {"a": {"maxlength": 3}}}', "$.properties.a: Unevaluated properties"),
+        ('{"type": "object", "properties": {"a": {"maxlength": 3}}}', "$.properties.a: unknown keyword 'maxlength'"),
         ('{"type": "object", "requried": ["a"]}', "requried"),
         ('{"type": "string", "nullable": true}', "nullable"),
         ('{"type": "string", "minLength": "3"}', "minLength"),
@@ -273,6 +274,13 @@ def test_what_cannot_be_enforced_is_refused(model: Model, text: str, words: str)
     with pytest.raises(InputError, match=r"schema\.json") as raised:
         compile_schema(text, model.prompts, "schema.json")
     assert words in str(raised.value)
+
+
+@pytest.mark.parametrize("depth", [25, 5000])
+def test_a_deep_schema_is_checked_at_once_or_refused(model: Model, depth: int) -> None:
+    text = '{"type":"object","properties":{"a":' * depth + '{"type":"null","requried":[]}' + "}}" * depth
+    with pytest.raises(InputError, match="unknown keyword 'requried'" if depth < 100 else "deep|recursion"):
+        compile_schema(text, model.prompts, "schema.json")
 
 
 def test_notes_in_a_schema_are_no_hindrance(model: Model) -> None:

@@ -134,6 +134,12 @@ def test_a_malformed_conversation_is_refused(prompts: PromptBuilder, messages: l
         prompts.build(messages)
 
 
+def test_text_that_is_none_is_refused_and_not_read_as_something_else(prompts: PromptBuilder) -> None:
+    for messages in (user_message("caf\udce9"), user_message("Which?", system="\ud83d")):
+        with pytest.raises(InputError, match="is not UTF-8 text"):
+            prompts.build(messages)
+
+
 def test_images_come_first_in_the_usual_request() -> None:
     image = blank(16, 16)
     assert user_message("Q", [image], "S") == (Message("system", ("S",)), Message("user", (image, "Q")))

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from pixtral_runtime.evaluation.fields import label, parsed_json
+from pixtral_runtime.evaluation.fields import label
 from pixtral_runtime.evaluation.task import Example, Row, RowError, SaveImage, Task
 from pixtral_runtime.inputs.conversation import Message
+from pixtral_runtime.inputs.text_file import parsed_json
 
 ANSWERED_ROLES = ("user", "assistant")
 
