@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any
 
 from pixtral_runtime.bench.spread import Spread, is_noisy, is_warm
+from pixtral_runtime.errors import Option, SettingError
+from pixtral_runtime.inputs.image import MAX_PIXELS
 
 MODES = ("latency", "throughput", "serve")
 LATENCY_STAGES = ("image", "preprocess", "vision", "prefill", "ttft", "tpot", "e2e")
@@ -17,7 +20,10 @@ KEPT_UP_SHARE = 0.9  # of the rate offered
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured. `image_side` None means pictures of the user's, `prompt_tokens` 0 a short question."""
+    """What is measured. `image_side` None means pictures of the user's, `prompt_tokens` 0 a short question.
+
+    Raises SettingError for a picture that could not be decoded, before it is made.
+    """
 
     mode: str
     batch: int
@@ -25,6 +31,11 @@ class Case:
     image_side: int | None = None
     prompt_tokens: int = 0
     rate: float | None = None  # requests a second, of `serve`
+
+    def __post_init__(self) -> None:
+        if self.image_side is not None and self.image_side**2 > MAX_PIXELS:
+            most = math.isqrt(MAX_PIXELS)
+            raise SettingError(f"pictures of {self.image_side} px a side are not decoded", Option("image_side", most))
 
     @property
     def name(self) -> str:

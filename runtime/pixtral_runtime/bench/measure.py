@@ -237,7 +237,8 @@ def _encode(model: Model, prompts: Sequence[Prompt]) -> Iterator[npt.NDArray[Any
 
 
 def _prompt(model: Model, case: Case, picture: bytes | Image.Image) -> Prompt:
-    """A request about one picture, its text filled up to the case's number of tokens."""
+    """A request about one picture, its text filled up to the case's number of tokens. Raises ContextError."""
+    _check_length(model, case, case.prompt_tokens)
     pixels = decode_image(picture, "image").pixels if isinstance(picture, bytes) else picture
     prompt = model.prompts.build(user_message(BENCH_QUESTION, [pixels]))
     missing = case.prompt_tokens - (len(prompt.token_ids) - prompt.image_tokens)
@@ -250,15 +251,19 @@ def _prompt(model: Model, case: Case, picture: bytes | Image.Image) -> Prompt:
     return Prompt(ids, index, prompt.images, prompt.image_tokens)
 
 
-def _check_room(model: Model, case: Case, prompt: Prompt) -> None:
+def _check_length(model: Model, case: Case, tokens: int) -> None:
     context = min(model.bundle.limits.max_context, model.runner.sessions.context or math.inf)
-    if len(prompt.token_ids) + case.decode_tokens > context:
+    if tokens + case.decode_tokens > context:
         raise ContextError(
-            f"{case.name}: {len(prompt.token_ids)} tokens of prompt, and the context holds {context}",
+            f"{case.name}: {tokens} tokens of prompt, and the context holds {context}",
             Option("image_side", "SMALLER"),
             Option("prompt_tokens", "SMALLER"),
             Option("decode_tokens", "SMALLER"),
         )
+
+
+def _check_room(model: Model, case: Case, prompt: Prompt) -> None:
+    _check_length(model, case, len(prompt.token_ids))
     slots = model.runner.sessions.slots
     if slots is not None and case.batch > slots:
         raise SettingError(f"{case.name}: the engines have {slots} slots", Option("batch", slots))

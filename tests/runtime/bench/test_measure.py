@@ -265,6 +265,9 @@ def test_settings_that_differ_are_named_and_no_others() -> None:
     [
         (["--mode", "speed"], "latency|throughput|serve", 3),
         (["--image-side", "0"], "--image-side", 3),
+        (["--image-side", "99999"], "--image-side 9459", 3),
+        (["--prompt-tokens", "999999999999"], "the context holds", 3),
+        (["--decode-tokens", "999999999999"], "the context holds", 3),
         (["--batch", "x"], "--batch", 3),
         (["--format", "xml"], "table|md|csv|json", 3),
         (["--compare", "nowhere.json"], "nowhere.json", 3),
