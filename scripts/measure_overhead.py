@@ -18,7 +18,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 
 from make_synthetic_checkpoint import params_json, pixtral_12b, write_tokenizer, write_weights
 from pixtral_export.checkpoint.reader import open_checkpoint
@@ -45,6 +44,8 @@ def stream_steps_ms(model: Model, count: int) -> list[float]:
 
 def bare_steps_ms(model: Model, count: int) -> list[float]:
     """Wall time of `run_with_iobinding` on the decoder alone, inputs and outputs bound once."""
+    import onnxruntime as ort  # after pixtral, which tells it not to report its use
+
     decoder = model.runner.sessions.decoder
     session: ort.InferenceSession = decoder._session  # type: ignore[attr-defined]
     cache = decoder.new_cache(1, 256)
