@@ -45,12 +45,14 @@ class Files:
         save = None if self.save is None else self.save.with_suffix(".against.json")
         return Files(save, None, self.resume, self.force)
 
-    def check(self, inputs: Iterable[Path], *, is_rated: bool, against_bundle: bool) -> None:
+    def check(self, inputs: Iterable[Path], data: Path | None, *, is_rated: bool, against_bundle: bool) -> None:
         """Refuse what could not be written, before the hours that it may take. Raises InputError, MachineError.
 
-        `is_rated`: a judge's ratings are kept as well; `against_bundle`: the other bundle's result and answers.
+        `data` is the dataset's folder; `is_rated`: a judge's ratings are kept as well; `against_bundle`: the other
+        bundle's result and answers.
         """
         from pixtral_runtime.errors import InputError, Option
+        from pixtral_runtime.evaluation.dataset import may_hold_rows
         from pixtral_runtime.files import Output, check_outputs
 
         if self.resume and self.save is None:
@@ -60,9 +62,9 @@ class Files:
             paths += [files.save, files.answers, files.ratings if is_rated else None]
         places = [*((path, Option("save", "result.json")) for path in paths), (self.html, Option("html", "eval.html"))]
         replaces = self.resume or self.force
-        check_outputs(
-            [Output(path, option, replaces, resumable=True) for path, option in places if path is not None], inputs
-        )
+        outputs = [Output(path, option, replaces, resumable=True) for path, option in places if path is not None]
+        rows = [to.path for to in outputs if data is not None and may_hold_rows(to.path, data)]
+        check_outputs(outputs, [*inputs, *rows])
 
 
 def image_cache() -> Path:

@@ -98,8 +98,8 @@ def eval(
     old = read_evaluation(against) if against is not None and not against.is_dir() else None
     other = against if old is None else None
     read = [path for opened in (bundle, other) if opened for path in open_bundle(opened).own_files]
-    read += [path for path in (data, against) if path]
-    files.check(read, is_rated=judge is not None, against_bundle=other is not None)
+    read += [against] if against else []
+    files.check(read, data, is_rated=judge is not None, against_bundle=other is not None)
     folder = download_dataset(chosen) if data is None else data
     found, broken = read_examples(chosen, folder, ImageStore(cache or image_cache(), folder), limit)
     questions = Questions(chosen, found, broken, max_new_tokens)

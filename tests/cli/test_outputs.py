@@ -43,12 +43,14 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "mine.csv").write_text("mine")
     row = {"question": "Which?", "answer": "red", "image": "photos/a.png"}
-    (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+    for name in ("rows.jsonl", "data/rows.jsonl"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(json.dumps(row) + "\n")
     return tmp_path
 
 
 RUN = "run BUNDLE photos"
-EVAL = "eval BUNDLE --task custom --data rows.jsonl"
+EVAL = "eval BUNDLE --task custom --data data"
 BENCH = "bench BUNDLE"
 COMPARE = "compare BUNDLE BUNDLE --images photos"
 
@@ -75,7 +77,7 @@ COMPARE = "compare BUNDLE BUNDLE --images photos"
         (f"{EVAL} --save mine", "mine exists"),
         (f"{EVAL} --html mine", "mine exists"),
         (f"{EVAL} --save s.json --html ./s.json", "s.json would be written twice"),
-        (f"{EVAL} --save rows.jsonl --force", "rows.jsonl is read"),
+        (f"{EVAL} --save data/rows.jsonl --force", "data/rows.jsonl is read"),
         (f"{EVAL} --save s.json --against s.json", "cannot be read"),
         (f"{BENCH} --save mine", "mine exists"),
         (f"{BENCH} --html mine", "mine exists"),
@@ -129,9 +131,18 @@ def test_bench_replaces_a_report_and_plots_when_forced(bundle: Path, here: Path)
 
 def test_an_evaluation_against_a_bundle_judges_the_other_ones_files_too(bundle: Path, here: Path) -> None:
     Path("s.against.json").write_text("mine")
-    done = invoke(*f"eval {bundle} --task custom --data rows.jsonl --save s.json --against {bundle}".split())
+    done = invoke(*f"eval {bundle} --task custom --data data --save s.json --against {bundle}".split())
     assert (done.exit_code, "s.against.json exists" in done.stderr) == (3, True)
     assert Path("s.against.json").read_text() == "mine"
+
+
+def test_an_evaluation_may_save_beside_its_rows_and_again_when_forced(bundle: Path, here: Path) -> None:
+    Path("photos/a.png").rename("data/a.png")
+    Path("data/rows.jsonl").write_text('{"question": "Which?", "answer": "red", "image": "a.png"}\n')
+    asked = f"eval {bundle} --task custom --data data --max-new-tokens 2 --save data/s.json --html data/s.html".split()
+    assert invoke(*asked).exit_code == 0
+    assert invoke(*asked).exit_code == 3
+    assert invoke(*asked, "--force").exit_code == 0
 
 
 def test_a_build_for_a_bundle_that_is_being_written_is_refused(bundle: Path, here: Path) -> None:

@@ -20,6 +20,8 @@ from pixtral_runtime.evaluation.row_images import ImageStore
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Row, RowError, Task
 from pixtral_runtime.inputs.text_file import parsed_json, read_lines
 
+TABLES, TEXTS = (".parquet", ".csv"), (".json", ".jsonl")  # where datasets have their rows
+
 
 def read_examples(
     task: Task, folder: Path, images: ImageStore, limit: int | None
@@ -60,6 +62,12 @@ def read_rows(folder: Path, task: Task) -> Iterator[Row | BrokenRow]:
         return iter(task.read(folder))
     others = ", only results that pixtral wrote" if files else ""
     raise InputError(f"{folder} has no {_wanted(task)}{others}", _other_data(task), *_by_hand(task))
+
+
+def may_hold_rows(path: Path, folder: Path) -> bool:
+    """Whether a file is part of a dataset in this folder, as far as its place, its name and its beginning tell."""
+    is_inside = path.is_file() and path.resolve().is_relative_to(folder.resolve())
+    return is_inside and (path.suffix in TABLES or (path.suffix in TEXTS and not _is_own(path)))
 
 
 def download_dataset(task: Task) -> Path:
