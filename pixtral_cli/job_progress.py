@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 from typing import TYPE_CHECKING
@@ -17,48 +16,12 @@ from pixtral_cli import output
 if TYPE_CHECKING:
     from types import FrameType
 
+    from pixtral_cli.job_files import JobFiles
     from pixtral_runtime.batch.job import Job
     from pixtral_runtime.batch.ray_job import RayJob
     from pixtral_runtime.batch.records import Record, Request, Settings
     from pixtral_runtime.batch.results_file import ResultsFile
     from pixtral_runtime.batch.run import Tally
-
-TABLE_FORMATS = ("csv", "parquet")
-
-
-@dataclass(frozen=True)
-class JobFiles:
-    """What `pixtral run` writes: records, and at the end a table beside them and a page."""
-
-    results: Path | None
-    table_format: str | None
-    report: Path | None
-    resume: bool
-    force: bool
-
-    @property
-    def table(self) -> Path | None:
-        if self.results is None or self.table_format is None:
-            return None
-        return self.results.with_suffix(f".{self.table_format}")
-
-    def check(self, inputs: Iterable[Path]) -> None:
-        """Refuse what could not be written, before the hours that it may take. Raises InputError, MachineError."""
-        from pixtral_runtime.errors import InputError, Option
-        from pixtral_runtime.files import Output, check_outputs
-
-        if self.results is None and (self.resume or self.table_format):
-            raise InputError(f"{'--resume' if self.resume else '--format'} needs an output file", "-o results.jsonl")
-        if self.table_format not in (None, *TABLE_FORMATS):
-            raise InputError(f"no table format '{self.table_format}'", f"--format {'|'.join(TABLE_FORMATS)}")
-        if self.table_format == "parquet":
-            output.require("pyarrow", "tables", "Writing parquet")
-        elsewhere = Option("output", "another.jsonl")
-        places = (self.results, elsewhere), (self.table, elsewhere), (self.report, Option("report", "answers.html"))
-        replaces = self.resume or self.force
-        check_outputs(
-            [Output(path, option, replaces, resumable=True) for path, option in places if path is not None], inputs
-        )
 
 
 def tell_nothing(record: Record) -> None:

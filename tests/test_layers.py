@@ -41,7 +41,9 @@ ORDER = {
         ("main",),
         ("commands",),
         ("eval_files",),
-        ("bench_tables", "eval_tables", "job_progress", "options"),
+        ("bench_tables", "eval_tables", "job_progress"),
+        ("job_files",),
+        ("options",),
         ("output",),
     ),
     "pixtral_export": (

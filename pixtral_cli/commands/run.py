@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -10,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixtral_cli import output
-from pixtral_cli.job_progress import JobFiles, answer_requests, finish, tell_answer, tell_nothing, tell_record
+from pixtral_cli.job_files import JobFiles, read_asked
+from pixtral_cli.job_progress import answer_requests, finish, tell_answer, tell_nothing, tell_record
 from pixtral_cli.options import (
-    STDIN,
     STDOUT,
     BackendOption,
     BatchOption,
@@ -33,7 +32,6 @@ from pixtral_cli.options import (
     TopPOption,
     output_file,
     output_file_or_stdout,
-    read_prompt,
     refuse_unused,
     refuse_unused_by_engines,
     slots_wanted,
@@ -144,7 +142,7 @@ def run(
         backend, threads, wanted, memory_bytes, drafts, schema, embedding_cache, write_hint=output.hint_of
     )
     worker = Worker(bundle, settings, options)
-    asked = _asked(paths or [], prompt or [QUESTION], requests, system, max_new_tokens, recursive, shard)[:limit]
+    asked = read_asked(paths or [], prompt or [QUESTION], requests, system, max_new_tokens, recursive, shard)[:limit]
     read = [image for request in asked for image in request.images]
     read += [Path(text[1:]) for text in prompt or () if text.startswith("@")]
     read += [*worker.prompts.bundle.own_files, *(path for path in (requests, json_schema) if path)]
@@ -163,32 +161,3 @@ def run(
     with output.progress() as bars:
         tally = answer_requests(start, asked, settings, results, resume=resume, force=force, bars=bars, tell=tell)
     finish(tally, asked, files, title=f"pixtral run {bundle}", as_json=as_json)
-
-
-def _asked(
-    paths: list[str],
-    prompts: list[str],
-    requests: Path | None,
-    system: str | None,
-    max_new_tokens: int,
-    recursive: bool,
-    shard: str | None,
-) -> list[Request]:
-    """What the arguments ask for. Raises InputError."""
-    from pixtral_runtime.batch.request_file import read_request_file, read_requests, requests_of_images
-    from pixtral_runtime.batch.shards import parse_shard, share_of
-    from pixtral_runtime.errors import InputError
-    from pixtral_runtime.inputs.image_files import collect_images
-    from pixtral_runtime.inputs.text_file import text_lines
-
-    if (requests is None) == (not paths):
-        raise InputError("name either images or a file of requests", "pixtral run BUNDLE photos/, or --requests FILE")
-    if requests == STDIN:
-        lines, name = text_lines(sys.stdin.buffer, "standard input"), "standard input"
-        asked = read_requests(lines, name, max_new_tokens=max_new_tokens, system=system, folder=Path())
-    elif requests is not None:
-        asked = read_request_file(requests, max_new_tokens=max_new_tokens, system=system)
-    else:
-        images = collect_images(paths, sys.stdin.buffer, recursive=recursive, note=output.talk)
-        asked = requests_of_images(images, [read_prompt(text) for text in prompts], system, max_new_tokens)
-    return asked if shard is None else share_of(asked, *parse_shard(shard))
