@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from pixtral_runtime.bundle.manifest import LOCK, MANIFEST, PARTIAL, open_bundle, writing
+from pixtral_runtime.bundle.manifest import LOCK, MANIFEST, PARTIAL, move_up, open_bundle, writing
 from pixtral_runtime.errors import InputError, MachineError, Option, PixtralError, unwritable
-from pixtral_runtime.files import check_folder
+from pixtral_runtime.files import check_folder, sync
 
 NOT_CONTENT = {LOCK, PARTIAL, "lost+found"}
 """What an empty folder may hold; the last is how the root of a disk begins."""
@@ -69,6 +69,8 @@ def filling(target: Path, force: bool, is_resumable: Callable[[Path], bool]) -> 
         raise unwritable(target, error, ELSEWHERE) from error
     try:
         with writing(folder):
+            if not (folder / MANIFEST).exists() and (folder / PARTIAL / MANIFEST).exists():
+                move_up(folder)  # an export that was stopped at its last step
             check_target(target, force)  # again: who wrote before the lock was ours may have filled it
             partial = folder / PARTIAL
             if not is_resumable(partial):
@@ -76,14 +78,14 @@ def filling(target: Path, force: bool, is_resumable: Callable[[Path], bool]) -> 
             partial.mkdir(exist_ok=True)
             try:
                 yield partial
-                _move_up(partial, folder)
+                _take_place(partial, folder)
             except KeyboardInterrupt as error:
                 if is_resumable(partial):
                     done = f"the layers done so far are in {partial}; the same command goes on"
                     raise KeyboardInterrupt(done) from error
                 raise
             finally:
-                if not is_resumable(partial):
+                if not is_resumable(partial) and not (partial / MANIFEST).is_file():
                     shutil.rmtree(partial, ignore_errors=True)
     finally:
         if is_new:
@@ -91,17 +93,17 @@ def filling(target: Path, force: bool, is_resumable: Callable[[Path], bool]) -> 
                 folder.rmdir()  # only if nothing came of it
 
 
-def _move_up(partial: Path, folder: Path) -> None:
-    """The new files take the place of those of the bundle that was there."""
-    before = _own_files(folder)
-    (folder / MANIFEST).unlink(missing_ok=True)
-    names = sorted((path.name for path in partial.iterdir()), key=lambda name: (name == MANIFEST, name))
-    for path in before - {folder / name for name in names}:
+def _take_place(partial: Path, folder: Path) -> None:
+    """The new files, brought to the disk, for those of the bundle that was there."""
+    made = list(partial.iterdir())
+    left = _own_files(folder) - {folder / path.name for path in made}
+    for path in (*made, partial):
+        sync(path)
+    move_up(folder)
+    for path in left:
         path.unlink(missing_ok=True)
         with suppress(OSError):
             path.parent.rmdir()  # of engines, where none is left
-    for name in names:
-        os.replace(partial / name, folder / name)
 
 
 def _own_files(folder: Path) -> set[Path]:

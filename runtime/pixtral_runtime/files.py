@@ -126,9 +126,20 @@ def replacing(path: Path, *, durable: bool = True) -> Iterator[io.BufferedWriter
             if durable:
                 os.fsync(file.fileno())
         os.replace(temporary, target)
+        if durable:
+            sync(target.parent)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def sync(path: Path) -> None:
+    """Bring a file, or the names in a folder, to the disk. Raises OSError."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def lock(file: io.FileIO) -> None:

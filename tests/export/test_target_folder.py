@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from helpers.bundles import export_tiny
+from pixtral_export import target_folder
 from pixtral_export.target_folder import check_target, filling
-from pixtral_runtime.bundle.manifest import LOCK, MANIFEST, PARTIAL, open_bundle, writing
+from pixtral_runtime.bundle import manifest
+from pixtral_runtime.bundle.manifest import MANIFEST, PARTIAL, open_bundle, verify_bundle, writing
 from pixtral_runtime.errors import InputError
 
 
@@ -83,14 +85,48 @@ def test_what_goes_wrong_leaves_the_folder_as_it_was(tmp_path: Path) -> None:
     assert not list((tmp_path / "empty").iterdir())
 
 
-def test_an_export_killed_while_its_files_move_up_is_done_again_without_force(mistral: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("moved", [0, 1, 3, 5])
+def test_a_bundle_is_the_old_or_the_new_one_wherever_its_move_is_stopped(
+    moved: int, mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    new = open_bundle(export_tiny(mistral, tmp_path / "new", dtype="float32")).fingerprint
     bundle = export_tiny(mistral, tmp_path / "b")
-    (bundle / PARTIAL).mkdir()
-    (bundle / MANIFEST).rename(bundle / PARTIAL / MANIFEST)
-    (bundle / LOCK).touch()
-    export_tiny(mistral, bundle)
+    done: list[Path] = []
+    replace = Path.replace
+
+    def stop(path: Path, target: Path) -> Path:
+        if len(done) == moved:
+            raise KeyboardInterrupt
+        done.append(path)
+        return replace(path, target)
+
+    monkeypatch.setattr(Path, "replace", stop)
+    with pytest.raises(KeyboardInterrupt):
+        export_tiny(mistral, bundle, dtype="float32", force=True)
+    monkeypatch.undo()
+    assert not (bundle / MANIFEST).exists()
+    if moved == 3:
+        with pytest.raises(InputError, match="exists"):  # by now
+            export_tiny(mistral, bundle)
+    assert open_bundle(bundle).fingerprint == new
+    assert all(verify_bundle(open_bundle(bundle)))
     assert not (bundle / PARTIAL).exists()
-    assert open_bundle(bundle)
+
+
+def test_all_files_are_on_the_disk_before_the_first_takes_its_place(
+    mistral: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def move(folder: Path) -> None:
+        seen.append("moved")
+        manifest.move_up(folder)
+
+    monkeypatch.setattr(target_folder, "sync", lambda path: seen.append(path.name))
+    monkeypatch.setattr(target_folder, "move_up", move)
+    bundle = export_tiny(mistral, tmp_path / "b")
+    assert sorted(seen[:-2]) == sorted(path.name for path in bundle.iterdir())
+    assert seen[-2:] == [PARTIAL, "moved"]
 
 
 @pytest.mark.parametrize("force", [False, True])

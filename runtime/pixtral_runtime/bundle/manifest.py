@@ -21,7 +21,7 @@ from typing import Any
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.spec import GRAPHS, GraphSpec, graph_spec, kv_cache_bytes_per_token
 from pixtral_runtime.errors import BundleError, InputError, unwritable
-from pixtral_runtime.files import locked, sha256_of_file, write_atomically
+from pixtral_runtime.files import locked, sha256_of_file, sync, write_atomically
 
 BUNDLE_SCHEMA = 1
 MANIFEST = "bundle.json"
@@ -120,10 +120,26 @@ def writing(folder: Path) -> Iterator[None]:
         yield
 
 
+def move_up(folder: Path) -> None:
+    """The new bundle in a folder's `PARTIAL`, which is whole and on the disk, takes the place of the one around it.
+
+    The manifest goes first and comes last, so that half of a move is no bundle; whoever opens it next goes on.
+    """
+    partial = folder / PARTIAL
+    (folder / MANIFEST).unlink(missing_ok=True)
+    for path in sorted(partial.iterdir(), key=lambda path: (path.name == MANIFEST, path.name)):
+        path.replace(folder / path.name)
+    sync(folder)
+    partial.rmdir()
+
+
 def open_bundle(path: Path) -> Bundle:
     """Read a bundle's manifest and check that its files are there with the right size. Raises BundleError."""
     manifest = path / MANIFEST
     remake = f"pixtral export CHECKPOINT -o {path} --force"
+    if not manifest.is_file() and (path / PARTIAL / MANIFEST).is_file():
+        with writing(path):
+            move_up(path)
     if not manifest.is_file():
         what = "is not a folder" if not path.is_dir() else f"holds no {MANIFEST}"
         raise BundleError(f"{path} is no bundle: it {what}", f"pixtral export CHECKPOINT -o {path}")

@@ -57,7 +57,7 @@ class ImageStore:
         try:
             if not path.exists():
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, content)
+                write_atomically(path, content, durable=False)
         except OSError as error:
             raise unwritable(path, error, Option("cache", "ANOTHER_FOLDER")) from error
         return path
