@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,7 +138,7 @@ def _rates(tally: Tally) -> str:
 
 @contextmanager
 def _stopping(job: Job | RayJob) -> Iterator[Event]:
-    """SIGINT stops the job the first time, which the event says, and interrupts at once the second time."""
+    """A signal to stop ends the job the first time, which the event says, and interrupts at once the second time."""
     stopped = Event()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -149,8 +148,5 @@ def _stopping(job: Job | RayJob) -> Iterator[Event]:
         job.stop()
         output.talk("finishing the answers that are under way; Ctrl-C again stops at once")
 
-    before = signal.signal(signal.SIGINT, interrupt)
-    try:
+    with output.on_signals(interrupt):
         yield stopped
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -10,6 +10,7 @@ Every command takes -v, -q, --debug and -V without declaring them: `with_flags` 
 from __future__ import annotations
 
 import functools
+import signal
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -161,4 +162,5 @@ app = application(COMMANDS)
 
 def main() -> None:
     output.prepare_streams()
-    app(prog_name="pixtral")
+    with output.on_signals(signal.default_int_handler):  # process 1 of a container would ignore SIGTERM
+        app(prog_name="pixtral")

@@ -255,8 +255,28 @@ def test_ctrl_c_finishes_what_runs_and_resume_goes_on(bundle: Path, photos: Path
     assert answers == {record["id"]: record["answer"] for record in records(tmp_path / "whole.jsonl")}
 
 
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_what_asks_a_service_to_stop_acts_as_ctrl_c(name: str, bundle: Path, photos: Path, tmp_path: Path) -> None:
+    asked = ("run", str(bundle), str(photos), "--max-new-tokens", "2", "--batch", "1", "-o", str(tmp_path / "r.jsonl"))
+    command = [sys.executable, "-c", INTERRUPTING.replace("SIGINT)", f"{name})"), *asked]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "--resume" in done.stderr) == (130, True), done.stderr
+    assert 1 <= len(records(tmp_path / "r.jsonl")) < 3
+
+
+def test_a_program_that_was_told_to_ignore_a_signal_ignores_it(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    asked = ("run", str(bundle), str(photos), "--max-new-tokens", "2", "-o", str(tmp_path / "r.jsonl"))
+    script = INTERRUPTING.replace("SIGINT)", "SIGHUP)").replace(
+        "# as nohup does", "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
+    )
+    done = subprocess.run([sys.executable, "-c", script, *asked], capture_output=True, text=True, check=False)
+    assert (done.returncode, len(records(tmp_path / "r.jsonl"))) == (0, 3), done.stderr
+
+
 INTERRUPTING = """
 import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a program that a shell put in the background ignores it
+# as nohup does
 from pixtral_cli.main import app
 from pixtral_runtime.batch.results_file import ResultsFile
 append = ResultsFile.append
