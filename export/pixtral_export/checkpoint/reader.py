@@ -9,7 +9,6 @@ section 1.5.
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -21,8 +20,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from pixtral_export.checkpoint.config_file import DOWNLOAD_HINT, ORIGINAL_HINT, SUPPORTED_MODEL, read_json
+from pixtral_export.checkpoint.config_file import DOWNLOAD_HINT, SUPPORTED_MODEL, read_json
+from pixtral_export.checkpoint.headers import SAFETENSORS_DTYPES, StoredTensor, read_header
 from pixtral_export.checkpoint.hf_config import HF_CONFIG, read_hf_config
+from pixtral_export.checkpoint.kinds import refuse_other_dtypes
 from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG, read_mistral_config
 from pixtral_export.checkpoint.tensor_names import hf_name, hf_new_name, pairs_to_halves
 from pixtral_export.checkpoint.tokenizer import find_tokenizer
@@ -31,22 +32,9 @@ from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.errors import CheckpointError
 
 MISTRAL_STEM, HF_STEM = "consolidated", "model"
-SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 HARMLESS_SUFFIX = "inv_freq"  # rotary frequencies: some conversions saved them, the configuration already says them
 LISTED_TENSORS = 3  # tensors an error names of each kind
-LFS_POINTER = b"version "  # how the text file starts that stands in for a large file in a clone without git-lfs
 SPELLINGS: dict[str, Callable[[str], str]] = {"mistral": lambda name: name, "hf": hf_name, "hf-new": hf_new_name}
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor as its file's header describes it."""
-
-    name: str  # as the file spells it
-    file: Path
-    dtype: str  # safetensors' code, such as BF16
-    shape: tuple[int, ...]
-    offset: int  # of its first byte in the file
 
 
 @dataclass(frozen=True)
@@ -81,10 +69,10 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Open a folder in any of the formats and check it against its configuration. Raises CheckpointError."""
     is_mistral, files, ambiguous = _find_weights(path)
     config, assumed = read_mistral_config(path / MISTRAL_CONFIG) if is_mistral else read_hf_config(path / HF_CONFIG)
-    stored = [tensor for file in files for tensor in _read_header(file) if not tensor.name.endswith(HARMLESS_SUFFIX)]
-    _refuse_quantized(stored)
+    stored = [tensor for file in files for tensor in read_header(file) if not tensor.name.endswith(HARMLESS_SUFFIX)]
     is_new = any(tensor.name.startswith("model.") for tensor in stored)
     format_ = "mistral" if is_mistral else "hf-new" if is_new else "hf"
+    refuse_other_dtypes(stored, {SPELLINGS[format_](parameter.name) for parameter in parameters(config)})
     tensors = _match(parameters(config), SPELLINGS[format_], stored, files)
     for file in files:
         _check_header(file)
@@ -150,58 +138,6 @@ def _weight_files(folder: Path, stem: str) -> tuple[Path, ...]:
 
 def _index(folder: Path, stem: str) -> Path:
     return folder / f"{stem}.safetensors.index.json"
-
-
-def _read_header(file: Path) -> list[StoredTensor]:
-    """What a safetensors file holds: 8 bytes of length, a JSON header, data. Raises CheckpointError where cut off."""
-    try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
-            start = stream.read(8)
-            data_start = 8 + int.from_bytes(start, "little")
-            text = stream.read(data_start - 8) if data_start <= size else b""
-    except OSError as error:
-        raise CheckpointError(f"{file} cannot be read: {error.strerror}", f"ls -l {file}") from error
-    if start == LFS_POINTER:
-        raise CheckpointError(
-            f"{file} is a git-lfs pointer, not the weights: {size} bytes", f"git -C {file.parent} lfs pull"
-        )
-    if size < 8 or data_start > size:
-        raise CheckpointError(
-            f"{file} ends within its header, or is no safetensors file: "
-            f"expected {max(data_start, 8)} bytes or more, seen {size}",
-            DOWNLOAD_HINT,
-        )
-    try:
-        entries = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
-        ends = sorted((data_start + entry["data_offsets"][1], name) for name, entry in entries.items())
-        tensors = [
-            StoredTensor(name, file, entry["dtype"], tuple(entry["shape"]), data_start + entry["data_offsets"][0])
-            for name, entry in entries.items()
-        ]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        raise CheckpointError(
-            f"{file} is no safetensors file: its header is broken ({error!r})", DOWNLOAD_HINT
-        ) from error
-    for end, name in ends:
-        if end > size:
-            raise CheckpointError(
-                f"{file} is cut off: expected {ends[-1][0]} bytes, seen {size}; "
-                f"'{name}' is the first tensor beyond the end",
-                DOWNLOAD_HINT,
-            )
-    return tensors
-
-
-def _refuse_quantized(stored: Iterable[StoredTensor]) -> None:
-    """Quantized formats differ in names and scales; all of them store weights in a dtype that no float model has."""
-    other = [tensor for tensor in stored if tensor.dtype not in SAFETENSORS_DTYPES]
-    if other:
-        raise CheckpointError(
-            f"{other[0].file} is already quantized: '{other[0].name}' is stored as {other[0].dtype}, "
-            f"expected {' or '.join(SAFETENSORS_DTYPES)} ({len(other)} such tensors)",
-            ORIGINAL_HINT,
-        )
 
 
 def _match(

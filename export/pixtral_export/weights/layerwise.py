@@ -32,10 +32,12 @@ from pixtral_export.quantization.formats import FORMATS
 from pixtral_export.quantization.recipes import Recipe, Scheme, Stored
 from pixtral_export.weight_names import ExternalWeight, input_scale_name, scale_name
 from pixtral_export.weights.plan import rope_tensors
+from pixtral_export.weights.values import check_values
 from pixtral_export.weights.weight_file import Advance, WeightFile, rope_tables
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.manifest import WEIGHTS, FileEntry, Limits
 from pixtral_runtime.bundle.spec import cache_names
+from pixtral_runtime.errors import CheckpointError
 from pixtral_runtime.files import write_atomically
 from pixtral_runtime.inputs.prompt import Prompt
 
@@ -88,6 +90,8 @@ class Activations:
         place = self._folder / unit
         place.mkdir(parents=True)
         for index, value in enumerate(values):
+            if not value.isfinite().all():
+                raise _overflow(f"the output of {unit}")
             torch.save(value.clone(), place / f"{index:06}.pt")
 
     def load(self, unit: str) -> Iterator[Tensor]:
@@ -96,6 +100,14 @@ class Activations:
 
     def drop(self, unit: str) -> None:
         shutil.rmtree(self._folder / unit, ignore_errors=True)
+
+
+def _overflow(where: str) -> CheckpointError:
+    """Finite weights, yet no answer: no number format can help."""
+    return CheckpointError(
+        f"{where} is not finite on the calibration samples, even in float32",
+        "the weights are damaged or of a model that was not trained",
+    )
 
 
 def units(config: ModelConfig) -> list[tuple[str, list[Parameter]]]:
@@ -121,8 +133,11 @@ class LayerwisePass:
     key: str  # stands for everything that decides the result
 
     def run(self, advance: Advance, stage: Stage) -> tuple[FileEntry, Journal]:
-        """Write the weight file. Raises InputError where a weight does not fit its dtype."""
+        """Write the weight file. Raises InputError where a weight is not finite or does not fit its dtype."""
         config, scratch = self.checkpoint.config, self.folder / SCRATCH
+        if self.prompts:  # found now, and not after the hour that the layers before it are calibrated
+            for parameter in parameters(config):
+                check_values(self.checkpoint, parameter, self.recipe.scheme(parameter), self.dtype)
         journal = Journal.load(scratch / JOURNAL, self.key)
         file = WeightFile(self.folder / WEIGHTS, self.dtype, advance, journal.places)
         row, before = units(config), ""
@@ -157,7 +172,10 @@ class LayerwisePass:
     def _copy(self, file: WeightFile, parameter: Parameter) -> None:
         """Write a parameter that no sample decides. Its pages are let go on return."""
         if parameter.name not in file.places:
-            file.add_parameter(parameter, self.recipe.scheme(parameter), self.checkpoint.read(parameter))
+            scheme = self.recipe.scheme(parameter)
+            if not self.prompts:
+                check_values(self.checkpoint, parameter, scheme, self.dtype)
+            file.add_parameter(parameter, scheme, self.checkpoint.read(parameter))
 
     def _pass(
         self, file: WeightFile, journal: Journal, unit: str, members: Sequence[Parameter], before: str
@@ -224,6 +242,9 @@ class LayerwisePass:
             pass
         for handle in handles:
             handle.remove()
+        for name, seen in statistics.items():
+            if not seen.largest.isfinite().all():
+                raise _overflow(f"the input of {unit}.{name}")
         for name, quantized, snr_db in quantize_block(
             module, groups, schemes, statistics, self.dtype, self.recipe.method, self.recipe.smooth
         ):

@@ -37,9 +37,9 @@ from pixtral_export.weight_names import (
     scale_name,
 )
 from pixtral_export.weights.plan import aligned
+from pixtral_export.weights.values import beyond_float16
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.manifest import FileEntry, Limits
-from pixtral_runtime.errors import Option, SettingError
 
 SLAB_VALUES = 16 << 20
 
@@ -172,9 +172,5 @@ def _cast(item: Stored, tensor: Tensor) -> Iterator[Tensor]:
     for slab in slabs(tensor):
         values = slab.to(getattr(torch, item.dtype))
         if item.dtype == "float16" and not torch.isfinite(values).all():
-            raise SettingError(
-                f"{item.name} holds values beyond float16's range (65504)",
-                Option("dtype", "bfloat16", "(TensorRT)"),
-                Option("dtype", "float32", "(CPU)"),
-            )
+            raise beyond_float16(item.name)
         yield values

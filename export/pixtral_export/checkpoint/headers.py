@@ -1,0 +1,76 @@
+"""What safetensors files say of themselves: which tensors they hold, of which type and shape, and where.
+
+A file is 8 bytes of length, a JSON header of that length, and data. The headers alone tell a truncated download, a
+quantized copy or another model, before minutes of work or hours of download.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pixtral_export.checkpoint.config_file import DOWNLOAD_HINT
+from pixtral_runtime.errors import CheckpointError
+
+SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+LFS_POINTER = b"version "  # how the text file starts that stands in for a large file in a clone without git-lfs
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor as its file's header describes it."""
+
+    name: str  # as the file spells it
+    file: Path
+    dtype: str  # safetensors' code, such as BF16
+    shape: tuple[int, ...]
+    offset: int  # of its first byte in the file
+
+
+def read_header(file: Path) -> list[StoredTensor]:
+    """The tensors of a local file. Raises CheckpointError where it is cut off or no safetensors file."""
+    try:
+        size = file.stat().st_size
+        with file.open("rb") as stream:
+            start = stream.read(8)
+            data_start = 8 + int.from_bytes(start, "little")
+            text = stream.read(data_start - 8) if data_start <= size else b""
+    except OSError as error:
+        raise CheckpointError(f"{file} cannot be read: {error.strerror}", f"ls -l {file}") from error
+    if start == LFS_POINTER:
+        raise CheckpointError(
+            f"{file} is a git-lfs pointer, not the weights: {size} bytes", f"git -C {file.parent} lfs pull"
+        )
+    if size < 8 or data_start > size:
+        raise CheckpointError(
+            f"{file} ends within its header, or is no safetensors file: "
+            f"expected {max(data_start, 8)} bytes or more, seen {size}",
+            DOWNLOAD_HINT,
+        )
+    try:
+        entries = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
+        ends = sorted((data_start + entry["data_offsets"][1], name) for name, entry in entries.items())
+        tensors = [_stored(name, file, entry, data_start) for name, entry in entries.items()]
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+        raise broken_header(file, repr(error)) from error
+    for end, name in ends:
+        if end > size:
+            raise CheckpointError(
+                f"{file} is cut off: expected {ends[-1][0]} bytes, seen {size}; "
+                f"'{name}' is the first tensor beyond the end",
+                DOWNLOAD_HINT,
+            )
+    return tensors
+
+
+def _stored(name: str, file: Path, entry: dict[str, Any], data_start: int) -> StoredTensor:
+    dtype, shape, offset = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][0]
+    if not isinstance(dtype, str) or not all(isinstance(size, int) for size in (*shape, offset)):
+        raise TypeError(f"'{name}' has no dtype, shape and place")
+    return StoredTensor(name, file, dtype, shape, data_start + offset)
+
+
+def broken_header(file: Path, reason: str) -> CheckpointError:
+    return CheckpointError(f"{file} is no safetensors file: its header is broken ({reason})", DOWNLOAD_HINT)
