@@ -32,7 +32,7 @@ NVFP4_S_PER_WEIGHT = 0.8e-7  # more: GPTQ searches scales eight times as often; 
 class ExportSettings:
     dtype: str = "float16"
     max_context: int | None = None  # None: 16,384, or the model's own where that is less
-    max_image_side: int | None = None  # None: the checkpoint's own
+    max_image_side: int | None = None  # None: what the checkpoint's own programs scale pictures to
     opset: int = OPSET
     precision: str | None = None  # a key of RECIPES; None: weights in the dtype
     group_size: int | None = None  # weights of a scale; None: the recipe's own
@@ -67,12 +67,18 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
             f"opset {settings.opset} is not supported: the cache needs TensorScatter, which opset {OPSET} brought",
             Option("opset", OPSET),
         )
-    side = config.vision.image_size if settings.max_image_side is None else settings.max_image_side
-    if not config.vision.patch_size <= side <= config.vision.image_size:
+    side, patch = settings.max_image_side, config.vision.patch_size
+    side = checkpoint.image_side if side is None else side
+    if not patch <= side <= config.vision.image_size:
         raise SettingError(
-            f"a longest image side of {side} px is outside {config.vision.patch_size}..{config.vision.image_size} px, "
+            f"a longest image side of {side} px is outside {patch}..{config.vision.image_size} px, "
             "what the vision encoder's positions cover",
             Option("max_image_side", config.vision.image_size),
+        )
+    if side % patch:  # a picture of that side has one patch more
+        raise SettingError(
+            f"a longest image side of {side} px is no multiple of the {patch} px of a patch",
+            Option("max_image_side", side // patch * patch),
         )
     default_context = min(DEFAULT_CONTEXT, config.decoder.max_position)
     context = default_context if settings.max_context is None else settings.max_context

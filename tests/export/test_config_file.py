@@ -1,10 +1,8 @@
-"""Configuration files: what their keys mean, what is refused by its key, and which tokenizer goes with a model."""
+"""Configuration files: what their keys mean, and what is refused by its key."""
 
 from __future__ import annotations
 
 import json
-import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,6 @@ from make_synthetic_checkpoint import hf_config, params_json
 from pixtral_export.checkpoint.hf_config import read_hf_config
 from pixtral_export.checkpoint.mistral_config import read_mistral_config
 from pixtral_export.checkpoint.reader import open_checkpoint
-from pixtral_export.checkpoint.tokenizer import find_tokenizer
 from pixtral_export.model.parameters import parameters
 from pixtral_runtime.bundle.config import ImageTokens
 
@@ -141,6 +138,15 @@ def test_positions_are_bounded_by_what_the_model_was_trained_for(
     assert read_mistral_config(path)[0].decoder.max_position == expected
 
 
+@pytest.mark.parametrize("inner", [{}, {"rope_type": "default"}, {"type": "default"}])
+def test_a_base_beside_rope_parameters_counts(hf: Path, inner: dict[str, Any]) -> None:
+    """Where the object leaves it out, transformers takes the key of its older versions."""
+
+    own = {"rope_theta": 1e6, "rope_parameters": inner}
+    edit_json(hf / "config.json", lambda data: data["text_config"].update(own))
+    assert read_hf_config(hf / "config.json")[0].decoder.rope_theta == 1e6
+
+
 def test_head_dim_follows_from_the_heads_where_it_is_absent(tmp_path: Path) -> None:
     (tmp_path / "params.json").write_text(json.dumps(params_json(CONFIG)), encoding="utf-8")
     (tmp_path / "config.json").write_text(json.dumps(hf_config(CONFIG)), encoding="utf-8")
@@ -160,6 +166,11 @@ MISTRAL_REFUSED = [
     (with_value(4096, "sliding_window"), "sliding_window = 4096"),
     (with_value({"num_experts": 8}, "moe"), "moe = "),
     (with_value({"qformat_weight": "fp8_e4m3"}, "quantization"), "already quantized"),
+    (with_value({"quant_method": "bitsandbytes"}, "quantization_config"), "already quantized (bitsandbytes)"),
+    (with_value(2, "vision_encoder", "spatial_merge_size"), "this is one of the Mistral 3 family"),
+    (with_value({"num_experts": 8}, "moe"), "this is a mixture of experts"),
+    (with_value(4, "vision_encoder", "num_channels"), "num_channels 4, and pictures have 3"),
+    (with_value(250, "vision_encoder", "image_size"), "image_size 250 is no multiple of patch_size 16"),
     (with_value(3, "n_kv_heads"), "4 query heads cannot share 3 kv heads"),
     (with_value(33, "head_dim"), "head_dim 33 is odd"),
     (with_value(8, "vision_encoder", "image_size"), "image_size 8 is less than patch_size 16"),
@@ -186,6 +197,21 @@ def test_mistral_configurations_that_cannot_run_are_refused_by_key(mistral: Path
     assert named in message and "params.json" in message
 
 
+THETA = {"rope_theta": 1e9}
+NESTED: dict[str, Any] = {"full_attention": {"rope_type": "default", "rope_theta": 1e9}}
+HALF = {"partial_rotary_factor": 0.5}
+
+
+def without_base(section: str) -> Change:
+    """`rope_parameters` that name the kind alone, as transformers 5 has them."""
+
+    def change(data: dict[str, Any]) -> None:
+        del data[section]["rope_theta"]
+        data[section]["rope_parameters"] = {"rope_type": "default"}
+
+    return change
+
+
 YARN = {"rope_type": "yarn", "rope_theta": 1e6}
 HF_REFUSED = [
     (with_value("mistral3", "model_type"), 'model_type = "mistral3"'),
@@ -203,7 +229,22 @@ HF_REFUSED = [
     (with_value("gelu", "text_config", "hidden_act"), 'text_config.hidden_act = "gelu"'),
     (with_value({"type": "yarn"}, "text_config", "rope_scaling"), 'text_config.rope_scaling = {"type": "yarn"}'),
     (with_value(YARN, "text_config", "rope_parameters"), 'text_config.rope_parameters.rope_type = "yarn"'),
+    (without_base("text_config"), "'text_config.rope_parameters.rope_theta' is absent, expected a positive number"),
+    (without_base("vision_config"), "'vision_config.rope_parameters.rope_theta' is absent, expected a positive number"),
+    (with_value({"type": "yarn"} | THETA, "text_config", "rope_parameters"), 'rope_parameters.type = "yarn"'),
+    (with_value(NESTED | THETA, "text_config", "rope_parameters"), "rope_parameters.full_attention = {"),
+    (with_value(HALF | THETA, "text_config", "rope_parameters"), "rope_parameters.partial_rotary_factor = 0.5"),
+    (with_value(0.5, "text_config", "partial_rotary_factor"), "text_config.partial_rotary_factor = 0.5"),
+    (with_value("quick_gelu", "vision_config", "hidden_act"), 'vision_config.hidden_act = "quick_gelu"'),
+    (with_value(1, "vision_config", "num_channels"), "num_channels 1, and pictures have 3"),
+    (with_value(100, "vision_config", "image_size"), "image_size 100 is no multiple of patch_size 16"),
+    (with_value("mistral3", "model_type"), "this is one of the Mistral 3 family"),
+    (with_value("mistral", "model_type"), "this is a model for text alone"),
     (with_value({"quant_method": "fp8"}, "quantization_config"), "already quantized (fp8)"),
+    (with_value({"quant_method": "awq"}, "text_config", "quantization_config"), "text_config.quantization_config"),
+    (with_value({"quant_method": "awq"}, "vision_config", "quantization_config"), "already quantized (awq)"),
+    (with_value({"quant_method": "x"}, "text_config", "compression_config"), "already quantized (x)"),
+    (with_value({"group_size": 64, "bits": 4}, "quantization"), "already quantized (quantization)"),  # MLX
     (with_value(32, "vision_config", "head_dim"), "vision_config.head_dim = 32"),
     (without("text_config"), "no 'text_config'"),
     (without("image_token_index"), "'image_token_index' is absent"),
@@ -215,37 +256,3 @@ def test_hf_configurations_that_cannot_run_are_refused_by_key(hf: Path, change: 
     edit_json(hf / "config.json", change)
     message = str(refusal(hf))
     assert named in message and "config.json" in message
-
-
-# Tokenizers
-
-
-def test_a_missing_tokenizer_is_replaced_only_for_pixtrals_vocabulary(mistral: Path) -> None:
-    (mistral / "tekken.json").unlink()
-    error = refusal(mistral)
-    assert "no tekken.json" in str(error) and str(mistral) in error.hint
-    real = replace(CONFIG, decoder=replace(CONFIG.decoder, vocab_size=131_072))
-    path, warnings = find_tokenizer(mistral, real)
-    assert path.name == "tekken_240911.json" and path.is_file()
-    assert len(warnings) == 1 and "tekken_240911.json" in warnings[0]
-    shutil.copyfile(path, mistral / "tekken.json")
-    assert find_tokenizer(mistral, real) == (mistral / "tekken.json", ())
-
-
-def test_a_tokenizer_larger_than_the_model_is_refused(mistral: Path) -> None:
-    edit_json(mistral / "tekken.json", lambda data: data["config"].update(default_vocab_size=513))
-    assert "513 tokens, the model only 512" in str(refusal(mistral))
-    edit_json(mistral / "tekken.json", lambda data: data["config"].update(default_vocab_size=500))
-    assert open_checkpoint(mistral).tokenizer == mistral / "tekken.json"  # a padded embedding is common
-    edit_json(mistral / "tekken.json", lambda data: data.pop("config"))
-    assert "no tekken tokenizer" in str(refusal(mistral))
-
-
-def test_image_ids_must_be_those_of_the_tokenizer(mistral: Path) -> None:
-    names = {10: "[IMG]", 14: "[IMG_BREAK]", 15: "[IMG_END]"}
-    tokens = [{"rank": rank, "token_str": name, "is_control": True} for rank, name in names.items()]
-    edit_json(mistral / "tekken.json", lambda data: data.update(special_tokens=tokens))
-    assert "10, 14, 15; the model's configuration 10, 12, 13" in str(refusal(mistral))
-    ids = {"image_break_token_id": 14, "image_end_token_id": 15}
-    edit_json(mistral / "params.json", lambda data: data["vision_encoder"].update(ids))
-    assert open_checkpoint(mistral).config.image_tokens == ImageTokens(10, 14, 15)

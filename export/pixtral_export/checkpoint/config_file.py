@@ -23,6 +23,9 @@ SUPPORTED_HINT = f"use {SUPPORTED_MODEL}: other members of its family are not su
 ORIGINAL_HINT = f"use the original bfloat16 weights, such as {SUPPORTED_MODEL}; quantize after the export"
 DOWNLOAD_HINT = f"download the checkpoint again: hf download {SUPPORTED_MODEL} --local-dir FOLDER"
 
+QUANTIZATION_KEYS = ("quantization_config", "quantization", "compression_config")  # Hugging Face; Mistral, MLX; older
+MISTRAL_3 = "one of the Mistral 3 family: Mistral-Small-3.1 and later, Magistral, Devstral-Small-2, Ministral-3"
+
 VISION_DEFAULTS = {"num_channels": 3, "rope_theta": 1e4}
 
 
@@ -69,21 +72,27 @@ class Section:
             raise self._unusable(key, "true or false")
         return value
 
-    def only(self, key: str, *allowed: Any) -> None:
-        """Refuse a value that asks for something the graphs do not implement. None stands for an absent key."""
+    def only(self, key: str, *allowed: Any, kind: str = "") -> None:
+        """Refuse a value that asks for something the graphs do not implement. None stands for an absent key.
+
+        `kind` is the sort of model that has other values, where that is known.
+        """
         if self.get(key) not in allowed:
             expected = " or ".join("null" if value is None else json.dumps(value) for value in allowed)
+            named = f" (this is {kind})" if kind else ""
             raise CheckpointError(
-                f"{self.file}: {self.shown(key)} is not implemented, only {expected} is", SUPPORTED_HINT
+                f"{self.file}: {self.shown(key)} is not implemented, only {expected} is{named}", SUPPORTED_HINT
             )
 
-    def not_quantized(self, key: str) -> None:
-        value = self.get(key)
-        if value:
-            method = value.get("quant_method", key) if isinstance(value, dict) else value
-            raise CheckpointError(
-                f"{self.file}: '{key}' says that the weights are already quantized ({method})", ORIGINAL_HINT
-            )
+    def not_quantized(self) -> None:
+        """Refuse what says that the weights are quantized, in any of the words that its writers have for it."""
+        for key in QUANTIZATION_KEYS:
+            if value := self.get(key):
+                method = value.get("quant_method", key) if isinstance(value, dict) else value
+                raise CheckpointError(
+                    f"{self.file}: '{self.prefix}{key}' says that the weights are already quantized ({method})",
+                    ORIGINAL_HINT,
+                )
 
     def _unusable(self, key: str, expected: str) -> CheckpointError:
         seen = f"is {json.dumps(self.get(key))}" if self.get(key) is not None else "is absent"
@@ -143,6 +152,9 @@ def checked(config: ModelConfig, file: Path) -> ModelConfig:
         f"head_dim {decoder.head_dim} is odd": decoder.head_dim % 2 == 0,
         f"the vision encoder's head_dim {vision.head_dim} is no multiple of 4": vision.head_dim % 4 == 0,
         f"image_size {vision.image_size} is less than patch_size {vision.patch_size}": vision.max_grid > 0,
+        f"image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}, so the largest picture "
+        "would have patches that the encoder has no positions for": vision.image_size % vision.patch_size == 0,
+        f"num_channels {vision.num_channels}, and pictures have 3": vision.num_channels == 3,
         f"image token ids {ids} are not three different ones": len(set(ids)) == len(ids),
         f"image token ids {ids} are not all below vocab_size {decoder.vocab_size}": max(ids) < decoder.vocab_size,
     }

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pixtral_export.checkpoint.config_file import (
     MAX_POSITION,
+    MISTRAL_3,
     VISION_DEFAULTS,
     Section,
     checked,
@@ -28,6 +29,8 @@ HF_TEXT_DEFAULTS = {
     "rms_norm_eps": 1e-6, "rope_theta": 1e4, "sliding_window": 4096,
 }  # fmt: skip
 
+OTHER_MODELS = {"mistral3": MISTRAL_3, "mistral": "a model for text alone", "voxtral": "a model for speech"}
+
 HF_DEFAULTS = {
     "projector_hidden_act": "gelu", "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
 }  # fmt: skip
@@ -36,9 +39,11 @@ HF_DEFAULTS = {
 def read_hf_config(file: Path) -> tuple[ModelConfig, tuple[str, ...]]:
     """Read a Llava `config.json`. Returns the configuration and warnings. Raises CheckpointError."""
     root = Section(file, read_json(file), HF_DEFAULTS)
-    root.only("model_type", "llava")
-    root.not_quantized("quantization_config")
+    root.only("model_type", "llava", kind=OTHER_MODELS.get(str(root.get("model_type")), ""))
+    root.not_quantized()
     text, encoder = root.section("text_config", HF_TEXT_DEFAULTS), root.section("vision_config", HF_VISION_DEFAULTS)
+    text.not_quantized()
+    encoder.not_quantized()
     text.only("model_type", "mistral")
     encoder.only("model_type", "pixtral")
     root.only("vision_feature_layer", -1)
@@ -49,6 +54,7 @@ def read_hf_config(file: Path) -> tuple[ModelConfig, tuple[str, ...]]:
     text.only("tie_word_embeddings", None, False)
     text.only("sliding_window", None)
     text.only("hidden_act", "silu")
+    encoder.only("hidden_act", "silu", "gelu")
     dim, heads = text.integer("hidden_size"), text.integer("num_attention_heads")
     decoder = DecoderConfig(
         dim=dim,
@@ -75,10 +81,20 @@ def read_hf_config(file: Path) -> tuple[ModelConfig, tuple[str, ...]]:
 
 
 def _hf_rope_theta(section: Section, *types: str) -> float:
-    """Rotary base: its own key up to transformers 4, within `rope_parameters` from transformers 5."""
+    """Rotary base: its own key up to transformers 4, within `rope_parameters` from transformers 5.
+
+    A base that `rope_parameters` leaves out is not the class's default: every Pixtral has another one in its decoder.
+    """
     section.only("rope_scaling", None)
+    section.only("partial_rotary_factor", None, 1)
     if section.get("rope_parameters") is None:
         return section.number("rope_theta")
-    rope = section.section("rope_parameters", {"rope_type": types[0], "rope_theta": section.get("rope_theta")})
-    rope.only("rope_type", *types)
+    own = {"rope_type": types[0], "rope_theta": section.values.get("rope_theta")}
+    rope = section.section("rope_parameters", own)
+    for key in ("rope_type", "type"):  # the latter is the older word
+        rope.only(key, *types, *(() if key in own else (None,)))
+    rope.only("partial_rotary_factor", None, 1)
+    for key, value in rope.values.items():
+        if isinstance(value, dict):  # a base for each kind of layer
+            rope.only(key, None)
     return rope.number("rope_theta")

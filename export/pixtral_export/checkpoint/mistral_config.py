@@ -6,6 +6,7 @@ from pathlib import Path
 
 from pixtral_export.checkpoint.config_file import (
     MAX_POSITION,
+    MISTRAL_3,
     VISION_DEFAULTS,
     Section,
     checked,
@@ -21,14 +22,15 @@ MISTRAL_CONFIG = "params.json"
 def read_mistral_config(file: Path) -> tuple[ModelConfig, tuple[str, ...]]:
     """Read `params.json`. Returns the configuration and warnings. Raises CheckpointError."""
     root = Section(file, read_json(file), {})
-    root.not_quantized("quantization")
+    root.not_quantized()
     encoder = root.section("vision_encoder", VISION_DEFAULTS)
-    for key in ("yarn", "rope_scaling", "llama_4_scaling", "sliding_window", "moe"):
+    encoder.only("spatial_merge_size", None, 1, kind=MISTRAL_3)
+    encoder.only("mm_projector_id", None, "", kind=MISTRAL_3)
+    encoder.only("add_pre_mm_projector_layer_norm", None, False, kind=MISTRAL_3)
+    for key in ("yarn", "rope_scaling", "llama_4_scaling", "sliding_window"):
         root.only(key, None)
+    root.only("moe", None, kind="a mixture of experts")
     root.only("tied_embeddings", None, False)
-    encoder.only("spatial_merge_size", None, 1)
-    encoder.only("mm_projector_id", None, "")
-    encoder.only("add_pre_mm_projector_layer_norm", None, False)
     dim, heads = root.integer("dim"), root.integer("n_heads")
     positions = [root.integer(key, MAX_POSITION) for key in ("max_position_embeddings", "max_seq_len")]
     decoder = DecoderConfig(

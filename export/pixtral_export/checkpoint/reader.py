@@ -25,6 +25,7 @@ from pixtral_export.checkpoint.headers import SAFETENSORS_DTYPES, StoredTensor, 
 from pixtral_export.checkpoint.hf_config import HF_CONFIG, read_hf_config
 from pixtral_export.checkpoint.kinds import refuse_other_dtypes
 from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG, read_mistral_config
+from pixtral_export.checkpoint.picture_size import picture_side
 from pixtral_export.checkpoint.tensor_names import hf_name, hf_new_name, pairs_to_halves
 from pixtral_export.checkpoint.tokenizer import find_tokenizer
 from pixtral_export.model.parameters import Parameter, parameters
@@ -45,6 +46,7 @@ class Checkpoint:
     format: str  # a key of SPELLINGS
     config: ModelConfig
     tokenizer: Path  # the tekken.json that goes into a bundle
+    image_side: int  # in pixels: what its own programs scale the longest side of a picture to
     warnings: tuple[str, ...]
     stored_dtype: str  # of most weights: float32, float16 or bfloat16
     files: tuple[Path, ...]
@@ -69,6 +71,8 @@ def open_checkpoint(path: Path) -> Checkpoint:
     """Open a folder in any of the formats and check it against its configuration. Raises CheckpointError."""
     is_mistral, files, ambiguous = _find_weights(path)
     config, assumed = read_mistral_config(path / MISTRAL_CONFIG) if is_mistral else read_hf_config(path / HF_CONFIG)
+    tokenizer = find_tokenizer(path, config, [file.name for file in path.iterdir()])
+    image_side, scaled = picture_side(path, is_mistral, tokenizer, config.vision)
     stored = [tensor for file in files for tensor in read_header(file) if not tensor.name.endswith(HARMLESS_SUFFIX)]
     is_new = any(tensor.name.startswith("model.") for tensor in stored)
     format_ = "mistral" if is_mistral else "hf-new" if is_new else "hf"
@@ -76,7 +80,6 @@ def open_checkpoint(path: Path) -> Checkpoint:
     tensors = _match(parameters(config), SPELLINGS[format_], stored, files)
     for file in files:
         _check_header(file)
-    tokenizer, substituted = find_tokenizer(path, config)
     sizes: Counter[str] = Counter()
     for tensor in tensors.values():
         sizes[SAFETENSORS_DTYPES[tensor.dtype]] += prod(tensor.shape)
@@ -84,8 +87,9 @@ def open_checkpoint(path: Path) -> Checkpoint:
         path=path,
         format=format_,
         config=config,
-        tokenizer=tokenizer,
-        warnings=(*ambiguous, *assumed, *substituted),
+        tokenizer=tokenizer.path,
+        image_side=image_side,
+        warnings=(*ambiguous, *assumed, *tokenizer.warnings, *scaled),
         stored_dtype=sizes.most_common(1)[0][0],
         files=files,
         total_bytes=sum(file.stat().st_size for file in files),

@@ -1,36 +1,60 @@
-"""A checkpoint's tokenizer file, checked against its configuration."""
+"""A checkpoint's tokenizer file: does mistral-common take it, and does it go with the configuration?"""
 
 from __future__ import annotations
 
 import importlib.resources
-from collections.abc import Mapping
+from collections.abc import Collection
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
-from pixtral_export.checkpoint.config_file import DOWNLOAD_HINT, read_json
+from PIL import Image
+
+from pixtral_export.checkpoint.config_file import DOWNLOAD_HINT, SUPPORTED_MODEL, read_json
 from pixtral_runtime.bundle.config import ImageTokens, ModelConfig
 from pixtral_runtime.errors import CheckpointError
 
+if TYPE_CHECKING:
+    from mistral_common.tokens.tokenizers.image import ImageConfig
+    from mistral_common.tokens.tokenizers.tekken import Tekkenizer
+
 TOKENIZER = "tekken.json"
+SENTENCEPIECE = "tokenizer.model"  # also tokenizer.model.v3, tokenizer.model.v7m1
 PACKAGED_TOKENIZER = "tekken_240911.json"  # Pixtral-12B's own file, part of every mistral-common release
 PACKAGED_VOCABULARY = 131_072
 
 
-def find_tokenizer(folder: Path, config: ModelConfig) -> tuple[Path, tuple[str, ...]]:
-    """The tekken.json of a checkpoint, or mistral-common's copy. Raises CheckpointError where neither fits."""
+@dataclass(frozen=True)
+class TokenizerFile:
+    """A tekken.json that can be used."""
+
+    path: Path
+    image: ImageConfig | None = None  # patch and longest side, where the checkpoint's own file names them
+    warnings: tuple[str, ...] = ()
+
+
+def find_tokenizer(folder: Path, config: ModelConfig, names: Collection[str] = ()) -> TokenizerFile:
+    """The tekken.json of a checkpoint, or mistral-common's copy. Raises CheckpointError where neither fits.
+
+    `names` are the checkpoint's files, some of which may be elsewhere.
+    """
     path = folder / TOKENIZER
     vocabulary = config.decoder.vocab_size
     if not path.is_file():
         path = Path(str(importlib.resources.files("mistral_common").joinpath("data", PACKAGED_TOKENIZER)))
+        if other := sorted(name for name in names if name.startswith(SENTENCEPIECE)):
+            raise CheckpointError(
+                f"{folder} has a SentencePiece tokenizer ({other[0]}), as Pixtral-Large does; only {TOKENIZER} is read",
+                f"use {SUPPORTED_MODEL}",
+            )
         if vocabulary != PACKAGED_VOCABULARY or not path.is_file():
             raise CheckpointError(
                 f"{folder} has no {TOKENIZER}, and none is known for a vocabulary of {vocabulary} tokens",
                 f"put the model's {TOKENIZER} into {folder}",
             )
         message = f"{folder} has no {TOKENIZER}; mistral-common's copy of Pixtral-12B's is used ({PACKAGED_TOKENIZER})"
-        return path, (message,)
-    data = read_json(path)
-    header = data.get("config")
+        return TokenizerFile(path, warnings=(message,))
+    header = read_json(path).get("config")
     size = header.get("default_vocab_size") if isinstance(header, dict) else None
     if not isinstance(size, int):
         raise CheckpointError(f"{path} has no config.default_vocab_size: it is no tekken tokenizer", DOWNLOAD_HINT)
@@ -39,21 +63,47 @@ def find_tokenizer(folder: Path, config: ModelConfig) -> tuple[Path, tuple[str, 
             f"{path} has {size} tokens, the model only {vocabulary}: they do not belong together",
             f"put the {TOKENIZER} that came with the weights into {folder}",
         )
-    _check_image_tokens(path, data, config.image_tokens)
-    return path, ()
+    tekken = _opened(path, config.image_tokens)
+    _check_ids(path, tekken, config)
+    return TokenizerFile(path, tekken.image)
 
 
-def _check_image_tokens(path: Path, tokenizer: Mapping[str, Any], expected: ImageTokens) -> None:
-    """A prompt made with other image tokens than the model's would be answered without a look at the image."""
-    listed = tokenizer.get("special_tokens")
-    if not listed:  # older files leave the list to mistral-common, where it holds ImageTokens' own defaults
-        seen = ImageTokens()
-    else:
-        ids = {token.get("token_str"): token.get("rank") for token in listed}
-        seen = ImageTokens(ids.get("[IMG]", -1), ids.get("[IMG_BREAK]", -1), ids.get("[IMG_END]", -1))
-    if seen != expected:
+def _opened(path: Path, ids: ImageTokens) -> Tekkenizer:
+    """The tokenizer as mistral-common reads it, after a prompt with an image: what fails there would fail at each."""
+    from mistral_common.protocol.instruct.chunk import ImageChunk, TextChunk
+    from mistral_common.protocol.instruct.messages import UserMessage
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+    from mistral_common.tokens.tokenizers.image import ImageConfig, ImageEncoder, SpecialImageIDs
+    from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
+
+    special = SpecialImageIDs(ids.image, ids.image_break, ids.image_end)
+    message = UserMessage(content=[TextChunk(text="a"), ImageChunk(image=Image.new("RGB", (1, 1)))])
+    try:
+        tokenizer: MistralTokenizer[Any, Any, Any, Any, Any] = MistralTokenizer.from_file(str(path))
+        tokenizer.instruct_tokenizer.image_encoder = ImageEncoder(ImageConfig(1, 1), special)
+        tokenizer.decode(tokenizer.encode_chat_completion(ChatCompletionRequest(messages=[message])).tokens)
+    except Exception as error:  # its checks raise assertions, look-ups, whatever they meet
+        reason = next(iter(str(error).splitlines()), "")[:200]
         raise CheckpointError(
-            f"{path} gives [IMG], [IMG_BREAK], [IMG_END] the ids {seen.image}, {seen.image_break}, {seen.image_end}; "
-            f"the model's configuration {expected.image}, {expected.image_break}, {expected.image_end}",
+            f"{path} is no tokenizer that mistral-common can use: {type(error).__name__}: {reason}",
+            f"put the {TOKENIZER} that came with the weights into {path.parent}",
+        ) from error
+    return cast("Tekkenizer", tokenizer.instruct_tokenizer.tokenizer)
+
+
+def _check_ids(path: Path, tekken: Tekkenizer, config: ModelConfig) -> None:
+    """Image tokens other than the model's would be answered without a look at the image, another end without one."""
+    expected = config.image_tokens
+    names = {"[IMG]": expected.image, "[IMG_BREAK]": expected.image_break, "[IMG_END]": expected.image_end}
+    seen = tuple(tekken.get_special_token(name) if tekken.is_special(name) else -1 for name in names)
+    if seen != tuple(names.values()):
+        raise CheckpointError(
+            f"{path} gives {', '.join(names)} the ids {', '.join(map(str, seen))}; "
+            f"the model's configuration {', '.join(map(str, names.values()))}",
             f"put the {TOKENIZER} that came with the weights into {path.parent}, or name the ids in its configuration",
+        )
+    if (tekken.bos_id, tekken.eos_id) != (config.bos, config.eos):
+        raise CheckpointError(
+            f"{path} gives <s>, </s> the ids {tekken.bos_id}, {tekken.eos_id}, expected {config.bos}, {config.eos}",
+            f"put the {TOKENIZER} that came with the weights into {path.parent}",
         )

@@ -159,7 +159,14 @@ def open_bundle(path: Path) -> Bundle:
                 "files": {name: FileEntry(**entry) for name, entry in data["files"].items()},
             }
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        longest = bundle.model.vision.max_grid * bundle.model.vision.patch_size
+        if bundle.limits.max_image_side > longest:
+            raise BundleError(
+                f"{manifest}: pictures of {bundle.limits.max_image_side} px have patches that the vision encoder "
+                f"has no positions for, which end at {longest} px",
+                remake,
+            )
+    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
         raise BundleError(f"{manifest} cannot be read: {error}", remake) from error
     for name in (*(f"{graph}.onnx" for graph in GRAPHS), WEIGHTS, TOKENIZER):
         if name not in bundle.files:

@@ -1,7 +1,8 @@
 """What checks of an export or an engine share: the inputs they run over, and what they say of a tensor.
 
-The inputs are the shapes where exports and engines go wrong: one patch, a tall and a wide strip, the largest grid, two
-images a batch, and prompts with no, one, two and four images. The same bundle gets the same inputs every time.
+The inputs are the shapes where exports and engines go wrong: one patch, a tall and a wide strip, the largest picture
+square, upright and lying, two images a batch, and prompts with no, one, two and four images. The same bundle gets the
+same inputs every time.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from PIL import Image
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.inputs.conversation import user_message
+from pixtral_runtime.inputs.preprocess import default_preprocess
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 
 IMAGE_COUNTS = (0, 1, 2, 4)
@@ -51,14 +53,16 @@ def relative_error(seen: Array, expected: Array) -> float:
 
 def vision_cases(bundle: Bundle) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
     """Name and noise pixels (B, 3, H, W)."""
-    patch = bundle.model.vision.patch_size
-    side = bundle.limits.max_image_side // patch
+    patch, longest = bundle.model.vision.patch_size, bundle.limits.max_image_side
+    side, half = default_preprocess(bundle).grid(longest, max(longest // 2, 1))  # as a picture has it
     random = np.random.default_rng(0)
     cases = {
         "1x1 patch": (1, 1, 1),
         "tall": (1, side, 1),
         "wide": (1, 1, side),
         "largest": (1, side, side),
+        "upright": (1, side, half),
+        "lying": (1, half, side),
         "batch 2": (2, 2, 3),
     }
     for case, (batch, rows, columns) in cases.items():

@@ -9,12 +9,12 @@ from pathlib import Path
 import pytest
 
 from helpers.bundles import export_tiny
-from helpers.tiny import tiny_config, write_checkpoint
+from helpers.tiny import edit_json, tiny_config, write_checkpoint
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.export import export
 from pixtral_export.plan import ExportSettings, plan_export
 from pixtral_runtime.bundle.manifest import open_bundle, verify_bundle
-from pixtral_runtime.errors import InputError, MachineError, PixtralError
+from pixtral_runtime.errors import BundleError, InputError, MachineError, PixtralError
 
 CONFIG = tiny_config()
 
@@ -94,6 +94,13 @@ def test_another_schema_is_refused_with_the_remedy(bundle: Path, change: dict[st
 def test_a_broken_manifest_is_refused(bundle: Path, text: str) -> None:
     (bundle / "bundle.json").write_text(text)
     with pytest.raises(InputError, match=r"bundle\.json"):
+        open_bundle(bundle)
+
+
+def test_pictures_beyond_the_encoders_positions_are_refused(bundle: Path) -> None:
+    """Earlier exports took any side; 260 px are 17 patches of 16, one more than 256 // 16 positions."""
+    edit_json(bundle / "bundle.json", lambda data: data["limits"].update(max_image_side=260))
+    with pytest.raises(BundleError, match=r"pictures of 260 px .* end at 256 px"):
         open_bundle(bundle)
 
 

@@ -1,0 +1,73 @@
+"""How a checkpoint's own programs scale pictures: files beside the configuration may say less than it.
+
+mistral-common obeys tekken.json, transformers preprocessor_config.json, and params.json has a key for it beside the
+encoder's own size. A bundle scales pictures as they do, so that its answers are the checkpoint's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from pixtral_export.checkpoint.config_file import Section, read_json
+from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG
+from pixtral_export.checkpoint.tokenizer import TokenizerFile
+from pixtral_runtime.bundle.config import VisionConfig
+from pixtral_runtime.errors import CheckpointError
+from pixtral_runtime.inputs.preprocess import CHANNEL_DEVIATIONS, CHANNEL_MEANS
+
+PREPROCESSOR_CONFIG = "preprocessor_config.json"
+SIDE, PATCH = "image size", "patch size"
+
+Said = tuple[Path, str, str, int | None]
+"""A file, its key, what that is (SIDE or PATCH) and the pixels, None where it leaves the key out."""
+
+
+def picture_side(
+    folder: Path, is_mistral: bool, tokenizer: TokenizerFile, vision: VisionConfig
+) -> tuple[int, tuple[str, ...]]:
+    """The longest side in pixels that pictures are scaled to, and a warning where it is less than the encoder's.
+
+    Raises CheckpointError where a file asks for pictures that the encoder cannot read.
+    """
+    side, warnings = vision.image_size, []
+    expected = {SIDE: vision.image_size, PATCH: vision.patch_size}
+    for file, key, what, seen in _sources(folder, is_mistral, tokenizer):
+        if seen is None or seen == expected[what]:
+            continue
+        if what == PATCH or not vision.patch_size <= seen <= vision.image_size:
+            raise CheckpointError(
+                f"{file} says {key} = {seen}, the model's configuration a {what} of {expected[what]}: "
+                "they do not belong together",
+                f"put the {file.name} that came with the weights into {folder}",
+            )
+        warnings.append(
+            f"{file.name} has pictures scaled to {key} = {seen}, which is obeyed; "
+            f"the vision encoder could take {vision.image_size} px"
+        )
+        side = min(side, seen)
+    return side, tuple(warnings)
+
+
+def _sources(folder: Path, is_mistral: bool, tokenizer: TokenizerFile) -> Iterator[Said]:
+    if (image := tokenizer.image) is not None:
+        yield tokenizer.path, "image.max_image_size", SIDE, image.max_image_size
+        edge = image.image_patch_size * image.spatial_merge_size  # pixels of a token's edge
+        yield tokenizer.path, "image.image_patch_size * image.spatial_merge_size", PATCH, edge
+    if is_mistral:
+        file = folder / MISTRAL_CONFIG
+        encoder = Section(file, read_json(file), {}).section("vision_encoder", {})
+        yield file, "vision_encoder.max_image_size", SIDE, _pixels(encoder, "max_image_size")
+    elif (file := folder / PREPROCESSOR_CONFIG).is_file():
+        root = Section(file, read_json(file), {})
+        root.only("image_mean", None, list(CHANNEL_MEANS))
+        root.only("image_std", None, list(CHANNEL_DEVIATIONS))
+        yield file, "size.longest_edge", SIDE, _pixels(root, "size", "longest_edge")
+        yield file, "patch_size", PATCH, _pixels(root, "patch_size", "height")
+
+
+def _pixels(section: Section, key: str, part: str = "") -> int | None:
+    """A size that stands under a key, or as a part of an object there."""
+    if part and isinstance(section.get(key), dict):
+        return _pixels(section.section(key, {}), part)
+    return None if section.get(key) is None else section.integer(key)
