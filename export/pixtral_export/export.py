@@ -50,7 +50,7 @@ def export(
     warn: Callable[[str], None] = lambda _: None,
 ) -> Bundle:
     """Write the bundle. Raises InputError where the target exists, MachineError where the disk is too small."""
-    check_space(target, plan.bundle_bytes)
+    check_before_download(plan, target)
     recipe = plan.recipe
 
     def is_resumable(partial: Path) -> bool:
@@ -93,6 +93,16 @@ def export(
         bundle = replace(unfinished, files=files, quantization=_quantization(plan, journal, notes))
         bundle.write()
     return replace(bundle, path=target)
+
+
+def check_before_download(plan: ExportPlan, target: Path) -> None:
+    """What can be known before the weights are here: does the disk hold the bundle, can the samples be read?
+
+    Raises InputError and MachineError.
+    """
+    check_space(target, plan.bundle_bytes)
+    if plan.settings.calibration is not None:
+        calibration_requests(plan.settings.calibration)
 
 
 def _samples(bundle: Bundle, plan: ExportPlan, warn: Callable[[str], None]) -> tuple[list[Prompt], dict[str, object]]:

@@ -58,13 +58,12 @@ def _against_checkpoint(
     """Torch against ONNX Runtime."""
     output.require("torch", "export", "Checking against a checkpoint")
     from pixtral_export.check import check_bundle, load_reference
-    from pixtral_export.checkpoint.hub import resolve_checkpoint
-    from pixtral_export.checkpoint.reader import open_checkpoint
+    from pixtral_export.checkpoint.hub import fetch_weights, open_source
     from pixtral_runtime.device.memory import available_memory_bytes
     from pixtral_runtime.generation.model import load_bundle
 
     prompts = open_prompts(bundle, "mistral", None, None)
-    checkpoint = open_checkpoint(resolve_checkpoint(against))
+    checkpoint = fetch_weights(against, open_source(against))
     reference = load_reference(checkpoint, prompts.bundle.limits.max_context, available_memory_bytes())
     model = load_bundle(prompts.bundle, prompts, threads=threads, backend="ort-cpu")
     seen = []

@@ -54,8 +54,8 @@ def export(
 ) -> None:
     """Turn a checkpoint into a bundle: portable ONNX graphs and weights."""
     output.require("torch", "export", "Exporting")
-    from pixtral_export.checkpoint.hub import resolve_checkpoint
-    from pixtral_export.checkpoint.reader import open_checkpoint
+    from pixtral_export.checkpoint.hub import fetch_weights, open_source
+    from pixtral_export.export import check_before_download
     from pixtral_export.export import export as write_bundle
     from pixtral_export.plan import ExportPlan, ExportSettings, plan_export
     from pixtral_export.target_folder import check_target
@@ -65,13 +65,14 @@ def export(
         calibration, calibration_samples,
     )  # fmt: skip
     if build is not None:  # a wrong name is found before the hours of work, not after
+        output.require("onnx", "rtx", "Building engines")
         from pixtral_engines.targets import parse_targets
 
         parse_targets(build)
         output.require("onnx", "rtx", "Building engines")
     if not dry_run:
         check_target(bundle, force)
-    opened = open_checkpoint(resolve_checkpoint(checkpoint))
+    opened = open_source(checkpoint)
     for warning in opened.warnings:
         output.warn(warning)
     plan: ExportPlan = plan_export(opened, settings)
@@ -89,6 +90,8 @@ def export(
     if dry_run:
         summary |= {"peak_memory_bytes": plan.peak_memory_bytes, "seconds": round(plan.seconds, 1)}
     else:
+        check_before_download(plan, bundle)
+        opened = fetch_weights(checkpoint, opened)
         with output.progress() as bars:
             written = write_bundle(opened, plan, bundle, force=force, progress=bars.stage, warn=output.warn)
         summary |= {

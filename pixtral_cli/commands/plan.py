@@ -99,11 +99,10 @@ def _of_checkpoint(
     context: int | None,
 ) -> tuple[Footprint, dict[str, Any]]:
     output.require("torch", "export", "Planning an export")
-    from pixtral_export.checkpoint.hub import resolve_checkpoint
-    from pixtral_export.checkpoint.reader import open_checkpoint
+    from pixtral_export.checkpoint.hub import open_source
     from pixtral_export.plan import ExportSettings, plan_export, plan_footprint
 
-    checkpoint = open_checkpoint(resolve_checkpoint(source))
+    checkpoint = open_source(source)
     settings = ExportSettings(
         dtype, context, precision=precision, kv_cache=kv_cache, group_size=group_size, method=method
     )

@@ -307,7 +307,7 @@ def test_ask_works_without_an_image(bundle: Path) -> None:
 def test_check_passes_for_its_own_checkpoint(bundle: Path, checkpoint: Path) -> None:
     done = invoke("check", bundle, "--against", checkpoint)
     assert done.exit_code == 0, done.stderr
-    assert "PASSED: 20 of 20" in done.stdout
+    assert "PASSED: 22 of 22" in done.stdout
     assert all(stage in done.stdout for stage in ("vision", "embed", "prefill", "decode"))
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,9 @@ from typing import Any
 from pixtral_runtime.bundle.config import ImageTokens, ModelConfig, VisionConfig
 from pixtral_runtime.errors import CheckpointError
 
+MODEL_CARD = "README.md"
+BASE_MODEL = re.compile(r"^base_model:\s*(?:[-\[]\s*)?[\"']?(\w[\w.-]*/\w[\w.-]*)", re.MULTILINE)  # one, or a list
+LISTED = 3  # names that an error lists of each kind
 MAX_POSITION = 131_072  # Hugging Face files say 1,024,000, which the model was not trained for
 SUPPORTED_MODEL = "mistralai/Pixtral-12B-2409"
 SUPPORTED_HINT = f"use {SUPPORTED_MODEL}: other members of its family are not supported yet"
@@ -91,7 +95,7 @@ class Section:
                 method = value.get("quant_method", key) if isinstance(value, dict) else value
                 raise CheckpointError(
                     f"{self.file}: '{self.prefix}{key}' says that the weights are already quantized ({method})",
-                    ORIGINAL_HINT,
+                    original_hint(self.file.parent),
                 )
 
     def _unusable(self, key: str, expected: str) -> CheckpointError:
@@ -110,6 +114,22 @@ def read_json(path: Path) -> dict[str, Any]:
     if not isinstance(data, dict):
         raise CheckpointError(f"{path} holds a JSON {type(data).__name__}, expected an object", DOWNLOAD_HINT)
     return data
+
+
+def original_hint(folder: Path) -> str:
+    """Where to find the weights that a quantized copy was made from: model cards name them as `base_model`."""
+    try:
+        card = (folder / MODEL_CARD).read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ORIGINAL_HINT
+    base = BASE_MODEL.search(card)
+    return f"use the original weights, pixtral export {base[1]}; quantize after the export" if base else ORIGINAL_HINT
+
+
+def few(names: Sequence[str]) -> str:
+    """The first names of many."""
+    more = len(names) - LISTED
+    return "; ".join(names[:LISTED]) + (f"; and {more} more" if more > 0 else "")
 
 
 def vision_config(encoder: Section, rope_theta: float) -> VisionConfig:

@@ -7,9 +7,10 @@ quantized copy or another model, before minutes of work or hours of download.
 from __future__ import annotations
 
 import json
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from pixtral_export.checkpoint.config_file import DOWNLOAD_HINT
 from pixtral_runtime.errors import CheckpointError
@@ -27,6 +28,38 @@ class StoredTensor:
     dtype: str  # safetensors' code, such as BF16
     shape: tuple[int, ...]
     offset: int  # of its first byte in the file
+
+
+class Files(Protocol):
+    """A checkpoint's files. Small ones lie in a folder of this machine, weights perhaps elsewhere."""
+
+    @property
+    def names(self) -> Collection[str]:
+        """Of the files, without those in folders within."""
+
+    def size(self, name: str) -> int | None:
+        """In bytes; None where there is no such file."""
+
+    def tensors(self, names: Sequence[str]) -> list[StoredTensor]:
+        """What the headers of weight files say. Raises CheckpointError."""
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """The files of a folder."""
+
+    folder: Path
+
+    @property
+    def names(self) -> Collection[str]:
+        return [file.name for file in self.folder.iterdir() if file.is_file()]
+
+    def size(self, name: str) -> int | None:
+        file = self.folder / name
+        return file.stat().st_size if file.is_file() else None
+
+    def tensors(self, names: Sequence[str]) -> list[StoredTensor]:
+        return [tensor for name in names for tensor in read_header(self.folder / name)]
 
 
 def read_header(file: Path) -> list[StoredTensor]:
@@ -52,7 +85,10 @@ def read_header(file: Path) -> list[StoredTensor]:
     try:
         entries = {name: entry for name, entry in json.loads(text).items() if name != "__metadata__"}
         ends = sorted((data_start + entry["data_offsets"][1], name) for name, entry in entries.items())
-        tensors = [_stored(name, file, entry, data_start) for name, entry in entries.items()]
+        tensors = [
+            stored_tensor(name, file, entry["dtype"], entry["shape"], data_start + entry["data_offsets"][0])
+            for name, entry in entries.items()
+        ]
     except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise broken_header(file, repr(error)) from error
     for end, name in ends:
@@ -65,11 +101,11 @@ def read_header(file: Path) -> list[StoredTensor]:
     return tensors
 
 
-def _stored(name: str, file: Path, entry: dict[str, Any], data_start: int) -> StoredTensor:
-    dtype, shape, offset = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"][0]
+def stored_tensor(name: str, file: Path, dtype: Any, shape: Any, offset: Any) -> StoredTensor:
+    """An entry of a header. Raises TypeError where it says something else than a header may."""
     if not isinstance(dtype, str) or not all(isinstance(size, int) for size in (*shape, offset)):
         raise TypeError(f"'{name}' has no dtype, shape and place")
-    return StoredTensor(name, file, dtype, shape, data_start + offset)
+    return StoredTensor(name, file, dtype, tuple(shape), offset)
 
 
 def broken_header(file: Path, reason: str) -> CheckpointError:

@@ -1,57 +1,141 @@
-"""Where a checkpoint comes from: a local folder, or a Hugging Face hub id that is downloaded first.
+"""Where a checkpoint comes from: a local folder, or a Hugging Face hub id.
 
-Only what an export needs is downloaded: configuration and tokenizer, then weights in one format, Mistral's where a
-repository has two. The hub library shows progress, resumes what was interrupted and keeps the files in its own cache.
+A hub id is judged before its weights are downloaded, 25 GB and more: by its list of files, by its configuration and
+tokenizer, and by the headers of its weight files, of which only those bytes are asked for. Weights are downloaded in
+one format, Mistral's where a repository has two. The hub library shows progress, resumes what was interrupted and keeps
+the files in its own cache.
 """
 
 from __future__ import annotations
 
 import errno
 import re
+import shutil
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from pixtral_export.checkpoint.config_file import SUPPORTED_MODEL
+from pixtral_export.checkpoint.config_file import MODEL_CARD, SUPPORTED_MODEL
+from pixtral_export.checkpoint.find_weights import ADAPTER_CONFIG, INDEX, SAFETENSORS
+from pixtral_export.checkpoint.headers import StoredTensor, broken_header, read_header, stored_tensor
 from pixtral_export.checkpoint.hf_config import HF_CONFIG
 from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG
+from pixtral_export.checkpoint.picture_size import PREPROCESSOR_CONFIG
+from pixtral_export.checkpoint.reader import Checkpoint, open_checkpoint
 from pixtral_export.checkpoint.tokenizer import TOKENIZER
 from pixtral_runtime.errors import CheckpointError, MachineError, PixtralError
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-SMALL_FILES = (MISTRAL_CONFIG, HF_CONFIG, TOKENIZER, "*.safetensors.index.json")
+SMALL_FILES = (MISTRAL_CONFIG, HF_CONFIG, TOKENIZER, f"*{INDEX}", PREPROCESSOR_CONFIG, ADAPTER_CONFIG, MODEL_CARD)
 HUB = "https://huggingface.co"
 LOGIN_STATUS = (401, 403)
+LARGER_DISK = "HF_HOME=FOLDER_ON_A_LARGER_DISK pixtral export …"
+REQUESTS_AT_ONCE = 8  # Pixtral-Large has 51 weight files
 
 
-def resolve_checkpoint(source: str, *, revision: str | None = None) -> Path:
-    """The local folder of `source`, a folder or `owner/name`; the latter is downloaded at `revision`.
+def open_source(source: str, *, revision: str | None = None) -> Checkpoint:
+    """The checkpoint of `source`, a folder or `owner/name`; of the latter only small files are downloaded.
 
-    Raises CheckpointError where there is no such folder or repository or its licence is not accepted, and MachineError
-    where the hub cannot be reached.
+    Raises CheckpointError where there is no such folder or repository, its licence is not accepted, or it cannot be
+    exported, and MachineError where the hub cannot be reached.
     """
     path = Path(source).expanduser()
     if path.exists():
-        return path
+        return open_checkpoint(path)
     if HUB_ID.fullmatch(source) is None:
         raise CheckpointError(
             f"{source}: no such folder", f"pixtral export FOLDER, or pixtral export {SUPPORTED_MODEL}"
         )
     folder = _download(source, revision, SMALL_FILES)
-    weights = ["model*.safetensors"]
-    if (folder / MISTRAL_CONFIG).is_file():
-        weights.insert(0, "consolidated*.safetensors")
-    for pattern in weights:
-        folder = _download(source, revision, (pattern,))
-        if any(folder.glob(pattern)):
-            break
-    return folder
+    try:
+        sizes = _list_files(source, folder.name)
+    except MachineError:  # but some were downloaded before
+        if not any(folder.glob(f"*{SAFETENSORS}")):
+            raise
+        return open_checkpoint(folder)
+    return open_checkpoint(folder, _HubFiles(source, folder, sizes))
 
 
-def _download(source: str, revision: str | None, patterns: tuple[str, ...]) -> Path:
-    from huggingface_hub import errors as hub
+def fetch_weights(source: str, checkpoint: Checkpoint) -> Checkpoint:
+    """Download the weights of what `open_source` has opened, unless they are here.
+
+    Raises MachineError where the hub cannot be reached or the disk is too small.
+    """
+    absent = [file for file in checkpoint.files if not file.is_file()]
+    if not absent:
+        return checkpoint
+    here = sum(file.stat().st_size for file in checkpoint.files if file.is_file())
+    needed, free = checkpoint.total_bytes - here, shutil.disk_usage(checkpoint.path).free
+    if needed > free:
+        raise MachineError(
+            f"{source}: {needed / 1e9:.1f} GB to download, {free / 1e9:.1f} GB are free in {checkpoint.path}",
+            LARGER_DISK,
+        )
+    _download(source, checkpoint.path.name, [file.name for file in absent])
+    return open_checkpoint(checkpoint.path)
+
+
+@dataclass(frozen=True)
+class _HubFiles:
+    """The files of a repository at one commit, whose snapshot in the hub library's cache holds the small ones."""
+
+    source: str
+    folder: Path  # its name is the commit
+    sizes: Mapping[str, int]
+
+    @property
+    def names(self) -> Collection[str]:
+        return [name for name in self.sizes if "/" not in name]
+
+    def size(self, name: str) -> int | None:
+        return self.sizes.get(name)
+
+    def tensors(self, names: Sequence[str]) -> list[StoredTensor]:
+        with ThreadPoolExecutor(REQUESTS_AT_ONCE) as pool, _hub_errors(self.source, self.folder.name):
+            return [tensor for found in pool.map(self._header, names) for tensor in found]
+
+    def _header(self, name: str) -> list[StoredTensor]:
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import SafetensorsParsingError
+
+        file = self.folder / name
+        if file.is_file():
+            return read_header(file)
+        try:
+            header = HfApi().parse_safetensors_file_metadata(self.source, name, revision=self.folder.name)
+            return [
+                stored_tensor(tensor, file, info.dtype, info.shape, info.data_offsets[0])
+                for tensor, info in header.tensors.items()
+            ]
+        except (SafetensorsParsingError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+            raise broken_header(file, str(error)) from error
+
+
+def _list_files(source: str, commit: str) -> dict[str, int]:
+    """Names and sizes of a repository's files."""
+    from huggingface_hub import HfApi
+
+    with _hub_errors(source, commit):
+        files = HfApi().model_info(source, revision=commit, files_metadata=True).siblings or []
+    return {file.rfilename: file.size or 0 for file in files}
+
+
+def _download(source: str, revision: str | None, patterns: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
 
-    try:
+    with _hub_errors(source, revision):
         return Path(snapshot_download(source, revision=revision, allow_patterns=list(patterns)))
+
+
+@contextmanager
+def _hub_errors(source: str, revision: str | None) -> Iterator[None]:
+    """The hub library's errors as ours."""
+    from huggingface_hub import errors as hub
+
+    try:
+        yield
     except hub.HFValidationError as error:
         raise CheckpointError(f"{source}: no such folder, and no valid hub id", "pixtral export OWNER/NAME") from error
     except hub.GatedRepoError as error:
@@ -68,9 +152,7 @@ def _download(source: str, revision: str | None, patterns: tuple[str, ...]) -> P
         raise (_login(source) if refused else _unreachable(source, error)) from error
     except (OSError, hub.HTTPError) as error:  # type: ignore[attr-defined]  # the base class of its HTTP library
         if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-            raise MachineError(
-                f"{source}: no disk space left for the download", "HF_HOME=FOLDER_ON_A_LARGER_DISK pixtral export …"
-            ) from error
+            raise MachineError(f"{source}: no disk space left for the download", LARGER_DISK) from error
         raise _unreachable(source, error) from error
 
 

@@ -1,10 +1,10 @@
-"""What a checkpoint is that cannot be exported, told apart by what its publishers write: each has its own remedy."""
+"""Tensors of other types than weights have: of a quantized copy, or none of the model's at all."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from pixtral_export.checkpoint.config_file import ORIGINAL_HINT, SUPPORTED_MODEL
+from pixtral_export.checkpoint.config_file import SUPPORTED_MODEL, original_hint
 from pixtral_export.checkpoint.headers import SAFETENSORS_DTYPES, StoredTensor
 from pixtral_runtime.errors import CheckpointError
 
@@ -32,7 +32,7 @@ def refuse_other_dtypes(stored: Sequence[StoredTensor], wanted: Collection[str])
     if quantized:
         raise CheckpointError(
             f"{quantized[0].file} is already quantized: it holds '{quantized[0].name}', stored as {quantized[0].dtype}",
-            ORIGINAL_HINT,
+            original_hint(quantized[0].file.parent),
         )
     if other:
         more = f" ({len(other)} such tensors)" if len(other) > 1 else ""
