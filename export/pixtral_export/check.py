@@ -15,6 +15,7 @@ import torch
 from pixtral_export.checkpoint.reader import Checkpoint
 from pixtral_export.model.parameters import parameters
 from pixtral_export.model.pixtral import Pixtral
+from pixtral_export.weights.values import check_values
 from pixtral_runtime.compare.parity import DECODE_STEPS, TensorCheck, prompt_cases, relative_error, vision_cases
 from pixtral_runtime.errors import BundleError, MemoryShortageError
 from pixtral_runtime.generation.model import Model
@@ -40,6 +41,7 @@ def load_reference(checkpoint: Checkpoint, positions: int, available_bytes: int 
         )
     state = {}
     for parameter in parameters(checkpoint.config):
+        check_values(checkpoint, parameter, None, "float32")
         tensor = checkpoint.read(parameter).float()
         state[parameter.name] = tensor.T.contiguous() if parameter.is_linear else tensor
     model = Pixtral(checkpoint.config, positions)

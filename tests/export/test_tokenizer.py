@@ -147,6 +147,12 @@ def test_transformers_own_file_is_obeyed_as_transformers_does(hf: Path) -> None:
     assert open_checkpoint(hf).image_side == 256
     edit_json(file, lambda data: data.update(size={"longest_edge": 128}, patch_size=16))
     assert open_checkpoint(hf).image_side == 128
+    nested = {"image_processor": PREPROCESSOR | {"size": {"longest_edge": 64}}, "processor_class": "PixtralProcessor"}
+    (hf / "processor_config.json").write_text(json.dumps(nested), encoding="utf-8")  # transformers 5, and it goes first
+    assert open_checkpoint(hf).image_side == 64
+    assert any("image_processor.size.longest_edge = 64" in warning for warning in open_checkpoint(hf).warnings)
+    (hf / "processor_config.json").write_text('{"patch_size": 16, "image_token": "[IMG]"}', encoding="utf-8")
+    assert open_checkpoint(hf).image_side == 128
     edit_json(file, lambda data: data.update(image_std=[0.5, 0.5, 0.5]))
     assert "image_std = [0.5, 0.5, 0.5] is not implemented" in str(refusal(hf))
 

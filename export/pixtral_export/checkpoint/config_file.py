@@ -8,7 +8,6 @@ so that a relative of Pixtral-12B never turns into a bundle that answers nonsens
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,10 @@ from pixtral_runtime.errors import CheckpointError
 
 MODEL_CARD = "README.md"
 BASE_MODEL = re.compile(r"^base_model:\s*(?:[-\[]\s*)?[\"']?(\w[\w.-]*/\w[\w.-]*)", re.MULTILINE)  # one, or a list
+LARGEST = 1 << 24  # of every size; the largest published ones are context lengths of a million
+LARGEST_NUMBER = 1e15
+MOST_LAYERS = 1000
+MOST_SHOWN = 200  # characters of a value
 LISTED = 3  # names that an error lists of each kind
 MAX_POSITION = 131_072  # Hugging Face files say 1,024,000, which the model was not trained for
 SUPPORTED_MODEL = "mistralai/Pixtral-12B-2409"
@@ -48,7 +51,7 @@ class Section:
     def shown(self, key: str) -> str:
         """The key and its value, as an error quotes them."""
         absent = "" if key in self.values else " (absent, so the default)"
-        return f"{self.prefix}{key} = {json.dumps(self.get(key))}{absent}"
+        return f"{self.prefix}{key} = {json.dumps(self.get(key))[:MOST_SHOWN]}{absent}"
 
     def section(self, key: str, defaults: Mapping[str, Any]) -> Section:
         value = self.get(key)
@@ -58,15 +61,15 @@ class Section:
             raise self._unusable(key, "an object")
         return Section(self.file, value, defaults, f"{self.prefix}{key}.")
 
-    def integer(self, key: str, default: int | None = None, *, least: int = 1) -> int:
+    def integer(self, key: str, default: int | None = None, *, least: int = 1, most: int = LARGEST) -> int:
         value = default if self.get(key) is None else self.get(key)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise self._unusable(key, f"a whole number from {least}")
+        if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+            raise self._unusable(key, f"a whole number from {least} to {most:,}")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value = default if self.get(key) is None else self.get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < LARGEST_NUMBER:
             raise self._unusable(key, "a positive number")
         return float(value)
 
@@ -99,7 +102,7 @@ class Section:
                 )
 
     def _unusable(self, key: str, expected: str) -> CheckpointError:
-        seen = f"is {json.dumps(self.get(key))}" if self.get(key) is not None else "is absent"
+        seen = f"is {json.dumps(self.get(key))[:MOST_SHOWN]}" if self.get(key) is not None else "is absent"
         return CheckpointError(f"{self.file}: '{self.prefix}{key}' {seen}, expected {expected}", DOWNLOAD_HINT)
 
 
@@ -141,7 +144,7 @@ def vision_config(encoder: Section, rope_theta: float) -> VisionConfig:
     encoder.only("head_dim", None, hidden // heads)
     return VisionConfig(
         hidden_size=hidden,
-        num_hidden_layers=encoder.integer("num_hidden_layers"),
+        num_hidden_layers=encoder.integer("num_hidden_layers", most=MOST_LAYERS),
         num_attention_heads=heads,
         head_dim=hidden // heads,
         intermediate_size=encoder.integer("intermediate_size"),

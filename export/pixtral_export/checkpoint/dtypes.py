@@ -41,7 +41,7 @@ def refuse_other_dtypes(stored: Sequence[StoredTensor], wanted: Collection[str])
             f"{other[0].file}: '{other[0].name}' is stored as {other[0].dtype}, "
             f"expected {' or '.join(SAFETENSORS_DTYPES)}{more}",
             "save the checkpoint in bfloat16" if is_weight else "save the checkpoint without it: it is no weight",
-            f"or use {SUPPORTED_MODEL}",
+            f"use {SUPPORTED_MODEL}",
         )
 
 

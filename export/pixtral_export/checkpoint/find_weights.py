@@ -99,7 +99,7 @@ def _of_another_kind(path: Path, names: Collection[str]) -> CheckpointError:
         return CheckpointError(
             f"{path} holds its weights as pickles, which can run any code when they are read ({few(sorted(pickles))})",
             "save them as safetensors, as save_pretrained('FOLDER') of transformers does, then pixtral export FOLDER",
-            f"or use {SUPPORTED_MODEL}",
+            f"use {SUPPORTED_MODEL}",
         )
     return CheckpointError(
         f"{path} has no weights: neither {MISTRAL_STEM}*.safetensors nor {HF_STEM}*.safetensors", DOWNLOAD_HINT

@@ -10,6 +10,7 @@ import json
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any, Protocol
 
 from pixtral_export.checkpoint.config_file import DOWNLOAD_HINT
@@ -55,8 +56,11 @@ class LocalFiles:
         return [file.name for file in self.folder.iterdir() if file.is_file()]
 
     def size(self, name: str) -> int | None:
-        file = self.folder / name
-        return file.stat().st_size if file.is_file() else None
+        try:
+            file = (self.folder / name).stat()
+        except (OSError, ValueError):  # not there, or a name that no file can have
+            return None
+        return file.st_size if S_ISREG(file.st_mode) else None
 
     def tensors(self, names: Sequence[str]) -> list[StoredTensor]:
         return [tensor for name in names for tensor in read_header(self.folder / name)]

@@ -7,6 +7,7 @@ from pathlib import Path
 from pixtral_export.checkpoint.config_file import (
     MAX_POSITION,
     MISTRAL_3,
+    MOST_LAYERS,
     VISION_DEFAULTS,
     Section,
     checked,
@@ -58,7 +59,7 @@ def read_hf_config(file: Path) -> tuple[ModelConfig, tuple[str, ...]]:
     dim, heads = text.integer("hidden_size"), text.integer("num_attention_heads")
     decoder = DecoderConfig(
         dim=dim,
-        n_layers=text.integer("num_hidden_layers"),
+        n_layers=text.integer("num_hidden_layers", most=MOST_LAYERS),
         head_dim=text.integer("head_dim", dim // heads),
         hidden_dim=text.integer("intermediate_size"),
         n_heads=heads,

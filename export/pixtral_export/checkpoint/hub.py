@@ -22,13 +22,16 @@ from pixtral_export.checkpoint.find_weights import ADAPTER_CONFIG, INDEX, SAFETE
 from pixtral_export.checkpoint.headers import StoredTensor, broken_header, read_header, stored_tensor
 from pixtral_export.checkpoint.hf_config import HF_CONFIG
 from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG
-from pixtral_export.checkpoint.picture_size import PREPROCESSOR_CONFIG
+from pixtral_export.checkpoint.picture_size import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
 from pixtral_export.checkpoint.reader import Checkpoint, open_checkpoint
 from pixtral_export.checkpoint.tokenizer import TOKENIZER
 from pixtral_runtime.errors import CheckpointError, MachineError, PixtralError
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
-SMALL_FILES = (MISTRAL_CONFIG, HF_CONFIG, TOKENIZER, f"*{INDEX}", PREPROCESSOR_CONFIG, ADAPTER_CONFIG, MODEL_CARD)
+SMALL_FILES = (
+    *(MISTRAL_CONFIG, HF_CONFIG, TOKENIZER, f"*{INDEX}"),
+    *(PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, ADAPTER_CONFIG, MODEL_CARD),
+)
 HUB = "https://huggingface.co"
 LOGIN_STATUS = (401, 403)
 LARGER_DISK = "HF_HOME=FOLDER_ON_A_LARGER_DISK pixtral export …"

@@ -7,6 +7,7 @@ from pathlib import Path
 from pixtral_export.checkpoint.config_file import (
     MAX_POSITION,
     MISTRAL_3,
+    MOST_LAYERS,
     VISION_DEFAULTS,
     Section,
     checked,
@@ -35,7 +36,7 @@ def read_mistral_config(file: Path) -> tuple[ModelConfig, tuple[str, ...]]:
     positions = [root.integer(key, MAX_POSITION) for key in ("max_position_embeddings", "max_seq_len")]
     decoder = DecoderConfig(
         dim=dim,
-        n_layers=root.integer("n_layers"),
+        n_layers=root.integer("n_layers", most=MOST_LAYERS),
         head_dim=root.integer("head_dim", dim // heads),
         hidden_dim=root.integer("hidden_dim"),
         n_heads=heads,

@@ -16,7 +16,7 @@ from pixtral_runtime.bundle.config import VisionConfig
 from pixtral_runtime.errors import CheckpointError
 from pixtral_runtime.inputs.preprocess import CHANNEL_DEVIATIONS, CHANNEL_MEANS
 
-PREPROCESSOR_CONFIG = "preprocessor_config.json"
+PREPROCESSOR_CONFIG, PROCESSOR_CONFIG = "preprocessor_config.json", "processor_config.json"
 SIDE, PATCH = "image size", "patch size"
 
 Said = tuple[Path, str, str, int | None]
@@ -58,12 +58,22 @@ def _sources(folder: Path, is_mistral: bool, tokenizer: TokenizerFile) -> Iterat
         file = folder / MISTRAL_CONFIG
         encoder = Section(file, read_json(file), {}).section("vision_encoder", {})
         yield file, "vision_encoder.max_image_size", SIDE, _pixels(encoder, "max_image_size")
-    elif (file := folder / PREPROCESSOR_CONFIG).is_file():
+    elif (found := _image_processor(folder)) is not None:
+        found.only("image_mean", None, list(CHANNEL_MEANS))
+        found.only("image_std", None, list(CHANNEL_DEVIATIONS))
+        yield found.file, f"{found.prefix}size.longest_edge", SIDE, _pixels(found, "size", "longest_edge")
+        yield found.file, f"{found.prefix}patch_size", PATCH, _pixels(found, "patch_size", "height")
+
+
+def _image_processor(folder: Path) -> Section | None:
+    """Where transformers looks: within the file of the whole processor, else in one of its own."""
+    file = folder / PROCESSOR_CONFIG
+    if file.is_file():
         root = Section(file, read_json(file), {})
-        root.only("image_mean", None, list(CHANNEL_MEANS))
-        root.only("image_std", None, list(CHANNEL_DEVIATIONS))
-        yield file, "size.longest_edge", SIDE, _pixels(root, "size", "longest_edge")
-        yield file, "patch_size", PATCH, _pixels(root, "patch_size", "height")
+        if root.get("image_processor") is not None:
+            return root.section("image_processor", {})
+    file = folder / PREPROCESSOR_CONFIG
+    return Section(file, read_json(file), {}) if file.is_file() else None
 
 
 def _pixels(section: Section, key: str, part: str = "") -> int | None:
