@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -40,7 +41,7 @@ def plan(
     """Say what an export takes, and on which devices the bundle fits."""
     from pixtral_runtime.bundle.manifest import MANIFEST
 
-    if Path(source, MANIFEST).is_file():
+    if os.path.isfile(Path(source, MANIFEST)):  # False, too, for a name that no file can have
         refuse_unused(called, ("dtype", "group_size", "method"), "for a bundle", "pixtral plan CHECKPOINT")
         footprint, summary = _of_bundle(Path(source), precision, kv_cache)
     else:

@@ -32,6 +32,7 @@ from pixtral_runtime.errors import CheckpointError, InputError, MachineError, Pi
 
 CONFIG = tiny_config()
 WEIGHTS = "consolidated.safetensors"
+DEEP = (60_000).to_bytes(8, "little") + b'{"a":' * 12_000
 
 
 @pytest.fixture
@@ -75,7 +76,11 @@ def test_a_local_folder_is_used_as_it_is(hub: HubRepository, tmp_path: Path) -> 
     assert not hub.sent and not downloaded(tmp_path)
 
 
-@pytest.mark.parametrize("source", ["nothing", "a/b/c", "/no/such", "./name", "../owner/name", "owner/", "/name"])
+@pytest.mark.parametrize(
+    "source",
+    ["nothing", "a/b/c", "/no/such", "./name", "../owner/name", "owner/", "/name", "x" * 5000, "a\0b", "~nobody/a/b"],
+    ids=lambda source: source[:12],
+)
 def test_other_sources_are_no_folder(hub: HubRepository, source: str) -> None:
     assert "no such folder" in str(refused(source))
     assert not hub.sent
@@ -188,7 +193,7 @@ def test_what_an_export_cannot_do_is_said_before_the_download(
 
 def test_a_damaged_header_on_the_hub_is_named(hub: HubRepository, tmp_path: Path) -> None:
     write_checkpoint(hub.folder, CONFIG)
-    for data in (b"\2\0\0\0\0\0\0\0[]", b"short", b"\xff" * 100, b'\x0c\0\0\0\0\0\0\0{"a": {"b": 1}}'):
+    for data in (b"\2\0\0\0\0\0\0\0[]", b"short", b"\xff" * 100, b'\x0f\0\0\0\0\0\0\0{"a": {"b": 1}}', DEEP):
         (hub.folder / WEIGHTS).write_bytes(data)
         shutil.rmtree(tmp_path / "cache", ignore_errors=True)
         assert "header is broken" in str(refused())

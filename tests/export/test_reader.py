@@ -159,6 +159,14 @@ def test_paths_that_are_no_checkpoint_are_refused(mistral: Path, tmp_path: Path)
     assert "no weights" in str(refusal(tmp_path / "empty"))
 
 
+def test_a_folder_that_may_not_be_read_is_named(mistral: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)  # the mode itself does not stop root
+    assert f"{mistral} cannot be read: Permission denied" in str(refusal(mistral))
+
+
 @pytest.mark.parametrize(("format", "name"), [("mistral", "params.json"), ("hf", "config.json")])
 def test_a_missing_or_broken_config_is_named(tmp_path: Path, format: str, name: str) -> None:
     path = write_checkpoint(tmp_path, CONFIG, format=format) / name

@@ -17,6 +17,7 @@ from pixtral_export.checkpoint.config_file import DOWNLOAD_HINT
 from pixtral_runtime.errors import CheckpointError
 
 SAFETENSORS_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+MALFORMED = (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError)  # what a broken header raises
 LFS_POINTER = b"version "  # how the text file starts that stands in for a large file in a clone without git-lfs
 
 
@@ -53,7 +54,10 @@ class LocalFiles:
 
     @property
     def names(self) -> Collection[str]:
-        return [file.name for file in self.folder.iterdir() if file.is_file()]
+        try:
+            return [file.name for file in self.folder.iterdir() if file.is_file()]
+        except OSError as error:
+            raise CheckpointError(f"{self.folder} cannot be read: {error.strerror}", f"ls -ld {self.folder}") from error
 
     def size(self, name: str) -> int | None:
         try:
@@ -93,7 +97,7 @@ def read_header(file: Path) -> list[StoredTensor]:
             stored_tensor(name, file, entry["dtype"], entry["shape"], data_start + entry["data_offsets"][0])
             for name, entry in entries.items()
         ]
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
+    except MALFORMED as error:
         raise broken_header(file, repr(error)) from error
     for end, name in ends:
         if end > size:

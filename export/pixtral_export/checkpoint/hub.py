@@ -9,6 +9,7 @@ the files in its own cache.
 from __future__ import annotations
 
 import errno
+import os
 import re
 import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -19,7 +20,7 @@ from pathlib import Path
 
 from pixtral_export.checkpoint.config_file import MODEL_CARD, SUPPORTED_MODEL
 from pixtral_export.checkpoint.find_weights import ADAPTER_CONFIG, INDEX, SAFETENSORS
-from pixtral_export.checkpoint.headers import StoredTensor, broken_header, read_header, stored_tensor
+from pixtral_export.checkpoint.headers import MALFORMED, StoredTensor, broken_header, read_header, stored_tensor
 from pixtral_export.checkpoint.hf_config import HF_CONFIG
 from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG
 from pixtral_export.checkpoint.picture_size import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
@@ -44,8 +45,8 @@ def open_source(source: str, *, revision: str | None = None) -> Checkpoint:
     Raises CheckpointError where there is no such folder or repository, its licence is not accepted, or it cannot be
     exported, and MachineError where the hub cannot be reached.
     """
-    path = Path(source).expanduser()
-    if path.exists():
+    path = Path(os.path.expanduser(source))
+    if os.path.exists(path):  # False, too, for a name that no file can have
         return open_checkpoint(path)
     if HUB_ID.fullmatch(source) is None:
         raise CheckpointError(
@@ -112,7 +113,7 @@ class _HubFiles:
                 stored_tensor(tensor, file, info.dtype, info.shape, info.data_offsets[0])
                 for tensor, info in header.tensors.items()
             ]
-        except (SafetensorsParsingError, TypeError, ValueError, KeyError, IndexError, AttributeError) as error:
+        except (SafetensorsParsingError, *MALFORMED) as error:
             raise broken_header(file, str(error)) from error
 
 
