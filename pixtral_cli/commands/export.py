@@ -65,7 +65,6 @@ def export(
         calibration, calibration_samples,
     )  # fmt: skip
     if build is not None:  # a wrong name is found before the hours of work, not after
-        output.require("onnx", "rtx", "Building engines")
         from pixtral_engines.targets import parse_targets
 
         parse_targets(build)
