@@ -76,6 +76,9 @@ GroupSizeOption = Annotated[
 MethodOption = Annotated[
     str | None, typer.Option(help="How codes of int4 and nvfp4 are chosen: gptq, awq or rtn. Default: gptq.")
 ]
+KeepActivationsOption = Annotated[
+    bool, typer.Option("--keep-activations", help="Keep a gelu that config.json names; silu is published Pixtral's.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 

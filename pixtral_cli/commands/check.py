@@ -58,12 +58,14 @@ def _against_checkpoint(
     """Torch against ONNX Runtime."""
     output.require("torch", "export", "Checking against a checkpoint")
     from pixtral_export.check import check_bundle, load_reference
-    from pixtral_export.checkpoint.hub import fetch_weights, open_source
+    from pixtral_export.checkpoint.hub import fetch_weights, has_other_activations, open_source
     from pixtral_runtime.device.memory import available_memory_bytes
     from pixtral_runtime.generation.model import load_bundle
 
     prompts = open_prompts(bundle, "mistral", None, None)
-    checkpoint = fetch_weights(against, open_source(against))
+    checkpoint = fetch_weights(
+        against, open_source(against, keep_activations=has_other_activations(prompts.bundle.model))
+    )
     reference = load_reference(checkpoint, prompts.bundle.limits.max_context, available_memory_bytes())
     model = load_bundle(prompts.bundle, prompts, threads=threads, backend="ort-cpu")
     seen = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixtral_cli import output
-from pixtral_cli.options import GroupSizeOption, MethodOption
+from pixtral_cli.options import GroupSizeOption, KeepActivationsOption, MethodOption
 
 if TYPE_CHECKING:
     from pixtral_runtime.bundle.manifest import Bundle
@@ -42,6 +42,7 @@ def export(
         Path | None, typer.Option(help="Images (a folder), or JSON Lines of image and prompt, to calibrate with.")
     ] = None,
     calibration_samples: Annotated[int | None, typer.Option(min=1, help="How many to take. Default: 16.")] = None,
+    keep_activations: KeepActivationsOption = False,
     opset: Annotated[int, typer.Option(help="ONNX opset of the graphs.")] = 24,
     build: Annotated[
         str | None, typer.Option(metavar="TARGET", help="Build engines as well, as 'pixtral build --target' does.")
@@ -71,7 +72,7 @@ def export(
         output.require("onnx", "rtx", "Building engines")
     if not dry_run:
         check_target(bundle, force)
-    opened = open_source(checkpoint)
+    opened = open_source(checkpoint, keep_activations=keep_activations)
     for warning in opened.warnings:
         output.warn(warning)
     plan: ExportPlan = plan_export(opened, settings)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixtral_cli import output
-from pixtral_cli.options import GroupSizeOption, JsonOption, MethodOption, refuse_unused
+from pixtral_cli.options import GroupSizeOption, JsonOption, KeepActivationsOption, MethodOption, refuse_unused
 
 if TYPE_CHECKING:
     from pixtral_runtime.bundle.device_catalog import KnownDevice
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 EPILOG = "Example: pixtral plan mistralai/Pixtral-12B-2409 --precision int4 --device orin-nx-16"
 THIS_MACHINE = "cpu"
+UNUSED = ("dtype", "group_size", "method", "keep_activations")  # of a bundle, which has them already
 
 
 def plan(
@@ -33,6 +34,7 @@ def plan(
         int | None, typer.Option(min=1, help="Tokens of prompt and answer. Default: the bundle's, or export's.")
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Requests answered at the same time.")] = 1,
+    keep_activations: KeepActivationsOption = False,
     device: Annotated[
         list[str] | None, typer.Option(help="A device's name, or cpu for this machine; repeatable. Default: all.")
     ] = None,
@@ -42,10 +44,12 @@ def plan(
     from pixtral_runtime.bundle.manifest import MANIFEST
 
     if os.path.isfile(Path(source, MANIFEST)):  # False, too, for a name that no file can have
-        refuse_unused(called, ("dtype", "group_size", "method"), "for a bundle", "pixtral plan CHECKPOINT")
+        refuse_unused(called, UNUSED, "for a bundle", "pixtral plan CHECKPOINT")
         footprint, summary = _of_bundle(Path(source), precision, kv_cache)
     else:
-        footprint, summary = _of_checkpoint(source, precision, dtype, group_size, method, kv_cache, context)
+        footprint, summary = _of_checkpoint(
+            source, precision, dtype, group_size, method, kv_cache, context, keep_activations
+        )
     tokens = context or footprint.limits.max_context
     summary |= {
         "engine_bytes": footprint.weights[footprint.precision],
@@ -98,12 +102,13 @@ def _of_checkpoint(
     method: str | None,
     kv_cache: str | None,
     context: int | None,
+    keep_activations: bool,
 ) -> tuple[Footprint, dict[str, Any]]:
     output.require("torch", "export", "Planning an export")
     from pixtral_export.checkpoint.hub import open_source
     from pixtral_export.plan import ExportSettings, plan_export, plan_footprint
 
-    checkpoint = open_source(source)
+    checkpoint = open_source(source, keep_activations=keep_activations)
     settings = ExportSettings(
         dtype, context, precision=precision, kv_cache=kv_cache, group_size=group_size, method=method
     )

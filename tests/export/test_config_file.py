@@ -17,6 +17,7 @@ from pixtral_export.checkpoint.mistral_config import read_mistral_config
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.model.parameters import parameters
 from pixtral_runtime.bundle.config import ImageTokens
+from pixtral_runtime.errors import SettingError
 
 CONFIG = tiny_config()
 FORMATS = ("mistral", "hf", "hf-new")
@@ -119,6 +120,18 @@ def test_silu_is_forced_with_a_warning(hf: Path, change: Change) -> None:
     edit_json(hf / "config.json", change)
     checkpoint = open_checkpoint(hf)
     assert [w for w in checkpoint.warnings if 'vision_config.hidden_act = "gelu"' in w and "SiLU is used" in w]
+
+
+def test_a_gelu_is_kept_where_it_is_asked_for(hf: Path, mistral: Path) -> None:
+    edit_json(hf / "config.json", with_value("gelu", "text_config", "hidden_act"))
+    error = refusal(hf)
+    assert [option.name for option in error.options] == ["keep_activations"]
+    edit_json(hf / "config.json", without("vision_config", "hidden_act"))  # gelu by transformers' default
+    checkpoint = open_checkpoint(hf, keep_activations=True)
+    assert (checkpoint.config.vision.hidden_act, checkpoint.config.decoder.hidden_act) == ("gelu", "gelu")
+    assert not any("hidden_act" in warning for warning in checkpoint.warnings)
+    with pytest.raises(SettingError, match=r"would do nothing: .*params\.json names none"):
+        open_checkpoint(mistral, keep_activations=True)
 
 
 @pytest.mark.parametrize(

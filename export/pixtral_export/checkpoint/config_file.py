@@ -135,7 +135,7 @@ def few(names: Sequence[str]) -> str:
     return "; ".join(names[:LISTED]) + (f"; and {more} more" if more > 0 else "")
 
 
-def vision_config(encoder: Section, rope_theta: float) -> VisionConfig:
+def vision_config(encoder: Section, rope_theta: float, hidden_act: str = "silu") -> VisionConfig:
     hidden, heads = encoder.integer("hidden_size"), encoder.integer("num_attention_heads")
     if hidden % heads:
         raise CheckpointError(
@@ -152,6 +152,7 @@ def vision_config(encoder: Section, rope_theta: float) -> VisionConfig:
         image_size=encoder.integer("image_size"),
         rope_theta=rope_theta,
         num_channels=encoder.integer("num_channels"),
+        hidden_act=hidden_act,
     )
 
 

@@ -15,7 +15,9 @@ from pixtral_export.checkpoint.config_file import (
     read_json,
     vision_config,
 )
+from pixtral_export.model.transformer import ACTIVATIONS
 from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig
+from pixtral_runtime.errors import CheckpointError, Option
 
 HF_CONFIG = "config.json"
 
@@ -37,8 +39,12 @@ HF_DEFAULTS = {
 }  # fmt: skip
 
 
-def read_hf_config(file: Path) -> tuple[ModelConfig, tuple[str, ...]]:
-    """Read a Llava `config.json`. Returns the configuration and warnings. Raises CheckpointError."""
+def read_hf_config(file: Path, *, keep_activations: bool = False) -> tuple[ModelConfig, tuple[str, ...]]:
+    """Read a Llava `config.json`. Returns the configuration and warnings. Raises CheckpointError.
+
+    Feed-forwards have SiLU, as in every published Pixtral, unless `keep_activations` says that a GELU in the file is
+    meant.
+    """
     root = Section(file, read_json(file), HF_DEFAULTS)
     root.only("model_type", "llava", kind=OTHER_MODELS.get(str(root.get("model_type")), ""))
     root.not_quantized()
@@ -54,8 +60,13 @@ def read_hf_config(file: Path) -> tuple[ModelConfig, tuple[str, ...]]:
     root.only("tie_word_embeddings", None, False)
     text.only("tie_word_embeddings", None, False)
     text.only("sliding_window", None)
-    text.only("hidden_act", "silu")
-    encoder.only("hidden_act", "silu", "gelu")
+    text.only("hidden_act", *ACTIVATIONS)
+    encoder.only("hidden_act", *ACTIVATIONS)
+    if text.get("hidden_act") != "silu" and not keep_activations:
+        raise CheckpointError(
+            f"{file}: {text.shown('hidden_act')}, and Pixtral's decoder has SiLU",
+            Option("keep_activations", note="if it was trained with this one"),
+        )
     dim, heads = text.integer("hidden_size"), text.integer("num_attention_heads")
     decoder = DecoderConfig(
         dim=dim,
@@ -68,14 +79,16 @@ def read_hf_config(file: Path) -> tuple[ModelConfig, tuple[str, ...]]:
         rope_theta=_hf_rope_theta(text, "default"),
         norm_eps=text.number("rms_norm_eps"),
         max_position=min(text.integer("max_position_embeddings"), MAX_POSITION),
+        hidden_act=text.get("hidden_act"),
     )
-    vision = vision_config(encoder, _hf_rope_theta(encoder, "axial", "default"))
+    hidden_act = encoder.get("hidden_act") if keep_activations else "silu"
+    vision = vision_config(encoder, _hf_rope_theta(encoder, "axial", "default"), hidden_act)
     image_key = "image_token_id" if "image_token_id" in root.values else "image_token_index"
     tokens, warnings = image_tokens(root, image_key)
-    if encoder.get("hidden_act") != "silu":
+    if encoder.get("hidden_act") != hidden_act:
         warnings += (
             f"{file.name}: {encoder.shown('hidden_act')}, a known mistake of early conversions; "
-            "SiLU is used, which the model was trained with",
+            "SiLU is used, which the model was trained with (or keep activations)",
         )
     bias = root.boolean("multimodal_projector_bias", True)
     return checked(ModelConfig(vision, decoder, tokens, bias), file), warnings

@@ -26,6 +26,7 @@ from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG
 from pixtral_export.checkpoint.picture_size import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
 from pixtral_export.checkpoint.reader import Checkpoint, open_checkpoint
 from pixtral_export.checkpoint.tokenizer import TOKENIZER
+from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.errors import CheckpointError, MachineError, PixtralError
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
@@ -39,15 +40,17 @@ LARGER_DISK = "HF_HOME=FOLDER_ON_A_LARGER_DISK pixtral export …"
 REQUESTS_AT_ONCE = 8  # Pixtral-Large has 51 weight files
 
 
-def open_source(source: str, *, revision: str | None = None) -> Checkpoint:
+def open_source(source: str, *, revision: str | None = None, keep_activations: bool = False) -> Checkpoint:
     """The checkpoint of `source`, a folder or `owner/name`; of the latter only small files are downloaded.
+
+    `keep_activations` is that of `open_checkpoint`.
 
     Raises CheckpointError where there is no such folder or repository, its licence is not accepted, or it cannot be
     exported, and MachineError where the hub cannot be reached.
     """
     path = Path(os.path.expanduser(source))
     if os.path.exists(path):  # False, too, for a name that no file can have
-        return open_checkpoint(path)
+        return open_checkpoint(path, keep_activations=keep_activations)
     if HUB_ID.fullmatch(source) is None:
         raise CheckpointError(
             f"{source}: no such folder", f"pixtral export FOLDER, or pixtral export {SUPPORTED_MODEL}"
@@ -58,8 +61,8 @@ def open_source(source: str, *, revision: str | None = None) -> Checkpoint:
     except MachineError:  # but some were downloaded before
         if not any(folder.glob(f"*{SAFETENSORS}")):
             raise
-        return open_checkpoint(folder)
-    return open_checkpoint(folder, _HubFiles(source, folder, sizes))
+        return open_checkpoint(folder, keep_activations=keep_activations)
+    return open_checkpoint(folder, _HubFiles(source, folder, sizes), keep_activations=keep_activations)
 
 
 def fetch_weights(source: str, checkpoint: Checkpoint) -> Checkpoint:
@@ -78,7 +81,12 @@ def fetch_weights(source: str, checkpoint: Checkpoint) -> Checkpoint:
             LARGER_DISK,
         )
     _download(source, checkpoint.path.name, [file.name for file in absent])
-    return open_checkpoint(checkpoint.path)
+    return open_checkpoint(checkpoint.path, keep_activations=has_other_activations(checkpoint.config))
+
+
+def has_other_activations(config: ModelConfig) -> bool:
+    """Whether a model was opened with activations that its file names and no published Pixtral has."""
+    return (config.vision.hidden_act, config.decoder.hidden_act) != ("silu", "silu")
 
 
 @dataclass(frozen=True)

@@ -31,7 +31,7 @@ from pixtral_export.checkpoint.tensor_names import hf_name, hf_new_name, pairs_t
 from pixtral_export.checkpoint.tokenizer import find_tokenizer
 from pixtral_export.model.parameters import Parameter, parameters
 from pixtral_runtime.bundle.config import ModelConfig
-from pixtral_runtime.errors import CheckpointError
+from pixtral_runtime.errors import CheckpointError, SettingError
 
 HARMLESS_SUFFIX = "inv_freq"  # rotary frequencies: some conversions saved them, the configuration already says them
 SPELLINGS: dict[str, Callable[[str], str]] = {"mistral": lambda name: name, "hf": hf_name, "hf-new": hf_new_name}
@@ -66,16 +66,24 @@ class Checkpoint:
         return tensor
 
 
-def open_checkpoint(path: Path, files: Files | None = None) -> Checkpoint:
+def open_checkpoint(path: Path, files: Files | None = None, *, keep_activations: bool = False) -> Checkpoint:
     """Open a folder in any of the formats and check it against its configuration. Raises CheckpointError.
 
-    `files` are there for a checkpoint whose weights are elsewhere as yet.
+    `files` are there for a checkpoint whose weights are elsewhere as yet; `keep_activations` is that of
+    `read_hf_config`.
     """
     if not path.is_dir():
         raise no_folder(path)
     files = LocalFiles(path) if files is None else files
     is_mistral, names, ambiguous = find_weights(path, files)
-    config, assumed = read_mistral_config(path / MISTRAL_CONFIG) if is_mistral else read_hf_config(path / HF_CONFIG)
+    if is_mistral and keep_activations:
+        raise SettingError(
+            f"keeping activations would do nothing: {path / MISTRAL_CONFIG} names none", "leave keep activations away"
+        )
+    if is_mistral:
+        config, assumed = read_mistral_config(path / MISTRAL_CONFIG)
+    else:
+        config, assumed = read_hf_config(path / HF_CONFIG, keep_activations=keep_activations)
     tokenizer = find_tokenizer(path, config, files.names)
     image_side, scaled = picture_side(path, is_mistral, tokenizer, config.vision)
     stored = [tensor for tensor in files.tensors(names) if not tensor.name.endswith(HARMLESS_SUFFIX)]

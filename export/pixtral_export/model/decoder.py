@@ -59,7 +59,13 @@ class Head(nn.Module):
 
 def decoder_block(config: DecoderConfig) -> TransformerBlock:
     return TransformerBlock(
-        config.dim, config.hidden_dim, config.n_heads, config.n_kv_heads, config.head_dim, config.norm_eps
+        config.dim,
+        config.hidden_dim,
+        config.n_heads,
+        config.n_kv_heads,
+        config.head_dim,
+        config.norm_eps,
+        config.hidden_act,
     )
 
 

@@ -9,6 +9,8 @@ Shapes: B batch, T tokens, D hidden, N heads, K key/value heads, E head dim, C c
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -72,27 +74,38 @@ class Attention(nn.Module):
         return self.wo(ops.merge_heads(y)), k, v
 
 
-class FeedForward(nn.Module):
-    """w2(silu(w1 x) * w3 x)."""
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {"silu": F.silu, "gelu": F.gelu}
 
-    def __init__(self, dim: int, hidden_dim: int) -> None:
+
+class FeedForward(nn.Module):
+    """w2(silu(w1 x) * w3 x), or with another of ACTIVATIONS in silu's place."""
+
+    def __init__(self, dim: int, hidden_dim: int, hidden_act: str) -> None:
         super().__init__()
+        self.activation = ACTIVATIONS[hidden_act]
         self.w1 = Linear(dim, hidden_dim)
         self.w2 = Linear(hidden_dim, dim)
         self.w3 = Linear(dim, hidden_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        y: Tensor = self.w2(F.silu(self.w1(x)) * self.w3(x))
+        y: Tensor = self.w2(self.activation(self.w1(x)) * self.w3(x))
         return y
 
 
 class TransformerBlock(nn.Module):
     def __init__(
-        self, dim: int, hidden_dim: int, n_heads: int, n_kv_heads: int, head_dim: int, norm_eps: float
+        self,
+        dim: int,
+        hidden_dim: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        norm_eps: float,
+        hidden_act: str,
     ) -> None:
         super().__init__()
         self.attention = Attention(dim, n_heads, n_kv_heads, head_dim)
-        self.feed_forward = FeedForward(dim, hidden_dim)
+        self.feed_forward = FeedForward(dim, hidden_dim, hidden_act)
         self.attention_norm = RMSNorm(dim, norm_eps)
         self.ffn_norm = RMSNorm(dim, norm_eps)
 

@@ -57,7 +57,13 @@ class Adapter(nn.Module):
 def vision_block(config: VisionConfig) -> TransformerBlock:
     heads = config.num_attention_heads
     return TransformerBlock(
-        config.hidden_size, config.intermediate_size, heads, heads, config.head_dim, config.norm_eps
+        config.hidden_size,
+        config.intermediate_size,
+        heads,
+        heads,
+        config.head_dim,
+        config.norm_eps,
+        config.hidden_act,
     )
 
 

@@ -24,6 +24,7 @@ class VisionConfig:
     rope_theta: float
     num_channels: int = 3
     norm_eps: float = 1e-5
+    hidden_act: str = "silu"  # or gelu, the exact one, where an export was asked to keep it
 
     @property
     def max_grid(self) -> int:
@@ -45,6 +46,7 @@ class DecoderConfig:
     rope_theta: float
     norm_eps: float = 1e-5
     max_position: int = 131_072
+    hidden_act: str = "silu"
 
 
 @dataclass(frozen=True)

@@ -10,10 +10,16 @@ import pytest
 import torch
 from PIL import Image
 from transformers import LlavaForConditionalGeneration
+from typer.testing import CliRunner
 
 from helpers.bundles import export_tiny
-from helpers.tiny import tiny_config, write_checkpoint
+from helpers.tiny import edit_json, tiny_config, write_checkpoint
+from pixtral_cli.main import app
+from pixtral_export.checkpoint.reader import open_checkpoint
+from pixtral_export.export import export
+from pixtral_export.plan import ExportSettings, plan_export
 from pixtral_runtime import Message, Model, Sampling, load
+from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import PREFILL_CHUNK_TOKENS
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.inputs.conversation import user_message
@@ -33,6 +39,20 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def model(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
     return load(export_tiny(checkpoint, tmp_path_factory.mktemp("bundles") / "bundle", dtype="float32"))
+
+
+@pytest.fixture(scope="module")
+def gelu(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Bundle]:
+    """A checkpoint whose configuration names GELU in both towers, and a bundle that keeps it."""
+    folder = write_checkpoint(tmp_path_factory.mktemp("gelu"), tiny_config(), format="hf", dtype=torch.float32)
+
+    def change(data: dict[str, Any]) -> None:
+        data["text_config"]["hidden_act"] = data["vision_config"]["hidden_act"] = "gelu"
+
+    edit_json(folder / "config.json", change)
+    opened = open_checkpoint(folder, keep_activations=True)
+    plan = plan_export(opened, ExportSettings("float32", max_context=1024))
+    return folder, export(opened, plan, folder / "bundle", force=False, progress=lambda *_: None)
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +101,24 @@ def test_logits_and_greedy_tokens_equal_transformers(model: Model, reference: An
         greedy.append(int(reference_logits(reference, prompt, greedy)[-1].argmax()))
     assert list(answer.token_ids) == greedy
     assert len(set(greedy)) > 1
+
+
+def test_activations_that_were_kept_are_those_of_transformers(gelu: tuple[Path, Bundle], reference: Any) -> None:
+    folder, bundle = gelu
+    kind: Any = LlavaForConditionalGeneration
+    other = kind.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    model = load(bundle.path)
+    prompt = request(model, 2)
+    cache = model.runner.sessions.decoder.new_cache(1, 1)
+    logits = model.runner.prefill(prompt, model.runner.encode_images(prompt), cache, all_logits=True)
+    np.testing.assert_allclose(logits, reference_logits(other, prompt, []), atol=ATOL)
+    assert np.abs(logits - reference_logits(reference, prompt, [])).max() > 100 * ATOL  # SiLU answers otherwise
+
+
+def test_a_bundle_with_other_activations_is_checked_with_them(gelu: tuple[Path, Bundle]) -> None:
+    folder, bundle = gelu
+    done = CliRunner().invoke(app, ["check", str(bundle.path), "--against", str(folder)])
+    assert done.exit_code == 0 and "PASSED" in done.stdout, done.stderr
 
 
 def test_cached_decode_equals_full_forward(model: Model, reference: Any) -> None:
