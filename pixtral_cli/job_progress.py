@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -82,7 +83,7 @@ def answer_requests(
         except BrokenPipeError:
             if file is None:
                 raise
-            output.discard_stdout()  # its reader has left, and the file has the answers
+            output.discard(sys.stdout)  # its reader has left, and the file has the answers
         bars.stage("requests", tally.done, len(asked), _rates(tally))
 
     with _open_results(path, asked, settings, resume=resume, force=force) as file:

@@ -60,7 +60,7 @@ class ErrorsToExitCodes(TyperGroup):
         except (typer.Exit, typer.Abort, typer.TyperException):
             raise  # typer's own: wrong usage, a wanted exit
         except BrokenPipeError as error:
-            output.discard_stdout()
+            output.discard(sys.stdout)
             raise typer.Exit(READER_LEFT) from error
         except (Exception, KeyboardInterrupt) as error:
             raise typer.Exit(report(error)) from error

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -77,9 +77,9 @@ def print_answer(path: str, answer: str) -> None:
     print(f"{_one_line(path)}: {answer}", flush=True)
 
 
-def discard_stdout() -> None:
-    """Send what is still printed nowhere: its reader has left."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+def discard(stream: TextIO) -> None:
+    """Send what is still printed there nowhere: its reader has left."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def prepare_streams() -> None:
@@ -106,10 +106,18 @@ def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
             signal.signal(number, old)
 
 
+def _say(text: str) -> None:
+    """On stderr, whose reader may have left: that is no reason to stop."""
+    try:
+        print(text, file=sys.stderr)
+    except BrokenPipeError:
+        discard(sys.stderr)
+
+
 def talk(text: str) -> None:
     """For the person at the terminal. Silenced by -q."""
     if not flags.quiet:
-        print(text, file=sys.stderr)
+        _say(text)
 
 
 def verbose(text: str) -> None:
@@ -119,14 +127,14 @@ def verbose(text: str) -> None:
 
 
 def warn(text: str) -> None:
-    print(f"{_paint('warning:', YELLOW)} {text}", file=sys.stderr)
+    _say(f"{_paint('warning:', YELLOW)} {text}")
 
 
 def error_line(message: str, hint: str = "") -> None:
     """What went wrong, and on a second line what to type next."""
-    print(f"{_paint('error:', RED)} {message}", file=sys.stderr)
+    _say(f"{_paint('error:', RED)} {message}")
     if hint:
-        print(f"hint: {hint}", file=sys.stderr)
+        _say(f"hint: {hint}")
 
 
 def remedy_text(remedy: Remedy) -> str:

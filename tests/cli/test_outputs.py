@@ -184,6 +184,16 @@ def test_a_reader_that_leaves_ends_a_run_and_not_a_job_with_a_file(bundle: Path,
     assert len(Path("r.jsonl").read_text().splitlines()) == 2
 
 
+def test_a_reader_of_the_talk_that_leaves_ends_nothing(bundle: Path, here: Path) -> None:
+    Path("photos/c.png").write_text("no picture")
+    run = f"$PIXTRAL run $B photos {' '.join(SHORT)} -o r.jsonl"
+    terminal(f"({run} 2>&1 > /dev/null; echo $? > code) | true", B=bundle)
+    assert Path("code").read_text() == "5\n"
+    assert len(Path("r.jsonl").read_text().splitlines()) == 3
+    terminal("($PIXTRAL run nowhere photos 2>&1 > /dev/null; echo $? > code) | true")
+    assert Path("code").read_text() == "3\n"
+
+
 @pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
 def test_closed_standard_streams_harm_nothing(closed: str, bundle: Path, here: Path) -> None:
     done = terminal(f"$PIXTRAL run $B photos {' '.join(SHORT)} -o r.jsonl {closed}", B=bundle)
