@@ -106,6 +106,31 @@ def on_signals(handler: Callable[[int, FrameType | None], None]) -> Iterator[Non
             signal.signal(number, old)
 
 
+@contextmanager
+def building(bars: Bars) -> Iterator[Callable[[str, int, int], None]]:
+    """`bars.stage` for work in foreign code, which would swallow an interrupt: raised where that calls back instead.
+
+    A second signal stops the program at once.
+    """
+    asked: list[int] = []
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        if asked:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        asked.append(number)
+
+    def stage(name: str, done: int, total: int) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        bars.stage(name, done, total)
+
+    with on_signals(interrupt):
+        yield stage
+    if asked:
+        raise KeyboardInterrupt
+
+
 def _say(text: str) -> None:
     """On stderr, whose reader may have left: that is no reason to stop."""
     try:

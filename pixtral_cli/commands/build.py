@@ -60,8 +60,8 @@ def build(
     settings = BuildSettings(opt_level, timing_cache, compat)
     plans = plan_targets(opened, target, Shapes.of(opened, context, batch, chunk), profile or ())
     if not dry_run:
-        with output.progress() as bars:
-            opened = build_targets(opened, plans, settings, bars.stage)
+        with output.progress() as bars, output.building(bars) as stage:
+            opened = build_targets(opened, plans, settings, stage)
     summary = build_summary(opened, plans, is_built=not dry_run)
     if as_json:
         output.print_json(summary)

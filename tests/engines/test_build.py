@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -160,6 +162,30 @@ def test_an_interrupted_build_leaves_finished_engines_and_no_half_one(plain: Bun
         built(bundle, "rtx:sm89", interrupt)
     assert {path.name for path in (bundle.path / "engines/rtx-sm89").iterdir()} == {"vision.engine"}
     assert list(open_bundle(bundle.path).engines["rtx:sm89"]["graphs"]) == ["vision"]
+
+
+INTERRUPTED_IN_A_CALLBACK = """
+import os, signal, sys
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a program that a shell put in the background ignores it
+from pixtral_cli import main, output
+stage = output.Bars.stage
+def interrupted(self, name, done, total, note=""):
+    if "embed" in name:
+        os.kill(os.getpid(), signal.SIGINT)
+        output.Bars.stage = stage
+    stage(self, name, done, total, note)
+output.Bars.stage = interrupted
+main.main()
+"""
+
+
+def test_ctrl_c_stops_the_command_although_tensorrt_swallows_it(plain: Bundle, tmp_path: Path) -> None:
+    shutil.copytree(plain.path, tmp_path / "b", ignore=shutil.ignore_patterns("engines"))
+    arguments = ["build", str(tmp_path / "b"), "--target", "rtx:sm89"]
+    command = [sys.executable, "-c", INTERRUPTED_IN_A_CALLBACK, *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "interrupted" in done.stderr) == (130, True), done.stderr
+    assert not (tmp_path / "b" / "engines/rtx-sm89/embed.engine").exists()
 
 
 def test_too_little_memory_or_disk_is_refused_before_any_work(plain: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
