@@ -266,9 +266,7 @@ def test_what_asks_a_service_to_stop_acts_as_ctrl_c(name: str, bundle: Path, pho
 
 def test_a_program_that_was_told_to_ignore_a_signal_ignores_it(bundle: Path, photos: Path, tmp_path: Path) -> None:
     asked = ("run", str(bundle), str(photos), "--max-new-tokens", "2", "-o", str(tmp_path / "r.jsonl"))
-    script = INTERRUPTING.replace("SIGINT)", "SIGHUP)").replace(
-        "# as nohup does", "signal.signal(signal.SIGHUP, signal.SIG_IGN)"
-    )
+    script = INTERRUPTING.replace("SIGINT)", "SIGHUP)").replace("SIG_DFL", "SIG_IGN")
     done = subprocess.run([sys.executable, "-c", script, *asked], capture_output=True, text=True, check=False)
     assert (done.returncode, len(records(tmp_path / "r.jsonl"))) == (0, 3), done.stderr
 
@@ -276,7 +274,7 @@ def test_a_program_that_was_told_to_ignore_a_signal_ignores_it(bundle: Path, pho
 INTERRUPTING = """
 import os, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a program that a shell put in the background ignores it
-# as nohup does
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # and one under nohup this one
 from pixtral_cli.main import app
 from pixtral_runtime.batch.results_file import ResultsFile
 append = ResultsFile.append
