@@ -65,7 +65,7 @@ ORDER = {
         ("generation",),
         ("backends", "inputs"),
         ("bundle", "device"),
-        ("files", "html_page", "stats"),
+        ("files", "html_page", "json_data", "stats"),
         ("errors", "version"),
     ),
 }

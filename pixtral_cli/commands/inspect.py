@@ -18,6 +18,7 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show a bundle's model, limits, tensors and files."""
+    from pixtral_runtime.bundle.engine_list import listed_engines
     from pixtral_runtime.bundle.manifest import open_bundle, verify_bundle
     from pixtral_runtime.bundle.spec import GRAPHS
 
@@ -65,11 +66,10 @@ def inspect(
         ("file", "bytes", "sha256"), [(n, f"{e.bytes:,}", e.sha256[:16]) for n, e in opened.files.items()]
     )
     if opened.engines:
-        engines = [
-            (target, graph, e) for target, built in opened.engines.items() for graph, e in built["graphs"].items()
-        ]
+        listed = {target: listed_engines(opened, target) for target in opened.engines}
+        engines = [(target, graph, e) for target, built in listed.items() for graph, e in built.graphs.items()]
         output.print_table(
-            ("engine", "graph", "bytes", "sha256"), [(t, g, f"{e['bytes']:,}", e["sha256"][:16]) for t, g, e in engines]
+            ("engine", "graph", "bytes", "sha256"), [(t, g, f"{e.bytes:,}", e.sha256[:16]) for t, g, e in engines]
         )
     specs = [opened.graph_spec(name) for name in GRAPHS]
     alike = {tensor for spec in specs for pair in spec.caches[1:] for tensor in pair}  # as the first, layer by layer

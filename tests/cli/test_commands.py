@@ -84,6 +84,14 @@ def test_export_names_what_is_valid(checkpoint: Path, tmp_path: Path, arguments:
     assert word in done.stderr
 
 
+def test_inspect_names_engines_that_are_listed_wrongly(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    manifest = json.loads((copy / "bundle.json").read_text())
+    (copy / "bundle.json").write_text(json.dumps(manifest | {"engines": {"rtx:sm89": {"graphs": 5}}}))
+    shown = invoke("inspect", copy)
+    assert (shown.exit_code, "engines for rtx:sm89 cannot be read" in shown.stderr) == (3, True)
+
+
 def test_inspect_shows_and_verifies(bundle: Path) -> None:
     shown = invoke("inspect", bundle)
     assert shown.exit_code == 0

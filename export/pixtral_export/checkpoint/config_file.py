@@ -167,22 +167,13 @@ def image_tokens(section: Section, image_key: str) -> tuple[ImageTokens, tuple[s
 
 
 def checked(config: ModelConfig, file: Path) -> ModelConfig:
-    """What shapes cannot show: how heads are grouped and split, and token ids within the vocabulary."""
-    decoder, vision, tokens = config.decoder, config.vision, config.image_tokens
-    ids = (tokens.image, tokens.image_break, tokens.image_end)
-    heads = f"{decoder.n_heads} query heads cannot share {decoder.n_kv_heads} kv heads evenly"
+    """The configuration. Raises CheckpointError where it is that of no model, or of one that the graphs are not for."""
+    vision = config.vision
     right = {
-        heads: decoder.n_heads % decoder.n_kv_heads == 0,
-        f"head_dim {decoder.head_dim} is odd": decoder.head_dim % 2 == 0,
-        f"the vision encoder's head_dim {vision.head_dim} is no multiple of 4": vision.head_dim % 4 == 0,
-        f"image_size {vision.image_size} is less than patch_size {vision.patch_size}": vision.max_grid > 0,
         f"image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}, so the largest picture "
         "would have patches that the encoder has no positions for": vision.image_size % vision.patch_size == 0,
         f"num_channels {vision.num_channels}, and pictures have 3": vision.num_channels == 3,
-        f"image token ids {ids} are not three different ones": len(set(ids)) == len(ids),
-        f"image token ids {ids} are not all below vocab_size {decoder.vocab_size}": max(ids) < decoder.vocab_size,
     }
-    for message, holds in right.items():
-        if not holds:
-            raise CheckpointError(f"{file}: {message}", SUPPORTED_HINT)
+    for fault in (*config.faults(), *(message for message, holds in right.items() if not holds)):
+        raise CheckpointError(f"{file}: {fault}", SUPPORTED_HINT)
     return config

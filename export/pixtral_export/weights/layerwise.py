@@ -40,6 +40,7 @@ from pixtral_runtime.bundle.spec import cache_names
 from pixtral_runtime.errors import CheckpointError
 from pixtral_runtime.files import write_atomically
 from pixtral_runtime.inputs.prompt import Prompt
+from pixtral_runtime.json_data import from_json
 
 SCRATCH, JOURNAL = "calibration", "journal.json"
 PATCHES_UNIT, ADAPTER_UNIT = "vision_encoder", "vision_language_adapter"
@@ -67,10 +68,8 @@ class Journal:
     def load(cls, path: Path, key: str) -> Journal:
         """The journal at `path`, or an empty one where there is none for `key`."""
         try:
-            data = json.loads(path.read_bytes())
-            places = [ExternalWeight(**place | {"shape": tuple(place["shape"])}) for place in data.pop("places")]
-            journal = cls(**data, places=places)
-        except (OSError, ValueError, KeyError, TypeError):
+            journal = from_json(cls, json.loads(path.read_bytes()))
+        except (OSError, ValueError, TypeError, RecursionError):
             return cls(key)
         return journal if journal.key == key else cls(key)
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from pixtral_runtime.generation.sampling import Sampling
 from pixtral_runtime.inputs.conversation import Message
+from pixtral_runtime.json_data import from_json
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Record:
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Record:
         """Raises TypeError where the dictionary is no record."""
-        return cls(**data | {"images": [ImageInfo(**image) for image in data["images"]]})
+        return from_json(cls, data)
 
 
 def record_of(request: Request, settings: Settings) -> Record:

@@ -11,6 +11,7 @@ from typing import Any
 from pixtral_runtime.bench.spread import Spread, is_noisy, is_warm
 from pixtral_runtime.errors import Option, SettingError
 from pixtral_runtime.inputs.image import MAX_PIXELS
+from pixtral_runtime.json_data import from_json
 
 MODES = ("latency", "throughput", "serve")
 LATENCY_STAGES = ("image", "preprocess", "vision", "prefill", "ttft", "tpot", "e2e")
@@ -109,10 +110,9 @@ class CaseResult:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> CaseResult:
-        """Inverse of `to_dict`. Raises KeyError or TypeError."""
-        fields = ("samples", "tokens", "ceilings_ms", "bound_by", "energy")
-        later = {name: data.get(name, {}) for name in ("memory", "costs")}  # not in the first reports
-        return cls(Case(**data["case"]), *(data[name] for name in fields), **later)
+        """Inverse of `to_dict`. Raises TypeError."""
+        computed = ("name", "spreads", "shares")
+        return from_json(cls, {name: value for name, value in data.items() if name not in computed})
 
 
 @dataclass(frozen=True)

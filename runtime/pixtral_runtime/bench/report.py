@@ -16,6 +16,7 @@ from pixtral_runtime.bench.cases import CaseResult
 from pixtral_runtime.bench.spread import Difference, significance
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.files import write_atomically
+from pixtral_runtime.json_data import from_json
 
 REPORT_SCHEMA = 1
 TABLE_HEADER = ("case", "stage", "p50", "p95", "p99", "mean", "σ", "runs", "of ceiling")
@@ -61,10 +62,13 @@ def read_report(path: Path) -> Report:
         if data["schema"] != REPORT_SCHEMA:
             raise InputError(f"{path}: schema {data['schema']}, this pixtral reads {REPORT_SCHEMA}", "measure it anew")
         results = [CaseResult.from_dict(entry) for entry in data["results"]]
-        return Report(data["setting"], results, data["remarks"], data.get("load_s"))  # not in the first reports
+        own = {
+            name: data[name] for name in ("setting", "remarks", "load_s") if name in data
+        }  # the first have no load_s
+        return from_json(Report, own, results=results)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", hint) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no report of a benchmark: {error}", hint) from error
 
 

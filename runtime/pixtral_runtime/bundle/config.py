@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
+LARGEST = 2**40  # of sizes and constants: what is larger, no model has
+
 
 @dataclass(frozen=True)
 class VisionConfig:
@@ -72,8 +74,26 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> ModelConfig:
-        """Inverse of `to_dict`. Raises TypeError on unknown or missing fields."""
-        parts = {"vision": VisionConfig, "decoder": DecoderConfig, "image_tokens": ImageTokens}
-        return cls(**{key: parts[key](**value) if key in parts else value for key, value in data.items()})
+    def faults(self) -> list[str]:
+        """What no model of this kind can have, and shapes cannot show: sizes, how heads are grouped, token ids."""
+        decoder, vision, tokens = self.decoder, self.vision, self.image_tokens
+        sizes = [*asdict(vision).items(), *asdict(decoder).items()]
+        if wrong := [f"{k} is {v}" for k, v in sizes if isinstance(v, int | float) and not 0 < v <= LARGEST]:
+            return wrong
+        ids = (tokens.image, tokens.image_break, tokens.image_end)
+        right = {
+            f"{decoder.n_heads} query heads cannot share {decoder.n_kv_heads} kv heads evenly": (
+                decoder.n_heads % decoder.n_kv_heads == 0
+            ),
+            f"head_dim {decoder.head_dim} is odd": decoder.head_dim % 2 == 0,
+            f"the vision encoder's head_dim {vision.head_dim} is no multiple of 4": vision.head_dim % 4 == 0,
+            f"image_size {vision.image_size} is less than patch_size {vision.patch_size}": vision.max_grid > 0,
+            f"image token ids {ids} are not three different ones": len(set(ids)) == len(ids),
+            f"image token ids {ids} are not all below vocab_size {decoder.vocab_size}": (
+                min(ids) >= 0 and max(ids) < decoder.vocab_size
+            ),
+            f"bos {self.bos} and eos {self.eos} are not both below vocab_size {decoder.vocab_size}": (
+                min(self.bos, self.eos) >= 0 and max(self.bos, self.eos) < decoder.vocab_size
+            ),
+        }
+        return [fault for fault, holds in right.items() if not holds]

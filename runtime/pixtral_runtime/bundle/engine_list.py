@@ -6,6 +6,7 @@ file that was written, is refused with the reason, never used silently.
 
 from __future__ import annotations
 
+import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from pixtral_runtime.bundle.manifest import WEIGHTS, Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import EngineError, OtherGpuError, StaleEngineError
 from pixtral_runtime.files import sha256_of_file
+from pixtral_runtime.json_data import from_json
 
 
 @dataclass(frozen=True)
@@ -48,8 +50,8 @@ class EngineSet:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> EngineSet:
-        """Inverse of `to_dict`. Raises TypeError on unknown or missing fields."""
-        return cls(**data | {"graphs": {name: Engine(**entry) for name, entry in data["graphs"].items()}})
+        """Inverse of `to_dict`. Raises TypeError on unknown or missing fields, and those of another type."""
+        return from_json(cls, data)
 
 
 def source_of(bundle: Bundle, graph: str) -> str:
@@ -60,6 +62,17 @@ def source_of(bundle: Bundle, graph: str) -> str:
 def with_engines(bundle: Bundle, engines: EngineSet) -> Bundle:
     """The bundle with a target's engines listed in the place of earlier ones."""
     return replace(bundle, engines=bundle.engines | {engines.target: engines.to_dict()})
+
+
+def listed_engines(bundle: Bundle, target: str) -> EngineSet:
+    """A target's engines as the manifest lists them. Raises EngineError where the list cannot be read."""
+    try:
+        return EngineSet.from_dict(bundle.engines[target])
+    except (TypeError, RecursionError) as error:
+        raise EngineError(
+            f"{bundle.path}: the list of engines for {target} cannot be read: {error}",
+            f"pixtral build {bundle.path} --target {target}",
+        ) from error
 
 
 def open_engines(bundle: Bundle, target: str, tensorrt: str) -> EngineSet:
@@ -74,12 +87,7 @@ def open_engines(bundle: Bundle, target: str, tensorrt: str) -> EngineSet:
         listed = ", ".join(bundle.engines) or "none"
         error = OtherGpuError if bundle.engines else EngineError
         raise error(f"{bundle.path} has no engines for {target}; there are: {listed}", rebuild)
-    try:
-        engines = EngineSet.from_dict(bundle.engines[target])
-    except (TypeError, KeyError, AttributeError) as error:
-        raise EngineError(
-            f"{bundle.path}: the list of engines for {target} cannot be read: {error}", rebuild
-        ) from error
+    engines = listed_engines(bundle, target)
     if engines.tensorrt != tensorrt:
         raise StaleEngineError(
             f"the engines for {target} were built by {engines.tensorrt}, here is {tensorrt}: plans do not travel",
@@ -100,16 +108,18 @@ def open_engines(bundle: Bundle, target: str, tensorrt: str) -> EngineSet:
 def verify_engines(bundle: Bundle, engines: EngineSet) -> None:
     """Read every engine and compare its hash. Raises EngineError where one was changed."""
     for engine in engines.graphs.values():
-        if sha256_of_file(bundle.path / engine.file) != engine.sha256:
-            raise EngineError(
-                f"{bundle.path / engine.file}: the file was changed",
-                f"pixtral build {bundle.path} --target {engines.target}",
-            )
+        path, rebuild = bundle.path / engine.file, f"pixtral build {bundle.path} --target {engines.target}"
+        try:
+            seen = sha256_of_file(path)
+        except OSError as error:
+            raise EngineError(f"{path} cannot be read: {error.strerror}", rebuild) from error
+        if seen != engine.sha256:
+            raise EngineError(f"{path}: the file was changed", rebuild)
 
 
 def _damage(path: Path, engine: Engine) -> str:
     """What is wrong with an engine's file; empty where nothing is."""
-    if not path.is_file():
+    if not os.path.isfile(path):
         return "it is missing"
     if path.stat().st_size != engine.bytes:
         return f"{path.stat().st_size} bytes, expected {engine.bytes}: the file was changed"

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -19,9 +20,10 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.bundle.config import ModelConfig
-from pixtral_runtime.bundle.spec import GRAPHS, GraphSpec, graph_spec, kv_cache_bytes_per_token
+from pixtral_runtime.bundle.spec import ACTIVATION_DTYPES, GRAPHS, GraphSpec, graph_spec, kv_cache_bytes_per_token
 from pixtral_runtime.errors import BundleError, InputError, unwritable
 from pixtral_runtime.files import locked, sha256_of_file, sync, write_atomically
+from pixtral_runtime.json_data import from_json
 
 BUNDLE_SCHEMA = 1
 MANIFEST = "bundle.json"
@@ -63,6 +65,25 @@ class Bundle:
     quantization: dict[str, Any] = field(default_factory=dict)  # how the recipe was applied
     engines: dict[str, Any] = field(default_factory=dict)
 
+    def faults(self) -> list[str]:
+        """What no export writes: sizes that do not go together, types that there are none of."""
+        if faults := self.model.faults():
+            return faults
+        vision, decoder, limits = self.model.vision, self.model.decoder, self.limits
+        longest = vision.max_grid * vision.patch_size
+        right = {
+            f"dtype is {self.dtype}, expected {' or '.join(ACTIVATION_DTYPES)}": self.dtype in ACTIVATION_DTYPES,
+            f"kv_cache is {self.kv_cache}, expected int8 or null": self.kv_cache in (None, "int8"),
+            f"max_context is {limits.max_context}, the model has 1 to {decoder.max_position}": (
+                0 < limits.max_context <= decoder.max_position
+            ),
+            f"pictures of {limits.max_image_side} px have patches that the vision encoder has no positions for, which "
+            f"end at {longest} px": vision.patch_size <= limits.max_image_side <= longest,
+            f"cache_scales are not {2 * decoder.n_layers} numbers": self.kv_cache is None
+            or _are_numbers(self.quantization.get("cache_scales"), 2 * decoder.n_layers),
+        }
+        return [fault for fault, holds in right.items() if not holds]
+
     @property
     def own_files(self) -> list[Path]:
         """All files that belong to the bundle: what it reads, and what must not be written over."""
@@ -98,6 +119,10 @@ class Bundle:
         """Write `bundle.json`, the last step of making a bundle."""
         data = {key: value for key, value in asdict(self).items() if key != "path"}
         write_atomically(self.path / MANIFEST, (json.dumps(data, indent=2, sort_keys=True) + "\n").encode())
+
+
+def _are_numbers(value: object, count: int) -> bool:
+    return isinstance(value, list) and len(value) == count and all(isinstance(one, int | float) for one in value)
 
 
 def _engine_files(engines: Mapping[str, Any]) -> Iterator[str]:
@@ -137,11 +162,14 @@ def open_bundle(path: Path) -> Bundle:
     """Read a bundle's manifest and check that its files are there with the right size. Raises BundleError."""
     manifest = path / MANIFEST
     remake = f"pixtral export CHECKPOINT -o {path} --force"
-    if not manifest.is_file() and (path / PARTIAL / MANIFEST).is_file():
-        with writing(path):
-            move_up(path)
-    if not manifest.is_file():
-        what = "is not a folder" if not path.is_dir() else f"holds no {MANIFEST}"
+    if not os.path.isfile(manifest) and os.path.isfile(path / PARTIAL / MANIFEST):
+        try:
+            with writing(path):
+                move_up(path)
+        except OSError as error:
+            raise unwritable(path, error, remake) from error
+    if not os.path.isfile(manifest):
+        what = f"holds no {MANIFEST}" if os.path.isdir(path) else "is not a folder"
         raise BundleError(f"{path} is no bundle: it {what}", f"pixtral export CHECKPOINT -o {path}")
     try:
         data = json.loads(manifest.read_bytes())
@@ -150,30 +178,19 @@ def open_bundle(path: Path) -> Bundle:
             newer = isinstance(schema, int) and schema > BUNDLE_SCHEMA
             hint = "pip install --upgrade pixtral" if newer else remake
             raise BundleError(f"{manifest}: schema {schema}, this pixtral reads schema {BUNDLE_SCHEMA}", hint)
-        bundle = Bundle(
-            **data
-            | {
-                "path": path,
-                "model": ModelConfig.from_dict(data["model"]),
-                "limits": Limits(**data["limits"]),
-                "files": {name: FileEntry(**entry) for name, entry in data["files"].items()},
-            }
-        )
-        longest = bundle.model.vision.max_grid * bundle.model.vision.patch_size
-        if bundle.limits.max_image_side > longest:
-            raise BundleError(
-                f"{manifest}: pictures of {bundle.limits.max_image_side} px have patches that the vision encoder "
-                f"has no positions for, which end at {longest} px",
-                remake,
-            )
-    except (ValueError, KeyError, TypeError, AttributeError, ZeroDivisionError, RecursionError) as error:
+        bundle = from_json(Bundle, data, path=path)
+    except OSError as error:
+        raise BundleError(f"{manifest} cannot be read: {error.strerror}", f"ls -ld {path}") from error
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{manifest} cannot be read: {error}", remake) from error
+    if faults := bundle.faults():
+        raise BundleError(f"{manifest} cannot be right: {faults[0]}", remake)
     for name in (*(f"{graph}.onnx" for graph in GRAPHS), WEIGHTS, TOKENIZER):
         if name not in bundle.files:
             raise BundleError(f"{manifest} does not list {name}", remake)
     for name, entry in bundle.files.items():
         file = path / name
-        if not file.is_file():
+        if not os.path.isfile(file):
             raise BundleError(f"{path}: {name} is missing", remake)
         if file.stat().st_size != entry.bytes:
             raise BundleError(f"{file}: {file.stat().st_size} bytes, expected {entry.bytes}", remake)
@@ -183,7 +200,10 @@ def open_bundle(path: Path) -> Bundle:
 def verify_bundle(bundle: Bundle) -> Iterator[str]:
     """Read every file and compare its hash. Yields each name once it is found right; raises BundleError."""
     for name, entry in bundle.files.items():
-        seen = sha256_of_file(bundle.path / name)
+        try:
+            seen = sha256_of_file(bundle.path / name)
+        except OSError as error:
+            raise BundleError(f"{bundle.path / name} cannot be read: {error.strerror}", "check the disk") from error
         if seen != entry.sha256:
             raise BundleError(
                 f"{bundle.path / name}: sha256 {seen[:16]}…, expected {entry.sha256[:16]}…: the file was changed",

@@ -25,6 +25,7 @@ from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example
 from pixtral_runtime.files import open_locked
 from pixtral_runtime.inputs.openai_messages import data_uri
+from pixtral_runtime.json_data import from_json
 
 KEY_VARIABLES = ("PIXTRAL_JUDGE_KEY", "OPENAI_API_KEY")
 """Environment variables, the first that is set."""
@@ -266,8 +267,8 @@ def _read(file: io.FileIO) -> dict[str, Rating]:
     found: dict[str, Rating] = {}
     for line in lines:
         try:
-            rating = Rating(**json.loads(line))
-        except (ValueError, TypeError):
+            rating = from_json(Rating, json.loads(line))
+        except (ValueError, TypeError, RecursionError):
             continue
         found[rating.id] = rating
     return found

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from pixtral_runtime.evaluation.metrics import METRICS
 from pixtral_runtime.evaluation.score import Score
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Task
 from pixtral_runtime.files import write_atomically
+from pixtral_runtime.json_data import from_json
 
 RESULT_SCHEMA = 1
 RATING_METRIC = "rating"
@@ -131,11 +132,10 @@ def read_evaluation(path: Path) -> Evaluation:
         data = json.loads(path.read_bytes())
         if data["schema"] != RESULT_SCHEMA:
             raise InputError(f"{path}: schema {data['schema']}, this pixtral reads {RESULT_SCHEMA}", "evaluate it anew")
-        examples = [Scored(**entry | {"references": tuple(entry["references"])}) for entry in data["examples"]]
-        return Evaluation(data["task"], data["setting"], examples, [BrokenRow(**row) for row in data["broken_rows"]])
+        return from_json(Evaluation, {field.name: data[field.name] for field in fields(Evaluation)})
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", hint) from error
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path} is no result of an evaluation: {error}", hint) from error
 
 

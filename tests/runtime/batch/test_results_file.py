@@ -179,6 +179,7 @@ def test_damage_before_the_end_is_refused_with_its_line(path: Path) -> None:
         b"\nprecious notes",
         b'{"id": "1", "prompt": "a file of requests"}\n',
         b'{"id": "1", "images": 3}\n',
+        b'{"id": ["1"], "question": "", "asked": ""}\n',
         b"[1, 2]\n",
         b"3\n",
         b'"id, images"',

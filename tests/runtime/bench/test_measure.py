@@ -283,7 +283,9 @@ def test_bad_input_is_refused(bundle: Path, arguments: list[str], words: str, co
 
 
 def test_a_file_that_is_no_report_is_refused(tmp_path: Path) -> None:
-    for text in ("{}", "[]", '{"schema": 99}', "no"):
+    case = '{"mode": "latency", "batch": "1", "decode_tokens": 2}'
+    typed = f'{{"schema": 1, "setting": {{}}, "remarks": [], "results": [{{"case": {case}, "samples": {{}}}}]}}'
+    for text in ("{}", "[]", '{"schema": 99}', "no", typed):
         (tmp_path / "x.json").write_text(text)
         with pytest.raises(InputError, match=r"x\.json"):
             read_report(tmp_path / "x.json")

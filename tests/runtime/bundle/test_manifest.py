@@ -104,6 +104,62 @@ def test_pictures_beyond_the_encoders_positions_are_refused(bundle: Path) -> Non
         open_bundle(bundle)
 
 
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        ("dtype", []),
+        ("dtype", "int3"),
+        ("precision", 5),
+        ("kv_cache", "fp8"),
+        ("kv_cache", "int8"),  # without scales for its codes
+        ("limits.max_context", "long"),
+        ("limits.max_context", 0),
+        ("limits.max_context", 2**70),
+        ("limits.max_image_side", 1),
+        ("model.vision.patch_size", 0),
+        ("model.decoder.n_kv_heads", 3),
+        ("model.decoder.rope_theta", float("nan")),
+        ("model.image_tokens.image", 12),
+        ("model.eos", 10**6),
+        ("files", {"vision.onnx": 5}),
+        ("files.vision.onnx", None),
+        ("engines", []),
+        ("quantization", 5),
+        ("odd", 1),
+    ],
+)
+def test_a_value_that_no_export_writes_is_refused(bundle: Path, place: str, value: object) -> None:
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    inner = manifest
+    *parents, last = place.split(".", 1) if place.startswith("files.") else place.split(".")
+    for parent in parents:
+        inner = inner[parent]
+    inner[last] = value
+    (bundle / "bundle.json").write_text(json.dumps(manifest))
+    with pytest.raises(BundleError, match=r"bundle\.json") as raised:
+        open_bundle(bundle)
+    assert raised.value.hint
+
+
+@pytest.mark.parametrize("path", ["n" * 300, "d/" * 3000, "a\0b", "bundle/loop"])
+def test_a_name_that_no_file_can_have_is_no_bundle(bundle: Path, path: str) -> None:
+    (bundle / "loop").symlink_to("loop")
+    with pytest.raises(BundleError, match="is no bundle"):
+        open_bundle(bundle.parent / path)
+
+
+def test_files_that_the_system_does_not_read_are_named(bundle: Path) -> None:
+    """A disk with errors, as a process sees its own memory at address 0."""
+    opened = open_bundle(bundle)
+    for name in ("weights.bin", "bundle.json"):
+        (bundle / name).unlink()
+        (bundle / name).symlink_to("/proc/self/mem")
+    with pytest.raises(BundleError, match="Input/output error"):
+        open_bundle(bundle)
+    with pytest.raises(BundleError, match=r"weights\.bin cannot be read: Input/output error"):
+        list(verify_bundle(opened))
+
+
 def test_a_folder_without_manifest_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no bundle\.json"):
         open_bundle(tmp_path)

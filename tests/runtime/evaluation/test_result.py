@@ -92,6 +92,19 @@ def test_a_saved_result_is_read_as_it_was(tmp_path: Path) -> None:
     assert after == before and after.summary() == before.summary()
 
 
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("task", 5), ("examples", {}), ("examples", [{"id": "1", "question": 5, "references": []}]), ("setting", [])],
+)
+def test_a_result_with_another_type_is_refused(tmp_path: Path, field: str, value: object) -> None:
+    data = {"schema": 1, "task": "x", "setting": {}, "examples": [], "broken_rows": []}
+    (tmp_path / "r.json").write_text(json.dumps(data))
+    assert read_evaluation(tmp_path / "r.json").examples == []
+    (tmp_path / "r.json").write_text(json.dumps(data | {field: value}))
+    with pytest.raises(InputError, match=f"is no result of an evaluation: {field}"):
+        read_evaluation(tmp_path / "r.json")
+
+
 @pytest.mark.parametrize("content", ["", "[]", '{"schema": 99}', '{"schema": 1, "task": "x"}', None])
 def test_what_is_no_result_is_refused(tmp_path: Path, content: str | None) -> None:
     path = tmp_path / "r.json"
