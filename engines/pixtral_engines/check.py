@@ -19,7 +19,7 @@ import numpy as np
 
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import lower, parse_graph
-from pixtral_runtime.backends.ort_session import load_errors, refuse_missing_kernels
+from pixtral_runtime.backends.ort_session import ort_errors, refuse_missing_kernels
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
@@ -113,7 +113,8 @@ class NetworkCheck:
     def _call(self, graph: str, case: str, feeds: dict[str, Array], found: dict[str, Array]) -> Iterator[TensorCheck]:
         """Run both sides; the reference's outputs go into `found`."""
         session = self._reference[graph]
-        expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
+        with ort_errors(self.bundle.graph_path(graph), "cannot be computed"):
+            expected = dict(zip([o.name for o in session.get_outputs()], session.run(None, feeds), strict=True))
         seen = self._network[graph].run(feeds, self.activations[graph].observe)
         errors = {name: relative_error(seen[name], value) for name, value in expected.items()}
         layer = ""
@@ -145,7 +146,7 @@ def _session(path: Path) -> Any:
     options = ort.SessionOptions()
     options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     options.log_severity_level = 3
-    with load_errors(path):
+    with ort_errors(path, "is damaged"):
         return ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
 
 

@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pixtral_runtime.backends.ort_caches import DeviceCache, OrtCache, whole_steps
 from pixtral_runtime.backends.session import Array, Buffer, KVCache, own_cache
-from pixtral_runtime.bundle.manifest import WEIGHTS, Bundle
+from pixtral_runtime.bundle.manifest import MANIFEST, WEIGHTS, Bundle
 from pixtral_runtime.bundle.spec import GraphSpec
 from pixtral_runtime.device.sysfs import int8_sums_saturate
 from pixtral_runtime.errors import (
@@ -32,6 +32,9 @@ from pixtral_runtime.errors import (
 if TYPE_CHECKING:
     import onnxruntime as ort
 
+ORT_DTYPES = {"tensor(float)": "float32"} | {
+    f"tensor({name})": name for name in ("float16", "bfloat16", "int64", "int8")
+}
 LONGEST_REASON = 300  # characters of a foreign message that are shown
 NO_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc", "out of memory")
 MOST_THREADS = 4096  # ONNX Runtime starts as many as it is told, or dies
@@ -80,7 +83,7 @@ def open_graph(
     Raises SettingError for a number of threads that is none, MissingPackageError without onnxruntime, BundleError for a
     file that it cannot read, MachineError where it lacks memory or a kernel.
     """
-    if not 0 <= threads <= MOST_THREADS:
+    if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
         raise SettingError(f"{threads} threads are outside 0..{MOST_THREADS}", Option("threads", 0, "for all cores"))
     try:
         import onnxruntime as ort
@@ -97,26 +100,32 @@ def open_graph(
         options.add_session_config_entry("session.x64quantprecision", "1")
         # Merging equal pairs of QuantizeLinear and DequantizeLinear would leave products to be done in float.
         unwanted = ["CommonSubexpressionElimination"]
-    with load_errors(model):
+    with ort_errors(model, "is damaged"):
         return ort.InferenceSession(
             model, options, providers=list(providers), disabled_optimizers=unwanted, enable_fallback=0
         )
 
 
 @contextmanager
-def load_errors(model: Path | bytes) -> Iterator[None]:
-    """Turns ONNX Runtime's refusals to load a graph from a file into errors of ours; those of bytes are bugs."""
+def ort_errors(model: Path | bytes, fault: str) -> Iterator[None]:
+    """Turns what ONNX Runtime says of a graph from a file into errors of ours; what it says of bytes are bugs.
+
+    `fault` is what the file is or does then.
+    """
     try:
         yield
     except Exception as error:  # ONNX Runtime's are classes of their own, without a common one
-        if isinstance(model, bytes) or type(error).__module__.partition(".")[0] != "onnxruntime":
+        is_foreign = type(error).__module__.partition(".")[0] == "onnxruntime"
+        # A run raises RuntimeError; where bytes of the file are quoted, the message may be no text.
+        is_foreign = is_foreign or isinstance(error, RuntimeError | UnicodeDecodeError)
+        if isinstance(model, bytes) or not is_foreign:
             raise
-        raise _load_error(model, error) from error
+        raise _as_ours(model, fault, error) from error
 
 
-def _load_error(path: Path, error: Exception) -> PixtralError:
-    """What ONNX Runtime's refusal to load a graph means."""
-    reason = str(error).splitlines()[0][:LONGEST_REASON]
+def _as_ours(path: Path, fault: str, error: Exception) -> PixtralError:
+    """What an error of ONNX Runtime means."""
+    reason = next(iter(str(error).splitlines()), "")[:LONGEST_REASON]
     if any(words in reason for words in NO_MEMORY):
         return MemoryShortageError(f"too little memory for {path.name}: {reason}", "pixtral plan BUNDLE")
     if type(error).__name__ == "NotImplemented":
@@ -127,7 +136,12 @@ def _load_error(path: Path, error: Exception) -> PixtralError:
             f"{weights} is a link, and ONNX Runtime reads weights in the graph's own folder only: {reason}",
             f"cp -rL {path.parent} COPY, and name the copy",
         )
-    return BundleError(f"{path} is damaged: {reason}", f"pixtral inspect {path.parent} --verify")
+    return BundleError(f"{path} {fault}: {reason}", f"pixtral inspect {path.parent} --verify")
+
+
+def _signature(name: str, shape: Sequence[object], dtype: str) -> str:
+    """A tensor's name, dtype and shape, sizes that change from call to call as ?: `hidden float16 (?, ?, 5120)`."""
+    return f"{name} {dtype} ({', '.join(str(size) if isinstance(size, int) else '?' for size in shape)})"
 
 
 class OrtSession:
@@ -152,6 +166,7 @@ class OrtSession:
                 "nvidia-smi, then pixtral doctor",
                 Option("backend", "ort-cpu"),
             )
+        self._refuse_other_graph()
         presents = {present for _, present in self._spec.caches}
         self._outputs = [tensor.name for tensor in self._spec.outputs if tensor not in presents]
 
@@ -159,18 +174,33 @@ class OrtSession:
         """Run the graph. Raises InputError for a cache that is not its own, or none where it needs one."""
         kind: type[OrtCache] | type[DeviceCache] = OrtCache if self._device is None else DeviceCache
         own: OrtCache | DeviceCache | None = own_cache(self._spec, cache, kind)
-        binding = self._session.io_binding()
-        for name, value in feeds.items():
-            if isinstance(value, np.ndarray):
-                binding.bind_cpu_input(name, np.ascontiguousarray(value))
-            else:
-                binding.bind_ortvalue_input(name, value)
-        for name in self._outputs:
-            binding.bind_output(name, self._device or "cpu")
-        if own is not None:
-            own.bind(binding)
-        self._session.run_with_iobinding(binding)
+        with ort_errors(self._bundle.graph_path(self._spec.name), "cannot be computed"):
+            binding = self._session.io_binding()
+            for name, value in feeds.items():
+                if isinstance(value, np.ndarray):
+                    binding.bind_cpu_input(name, np.ascontiguousarray(value))
+                else:
+                    binding.bind_ortvalue_input(name, value)
+            for name in self._outputs:
+                binding.bind_output(name, self._device or "cpu")
+            if own is not None:
+                own.bind(binding)
+            self._session.run_with_iobinding(binding)
         return dict(zip(self._outputs, binding.get_outputs(), strict=False))
+
+    def _refuse_other_graph(self) -> None:
+        """Raise BundleError for a graph with other inputs and outputs than the manifest's sizes ask for."""
+        seen = {_signature(t.name, t.shape, ORT_DTYPES.get(t.type, t.type)) for t in self._tensors()}
+        expected = {_signature(t.name, t.shape, t.dtype) for t in (*self._spec.inputs, *self._spec.outputs)}
+        if odd := sorted(seen ^ expected):
+            path = self._bundle.graph_path(self._spec.name)
+            raise BundleError(
+                f"{path} is not the graph that {MANIFEST} describes: they differ in {', '.join(odd[:4])}",
+                f"pixtral inspect {path.parent} --verify",
+            )
+
+    def _tensors(self) -> list[Any]:
+        return [*self._session.get_inputs(), *self._session.get_outputs()]
 
     def new_cache(self, slots: int, rows: int) -> OrtCache | DeviceCache:
         decoder = self._bundle.model.decoder

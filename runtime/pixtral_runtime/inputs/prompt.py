@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
+from PIL import Image
 
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.errors import ContextError, InputError, Option, RequestError
+from pixtral_runtime.errors import BundleError, ContextError, InputError, Option, RequestError
 from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.inputs.preprocess import Preprocess, token_count
 
@@ -65,9 +66,16 @@ class PromptBuilder:
 
     @cached_property
     def tokenizer(self) -> MistralTokenizer[Any, Any, Any, Any, Any]:
+        """mistral-common's, with our images. Raises BundleError where the file is damaged."""
         from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-        tokenizer = MistralTokenizer.from_file(str(self.bundle.tokenizer_path))
+        path = self.bundle.tokenizer_path
+        try:
+            tokenizer = MistralTokenizer.from_file(str(path))
+        except Exception as error:  # it checks little, and fails in as many ways as there are wrong files
+            raise BundleError(
+                f"{path} is damaged: {type(error).__name__}: {error}", f"pixtral inspect {self.bundle.path} --verify"
+            ) from error
         tokenizer.instruct_tokenizer.image_encoder = _image_encoder(self.bundle, self.preprocess)
         return tokenizer
 
@@ -138,6 +146,8 @@ def _to_mistral(message: Message) -> Any:
     for part in message.content:
         if isinstance(part, Path):
             raise InputError(f"{part} was not read", "open_image(path) reads it")
+        if not isinstance(part, str | Image.Image):
+            raise RequestError(f"{type(part).__name__} in a message", "texts, pictures, and paths of pictures")
         parts.append(chunk.TextChunk(text=part) if isinstance(part, str) else chunk.ImageChunk(image=part))
     if message.role == "user":
         return messages.UserMessage(content=parts)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -18,7 +20,7 @@ from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends.ort_caches import CACHE_STEP_ROWS, DeviceCache, OrtCache
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings, open_graph
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.bundle.spec import CachePairs, TensorSpec
+from pixtral_runtime.bundle.spec import GRAPHS, CachePairs, TensorSpec
 from pixtral_runtime.errors import BundleError, InputError
 
 
@@ -159,6 +161,52 @@ def test_a_decoder_runs_on_a_cache_of_its_own_backend_and_tensors_only(device: s
     assert not any(tensor.any() for cache in (elsewhere, fewer, codes) for layer in cache.layers() for tensor in layer)
     decoder.run(feeds, own.view(0, 1))
     assert all(tensor.any() for layer in own.layers() for tensor in layer)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"decoder": {"dim": 64}}, "image_features"),
+        ({"decoder": {"vocab_size": 77}}, "logits float32 (?, 77)"),
+        ({"decoder": {"n_layers": 1}}, "past_key_1"),
+        ({"vision": {"num_channels": 4}}, "pixels float16 (?, 4, ?, ?)"),
+        ({"dtype": "float32"}, "pixels float32"),
+    ],
+)
+def test_a_graph_of_other_sizes_than_the_manifest_says_is_refused(
+    change: dict[str, Any], words: str, bundle: Bundle
+) -> None:
+    sizes = {part: replace(getattr(bundle.model, part), **new) for part, new in change.items() if part != "dtype"}
+    other = replace(bundle, model=replace(bundle.model, **sizes), dtype=change.get("dtype", bundle.dtype))
+    refusals = []
+    for graph in GRAPHS:
+        try:
+            OrtSession(other, graph, OrtSettings())
+        except BundleError as error:
+            refusals.append(str(error))
+    assert any("is not the graph" in refusal and words in refusal for refusal in refusals), refusals
+
+
+def test_a_damaged_graph_is_refused_where_its_bytes_are_no_text(bundle: Bundle, tmp_path: Path) -> None:
+    """ONNX Runtime quotes them in a message that then is none."""
+    graph = onnx.load(bundle.graph_path("embed"), load_external_data=False)
+    graph.graph.node[0].op_type = "Odd"
+    data = graph.SerializeToString()
+    assert data.count(b"Odd") == 1
+    (tmp_path / "embed.onnx").write_bytes(data.replace(b"Odd", b"O\xffd"))
+    with pytest.raises(BundleError, match=r"embed\.onnx is damaged"):
+        open_graph(tmp_path / "embed.onnx")
+
+
+def test_a_graph_that_cannot_be_computed_is_the_bundles_fault(bundle: Bundle, tmp_path: Path) -> None:
+    """It loads, and ends in an index beyond a table."""
+    copy = replace(bundle, path=Path(shutil.copytree(bundle.path, tmp_path / "copy")))
+    embed = OrtSession(copy, "embed", OrtSettings())
+    zero = np.zeros((1, 1), np.int64)
+    features = np.zeros((1, bundle.model.decoder.dim), bundle.dtype)
+    with pytest.raises(BundleError, match=r"embed\.onnx cannot be computed: .*") as raised:
+        embed.run({"token_ids": zero + 10**6, "image_features": features, "feature_index": zero - 1})
+    assert "--verify" in raised.value.hint
 
 
 def test_a_graph_without_a_cache_refuses_one(bundle: Bundle) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ from mistral_common.protocol.instruct.request import ChatCompletionRequest
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from PIL import Image
 
-from helpers.places import SHARED
+from helpers.places import DEMO, SHARED
 from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, VisionConfig
 from pixtral_runtime.bundle.manifest import Bundle, Limits
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import BundleError, InputError
 from pixtral_runtime.inputs.conversation import Message, user_message
 from pixtral_runtime.inputs.preprocess import Preprocess
 from pixtral_runtime.inputs.prompt import PromptBuilder, TextStream
@@ -43,6 +44,27 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> PromptBuilder:
     )
     bundle = Bundle(folder, config, "float16", "float16", Limits(4096, 1024), 24, {}, {})
     return PromptBuilder(bundle, Preprocess(16, 1024))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: data.pop("config"),
+        lambda data: data["config"].pop("default_num_special_tokens"),
+        lambda data: data.update(vocab=5),
+        lambda data: data["vocab"][3].update(token_bytes="no base64!"),
+        lambda data: data.update(special_tokens={}),
+        lambda data: data["config"].update(pattern="("),
+    ],
+)
+def test_a_damaged_tokenizer_is_the_bundles_fault(prompts: PromptBuilder, tmp_path: Path, change: Any) -> None:
+    data = json.loads((DEMO / "tekken.json").read_text(encoding="utf-8"))
+    change(data)
+    (tmp_path / "tekken.json").write_text(json.dumps(data))
+    damaged = PromptBuilder(replace(prompts.bundle, path=tmp_path), prompts.preprocess)
+    with pytest.raises(BundleError, match=r"tekken\.json is damaged: ") as raised:
+        damaged.build(user_message("What?"))
+    assert "--verify" in raised.value.hint
 
 
 def user(*content: str | Image.Image) -> Message:
