@@ -38,9 +38,11 @@ class Generation:
     times: StageTimes = field(default_factory=StageTimes)
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
+        if not isinstance(self.sampling, Sampling):
+            raise SettingError(f"sampling is {self.sampling!r}", "Sampling(temperature=0.7)")
+        if not isinstance(self.max_new_tokens, int) or self.max_new_tokens < 1:
             raise SettingError(
-                f"an answer of {self.max_new_tokens} tokens", Option("max_new_tokens", 128, "or another from 1 on")
+                f"an answer of {self.max_new_tokens!r} tokens", Option("max_new_tokens", 128, "or another from 1 on")
             )
 
     def fail(self, error: PixtralError) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from pixtral_runtime.backends.choose import open_backend
 from pixtral_runtime.backends.session import Sessions
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
-from pixtral_runtime.errors import RequestError
+from pixtral_runtime.errors import BundleError, RequestError
 from pixtral_runtime.generation.generation import Generation, StageTimes
 from pixtral_runtime.generation.model_runner import ModelRunner
 from pixtral_runtime.generation.sampling import Sampling
@@ -112,6 +112,8 @@ class Model:
 
 def load(path: str | Path, *, threads: int = 0, preprocess: Preprocess | None = None, backend: str = "auto") -> Model:
     """Load a bundle. Raises InputError for a broken bundle, MachineError where it cannot run here."""
+    if not isinstance(path, str | Path):
+        raise BundleError(f"{path!r} is no path of a bundle", "load('bundle')")
     bundle = open_bundle(Path(path))
     return load_bundle(
         bundle, PromptBuilder(bundle, preprocess or default_preprocess(bundle)), threads=threads, backend=backend

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Protocol
 
 import numpy as np
@@ -23,6 +24,12 @@ class Sampling:
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if not isinstance(self.temperature, Real):
+            raise SettingError(f"temperature is {self.temperature!r}", Option("temperature", 0, "or another number"))
+        if not isinstance(self.top_p, Real):
+            raise SettingError(f"top_p is {self.top_p!r}", Option("top_p", 0.8))
+        if not isinstance(self.seed, Integral):
+            raise SettingError(f"seed is {self.seed!r}", Option("seed", 0, "or another whole number"))
         if not 0 <= self.temperature < float("inf"):
             raise SettingError(f"temperature {self.temperature} is not a number of 0 or more", Option("temperature", 0))
         if not 0 < self.top_p <= 1:

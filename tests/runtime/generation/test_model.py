@@ -68,6 +68,26 @@ def test_images_beside_messages_are_not_dropped(model: Model) -> None:
     assert model.generate(messages).token_ids == model.generate(QUESTION).token_ids
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"max_new_tokens": "3"}, "an answer of '3' tokens"),
+        ({"max_new_tokens": 2.5}, "an answer of 2.5 tokens"),
+        ({"sampling": "greedy"}, "sampling is 'greedy'"),
+        ({"system": 5}, "int in a message"),
+    ],
+)
+def test_what_is_of_another_type_is_named(model: Model, changed: dict[str, Any], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        model.generate(QUESTION, **changed)
+
+
+@pytest.mark.parametrize(("path", "threads"), [(5, 0), (None, 0), ("bundle", "2"), ("bundle", None)])
+def test_what_is_no_path_or_number_of_threads_is_named(bundle: Path, path: Any, threads: Any) -> None:
+    with pytest.raises(InputError, match=r"is no path|threads are outside"):
+        load(bundle if path == "bundle" else path, threads=threads)
+
+
 @pytest.mark.parametrize("limit", [0, -1])
 def test_an_answer_has_a_token_or_more(model: Model, limit: int) -> None:
     with pytest.raises(SettingError, match=f"an answer of {limit} tokens") as caught:

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -7,6 +9,12 @@ from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.generation.sampling import Sampler, Sampling
 
 LOGITS = np.log(np.array([0.05, 0.5, 0.3, 0.15], np.float32))
+
+
+@pytest.mark.parametrize("wrong", [{"temperature": "1"}, {"top_p": None}, {"seed": 1.5}, {"seed": [1]}])
+def test_what_is_no_number_is_named(wrong: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=f"{next(iter(wrong))} is "):
+        Sampling(**wrong)
 
 
 def draws(sampling: Sampling, count: int = 2000) -> np.ndarray:
