@@ -9,6 +9,7 @@ Every command takes -v, -q, --debug and -V without declaring them: `with_flags` 
 
 from __future__ import annotations
 
+import errno
 import functools
 import signal
 import sys
@@ -48,6 +49,9 @@ GROUPS = {
 }
 """Under which heading of `pixtral -h` a command stands."""
 BUG, INTERRUPTED = 1, 130
+UNUSABLE_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENODEV, errno.ENXIO)
+"""What the system says of names alone: whatever the command wanted there, nothing of the kind can be."""
+SHOWN_CHARACTERS = 200  # of such a name
 READER_LEFT = 141  # as a shell says of programs that end when the reader of their output does, such as `head`
 
 
@@ -104,6 +108,8 @@ def _as_pixtral_error(error: BaseException) -> PixtralError | None:
         return MachineError(f"the disk is full: {error.filename or error.strerror}", "df -h .")
     if isinstance(error, PermissionError):
         return InputError(f"{error.filename}: permission denied", f"ls -ld '{error.filename}'")
+    if isinstance(error, OSError) and error.filename and error.errno in UNUSABLE_NAMES:
+        return InputError(f"{str(error.filename)[:SHOWN_CHARACTERS]}: {error.strerror}", "check the path")
     return None
 
 

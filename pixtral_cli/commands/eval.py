@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Annotated
 
@@ -95,7 +96,7 @@ def eval(
     worker = WorkerOptions(backend, threads, wanted, memory_bytes, write_hint=output.hint_of)
     files = Files(save, html, resume, force)
     judge = judge_options(chosen, judge_url, judge_model, save)
-    old = read_evaluation(against) if against is not None and not against.is_dir() else None
+    old = read_evaluation(against) if against is not None and not os.path.isdir(against) else None
     other = against if old is None else None
     read = [path for opened in (bundle, other) if opened for path in open_bundle(opened).own_files]
     read += [against] if against else []

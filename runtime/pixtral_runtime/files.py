@@ -51,6 +51,8 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path] = ()) -> Non
             _check_output(output)
         except OSError as error:
             raise unwritable(output.path, error, output.option) from error
+        except ValueError as error:  # a zero byte in its name
+            raise InputError(f"{str(output.path)!r} cannot be written: {error}", output.option) from error
     options = {output.path: output.option for output in outputs}
     for path in inputs:
         with suppress(OSError, ValueError):

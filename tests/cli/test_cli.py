@@ -152,6 +152,11 @@ def test_an_option_of_the_library_is_shown_as_its_flag(option: Option, typed: st
         (OSError(errno.ENOSPC, "No space left on device", "big.bin"), 4, "the disk is full: big.bin"),
         (MemoryError("40 GB"), 4, "not enough memory: 40 GB"),
         (PermissionError(errno.EACCES, "Permission denied", "locked/x"), 3, "locked/x: permission denied"),
+        (OSError(errno.ENAMETOOLONG, "File name too long", "n" * 300), 3, "nnn: File name too long"),
+        (OSError(errno.ELOOP, "Too many levels of symbolic links", "loop"), 3, "loop: Too many levels"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory", "file/x"), 3, "file/x: Not a directory"),
+        (IsADirectoryError(errno.EISDIR, "Is a directory", "folder"), 3, "folder: Is a directory"),
+        (OSError(errno.EROFS, "Read-only file system", "/mnt/x"), 3, "/mnt/x: Read-only file system"),
         (typer.Exit(5), 5, ""),
     ],
 )
@@ -172,6 +177,11 @@ def test_a_bug_is_one_short_message_and_debug_shows_the_trace() -> None:
         assert "Traceback" in full.stderr
         assert "test_cli.py" in full.stderr
         assert full.stderr.endswith(short.stderr)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ELOOP, "no name"), FileNotFoundError(errno.ENOENT, "absent", "x")])
+def test_what_the_system_says_of_a_file_that_nobody_named_is_a_bug(error: OSError) -> None:
+    assert invoke("fail", commands=failing(error)).exit_code == 1
 
 
 def test_an_interrupt_says_what_was_kept() -> None:

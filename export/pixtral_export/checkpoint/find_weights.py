@@ -5,6 +5,7 @@ A folder without weights that can be read is refused by what it is instead: each
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def no_folder(path: Path) -> CheckpointError:
     """The error for a path that is no folder."""
     if path.suffix == SAFETENSORS:
         return CheckpointError(f"{path} is one file, expected the checkpoint's folder", f"pixtral export {path.parent}")
-    if path.is_file():
+    if os.path.isfile(path):
         return _of_another_kind(path, [path.name])
     return CheckpointError(f"{path} is not a folder", f"pixtral export FOLDER, or pixtral export {SUPPORTED_MODEL}")
 

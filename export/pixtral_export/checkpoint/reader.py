@@ -10,6 +10,7 @@ section 1.5.
 from __future__ import annotations
 
 import mmap
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -72,7 +73,7 @@ def open_checkpoint(path: Path, files: Files | None = None, *, keep_activations:
     `files` are there for a checkpoint whose weights are elsewhere as yet; `keep_activations` is that of
     `read_hf_config`.
     """
-    if not path.is_dir():
+    if not os.path.isdir(path):
         raise no_folder(path)
     files = LocalFiles(path) if files is None else files
     is_mistral, names, ambiguous = find_weights(path, files)

@@ -8,6 +8,7 @@ what activations look like hardly depends on resolution, and twice as many token
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -60,7 +61,7 @@ def packaged_requests() -> list[CalibrationRequest]:
 
 def calibration_requests(source: Path) -> list[CalibrationRequest]:
     """The samples of a folder or a JSON Lines file. Raises InputError."""
-    if source.is_dir():
+    if os.path.isdir(source):
         images = collect_images([str(source)], (), recursive=True)
         return [
             CalibrationRequest(PACKAGED_QUESTIONS[n % len(PACKAGED_QUESTIONS)], (image,))

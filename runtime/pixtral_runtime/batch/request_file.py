@@ -51,8 +51,15 @@ def read_request_file(path: Path, *, max_new_tokens: int, system: str | None = N
     Relative paths of images start from the file's folder, or from the working folder where it is a pipe.
     """
     lines = read_lines(path, Option("requests", "FILE.jsonl"))
-    folder = Path() if path.is_relative_to("/dev") or path.is_fifo() else path.parent
+    folder = Path() if path.is_relative_to("/dev") or _is_pipe(path) else path.parent
     return read_requests(lines, str(path), max_new_tokens=max_new_tokens, system=system, folder=folder)
+
+
+def _is_pipe(path: Path) -> bool:
+    try:
+        return path.is_fifo()
+    except OSError:  # no file can have the name, as its reader says
+        return False
 
 
 def read_requests(

@@ -142,6 +142,8 @@ def read_results(path: Path) -> ResultsContents:
                 records[record.id] = record
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", "name a file that 'pixtral run' wrote") from error
+    except ValueError as error:  # a zero byte in its name
+        raise InputError(f"{str(path)!r} cannot be read: {error}", "name a file that 'pixtral run' wrote") from error
     return ResultsContents(records, len(damaged), superseded, line.endswith(b"\n"))
 
 
@@ -160,7 +162,7 @@ def _parsed(line: bytes, path: Path, number: int, *, is_first: bool) -> Record |
         raise _no_results(path, number) from error
     try:
         return Record.from_dict(value)
-    except (KeyError, TypeError) as error:
+    except (TypeError, RecursionError) as error:
         raise _no_results(path, number) from error
 
 
@@ -225,6 +227,8 @@ def _open_locked(path: Path, flags: int = 0) -> io.FileIO:
         raise InputError(f"{path} exists", go_on, Option("force", note="to replace it"), ANOTHER_OUTPUT) from error
     except OSError as error:
         raise unwritable(path, error, ANOTHER_OUTPUT) from error
+    except ValueError as error:  # a zero byte in its name
+        raise InputError(f"{str(path)!r} cannot be written: {error}", ANOTHER_OUTPUT) from error
 
 
 def write_records(path: Path, records: Iterable[Record]) -> None:

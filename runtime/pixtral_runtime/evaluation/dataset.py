@@ -6,6 +6,8 @@ files. What is wrong with one row concerns that row alone; what is wrong with a 
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
@@ -32,7 +34,8 @@ def read_examples(
     """
     found: dict[str, Example] = {}
     broken: list[BrokenRow] = []
-    for number, row in enumerate(islice(read_rows(folder, task), limit)):
+    wanted = None if limit is None else min(limit, sys.maxsize)
+    for number, row in enumerate(islice(read_rows(folder, task), wanted)):
         if isinstance(row, BrokenRow):
             broken.append(row)
             continue
@@ -51,7 +54,7 @@ def read_examples(
 
 def read_rows(folder: Path, task: Task) -> Iterator[Row | BrokenRow]:
     """Rows in the dataset's order. Raises InputError and MachineError as `read_examples` does."""
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder} is no folder", _other_data(task))
     if parts := parquet_parts(folder, task):
         return parquet_rows(parts, task, _other_data(task))

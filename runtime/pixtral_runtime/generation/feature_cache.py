@@ -39,11 +39,11 @@ class FeatureCache:
             probe = folder / f"{os.getpid()}{UNFINISHED}"
             probe.touch()
             probe.unlink()
+            self._size = self._trim()
         except OSError as error:
             raise InputError(
                 f"{folder} cannot be written: {error.strerror}", Option("embedding_cache", "another/folder")
             ) from error
-        self._size = self._trim()
 
     def get(self, image_key: bytes) -> Array | None:
         """Features (P, D) of the image with this hash (`Prompt.image_keys`), or None."""
@@ -78,7 +78,8 @@ class FeatureCache:
             return
         self._size += 32 + len(data)
         if self._size > self._limit:
-            self._size = self._trim()
+            with contextlib.suppress(OSError):  # whoever else may write there took our permissions away
+                self._size = self._trim()
 
     def _path(self, image_key: bytes) -> Path:
         digest = hashlib.sha256(b"\0".join((FILE_FORMAT, self._bundle, image_key)))

@@ -83,6 +83,8 @@ def _expand(source: str, recursive: bool, passed: Counter[str], *, is_listed: bo
             yield path
             return
         raise _missing(source, error) from error
+    except ValueError as error:  # a zero byte
+        raise InputError(f"{source[:SHOWN_CHARACTERS]!r}: {error}", "check the path") from error
     if not is_folder:
         yield path
         return

@@ -32,6 +32,8 @@ def read_lines(path: Path, *remedies: Remedy) -> Iterator[str]:
             yield from text_lines(file, str(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", *remedies) from error
+    except ValueError as error:  # a zero byte in its name
+        raise InputError(f"{str(path)!r} cannot be read: {error}", *remedies) from error
 
 
 def parsed_json(source: str | bytes) -> Any:
