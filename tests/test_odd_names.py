@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from pixtral_engines.build import _load_timing_cache
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.quantization.samples import calibration_requests
 from pixtral_runtime.batch.request_file import read_request_file
@@ -71,3 +72,8 @@ def test_what_cannot_be_written_is_an_error_of_ours(name: str, folder: Path) -> 
     if name not in ("loop", "unreadable"):  # links are followed when the time comes
         with pytest.raises(InputError):
             ResultsFile.create(folder / name)
+
+
+def test_a_timing_cache_that_cannot_be_read_is_named(folder: Path) -> None:
+    with pytest.raises(InputError, match="unreadable cannot be read: Input/output error"):
+        _load_timing_cache(None, folder / "unreadable")

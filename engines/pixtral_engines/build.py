@@ -236,7 +236,11 @@ def _configure(bundle: Bundle, graph: str, plan: BuildPlan, level: int | None, p
 
 
 def _load_timing_cache(config: Any, path: Path) -> None:
-    cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+    try:
+        kept = path.read_bytes() if path.is_file() else b""
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}", Option("timing_cache", "FILE")) from error
+    cache = config.create_timing_cache(kept)
     if cache is None or not config.set_timing_cache(cache, ignore_mismatch=False):
         raise InputError(f"TensorRT cannot use the timing cache {path}", f"rm {path}")
 
