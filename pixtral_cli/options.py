@@ -24,8 +24,8 @@ def output_file(text: str) -> Path:
     """A file to write, as it was typed. Raises InputError for what is plainly none."""
     from pixtral_runtime.errors import InputError
 
-    if text.endswith("/"):
-        raise InputError(f"{text} is a folder", f"{text}NAME for a file in it")
+    if text.endswith("/") or not Path(text).name:  # of the empty text and of a dot there is none
+        raise InputError(f"{text or '.'} is a folder", f"{text}NAME for a file in it")
     if text == str(STDOUT):
         raise InputError("standard output is no place for it", "the name of a file")
     return Path(text)

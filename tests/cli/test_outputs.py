@@ -72,6 +72,8 @@ COMPARE = "compare BUNDLE BUNDLE --images photos"
         (f"{RUN} -o photos", "photos is a folder"),
         (f"{RUN} -o photos/", "photos/ is a folder"),
         (f"{RUN} -o new/", "new/ is a folder"),
+        (f"{RUN} -o . --format csv", ". is a folder"),
+        (f"{EVAL} --save .", ". is a folder"),
         (f"{RUN} --report -", "standard output is no place"),
         (f"{RUN} -o r.jsonl --report mine/x.html", "Not a directory"),
         (f"{EVAL} --save mine", "mine exists"),
