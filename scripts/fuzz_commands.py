@@ -1,7 +1,7 @@
 """Looks for exit 1, which is for bugs alone: every command with odd values for its options and damaged input files.
 
     python scripts/fuzz_commands.py --count 5000 --seed 0          # an hour on one core
-    python scripts/fuzz_commands.py --first 1234 --count 1 -v      # one of them again
+    python scripts/fuzz_commands.py --first 1234 --count 1         # one of them again
 
 An invocation is a line that works (`LINES`), some more of the command's options with values of their type, and perhaps
 a file that it reads damaged; its number and the seed decide it. Options are read from the application, words to choose

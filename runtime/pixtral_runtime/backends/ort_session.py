@@ -6,6 +6,7 @@ weights are mapped from the bundle's weight file.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ ORT_DTYPES = {"tensor(float)": "float32"} | {
 }
 LONGEST_REASON = 300  # characters of a foreign message that are shown
 NO_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc", "out of memory")
-MOST_THREADS = 4096  # ONNX Runtime starts as many as it is told, or dies
+MOST_THREADS_PER_CORE = 16  # ONNX Runtime starts as many as it is told: with a thousand on two cores it hangs
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,9 @@ def open_graph(
     Raises SettingError for a number of threads that is none, MissingPackageError without onnxruntime, BundleError for a
     file that it cannot read, MachineError where it lacks memory or a kernel.
     """
-    if not isinstance(threads, int) or not 0 <= threads <= MOST_THREADS:
-        raise SettingError(f"{threads} threads are outside 0..{MOST_THREADS}", Option("threads", 0, "for all cores"))
+    most = MOST_THREADS_PER_CORE * (os.cpu_count() or 1)
+    if not isinstance(threads, int) or not 0 <= threads <= most:
+        raise SettingError(f"{threads} threads are outside 0..{most}", Option("threads", 0, "for all cores"))
     try:
         import onnxruntime as ort
     except ImportError as error:

@@ -148,9 +148,10 @@ def test_an_existing_output_is_kept_unless_forced(shards: list[Path], tmp_path: 
     assert invoke(*shards, "-o", tmp_path, "--force").exit_code == 3
 
 
-def test_a_file_may_be_merged_into_itself_when_forced(shards: list[Path]) -> None:
-    assert invoke(*shards, "-o", shards[0], "--force").exit_code == 0
-    assert len(merged(shards[0])) == 5
+def test_a_file_is_never_merged_into_itself(shards: list[Path]) -> None:
+    before = shards[0].read_bytes()
+    assert invoke(*shards, "-o", shards[0], "--force").exit_code == 3
+    assert shards[0].read_bytes() == before
 
 
 @pytest.mark.parametrize(
