@@ -37,11 +37,11 @@ RECIPES = {
 }
 
 
-def make_bundle(name: str, settings: ExportSettings, samples: Path | None, folder: Path) -> Bundle:
-    """The bundle of a recipe, exported unless the folder has it."""
+def make_bundle(name: str, settings: ExportSettings, samples: Path | None, folder: Path, source: Path = DEMO) -> Bundle:
+    """The bundle of a checkpoint's recipe, exported unless the folder has it."""
     target = folder / f"{name.replace(', ', '-').replace(' ', '-')}{'-own' if samples else ''}"
     if not (target / MANIFEST).is_file():
-        checkpoint = open_checkpoint(DEMO)
+        checkpoint = open_checkpoint(source)
         if samples:
             settings = replace(settings, calibration=samples, calibration_samples=OWN_SAMPLES)
         export(checkpoint, plan_export(checkpoint, settings), target, force=False, progress=lambda *_: None)

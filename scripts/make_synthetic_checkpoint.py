@@ -99,7 +99,7 @@ def hf_config(config: ModelConfig, format: str = "hf") -> dict[str, Any]:
 
 
 @cache
-def _packaged_tokenizer() -> dict[str, Any]:
+def packaged_tokenizer() -> dict[str, Any]:
     source = Path(mistral_common.__file__).parent / "data" / "tekken_240911.json"
     data: dict[str, Any] = json.loads(source.read_text(encoding="utf-8"))
     return data
@@ -109,7 +109,7 @@ def write_tokenizer(
     path: Path, vocab_size: int, *, special_tokens: int = 1000, image: dict[str, int] | None = None
 ) -> None:
     """Pixtral's own tekken vocabulary, cut to its first entries; `image` replaces the patch and side it names."""
-    packaged = _packaged_tokenizer()
+    packaged = packaged_tokenizer()
     vocab = packaged["vocab"][: vocab_size - special_tokens]
     sizes = {
         "num_vocab_tokens": len(vocab), "default_vocab_size": vocab_size, "default_num_special_tokens": special_tokens,
