@@ -174,9 +174,29 @@ def test_a_pattern_that_names_no_layer_is_refused() -> None:
         check_patterns(make_recipe("int4", "float16", keep=["layer.0.*=int8"]), LAYERS.values())
 
 
-def test_a_group_that_does_not_divide_a_layer_is_refused() -> None:
-    with pytest.raises(InputError, match="96 inputs"):
-        make_recipe("int4", "float16").scheme(Parameter("layers.0.attention.wq.weight", (128, 96)))
+def test_a_group_that_nobody_chose_fits_each_layer() -> None:
+    recipe = make_recipe("int4", "float16")
+    widths = {512: 128, 576: 64, 96: 32}
+    for width, group in widths.items():
+        assert recipe.scheme(Parameter("layers.0.attention.wq.weight", (128, width))) == Scheme("int4", group)
+    with pytest.raises(InputError, match="80 inputs"):
+        recipe.scheme(Parameter("layers.0.attention.wq.weight", (128, 80)))
+
+
+@pytest.mark.parametrize(
+    ("settings", "hint"),
+    [
+        ({"group_size": 128}, "group_size=64"),
+        ({"keep": ["layers.*=int4-128"]}, "keep=layers.0.attention.wq=int4-64"),
+    ],
+)
+def test_a_chosen_group_that_does_not_divide_a_layer_is_refused_for_the_largest_that_does(
+    settings: dict[str, object], hint: str
+) -> None:
+    recipe = make_recipe("int4", "float16", **settings)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="576 inputs") as caught:
+        recipe.scheme(Parameter("layers.0.attention.wq.weight", (128, 576)))
+    assert caught.value.hint.startswith(hint)
 
 
 @pytest.mark.parametrize(

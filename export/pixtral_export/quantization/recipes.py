@@ -7,7 +7,8 @@
 | `fp8` | E4M3 weights and activations | rounding | the same | SM89 and newer |
 | `nvfp4` | E2M1 weights in groups of 16, E4M3 scales | GPTQ, AWQ or rounding | int8 weights | SM120 |
 
-The token embedding and the output head are int8 in blocks along D in every recipe; norms, biases, the patch
+int4 groups shrink to 64 or 32 in layers whose inputs they do not divide, unless the user chose their size. The token
+embedding and the output head are int8 in blocks along D in every recipe; norms, biases, the patch
 convolution, attention and the rotary tables keep the bundle's dtype.
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import fnmatch
 import math
+import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -50,6 +52,7 @@ class Recipe:
     method: str = "rtn"  # how codes are chosen: rtn rounds; gptq, awq and smoothquant need samples
     kv_cache: str | None = None  # the format keys and values are cached in, by a static scale each layer
     keep: tuple[tuple[str, Scheme | None], ...] = field(default=())
+    fits_groups: bool = False  # smaller groups where a layer's inputs are no multiple: nobody chose their size
 
     @property
     def smooth(self) -> bool:
@@ -62,6 +65,12 @@ class Recipe:
         activations = any(scheme is not None and scheme.activation for scheme in (self.decoder, self.vision))
         return activations or self.method != "rtn" or self.kv_cache is not None
 
+    def needs_samples(self, scheme: Scheme | None) -> bool:
+        """Whether samples decide how a layer is stored."""
+        if scheme is None:
+            return False
+        return scheme.activation is not None or (scheme.group is not None and self.method in ("gptq", "awq"))
+
     def scheme(self, parameter: Parameter) -> Scheme | None:
         """How a parameter is stored; None: in the bundle's dtype. Raises SettingError where a group does not fit."""
         scheme = self._scheme(parameter)
@@ -70,13 +79,30 @@ class Recipe:
                 "rows of an embedding can be gathered in int8 only", Option("keep", "tok_embeddings=int8")
             )
         if scheme is not None and scheme.group is not None and parameter.shape[1] % scheme.group:
-            smaller = [Option("group_size", 32)] if scheme.group > min(GROUP_SIZES) else []
-            raise SettingError(
-                f"{parameter.name} has {parameter.shape[1]} inputs, which groups of {scheme.group} do not divide",
-                *smaller,
-                Option("keep", "PATTERN=DTYPE", "to leave this layer as it is"),
-            )
+            return self._fitted(parameter, scheme, scheme.group)
         return scheme
+
+    def _fitted(self, parameter: Parameter, scheme: Scheme, group: int) -> Scheme:
+        """The scheme with the largest group below that divides the parameter's inputs, unless a user chose its own."""
+        layer, inputs = parameter.name.removesuffix(".weight"), parameter.shape[1]
+        largest = max((size for size in GROUP_SIZES if size < group and inputs % size == 0), default=None)
+        is_kept = any(fnmatch.fnmatchcase(layer, pattern) for pattern, _ in self.keep)
+        if largest is not None and self.fits_groups and not is_kept:
+            return replace(scheme, group=largest)
+        remedies = [Option("keep", "PATTERN=DTYPE", "to leave this layer as it is")]
+        if largest is not None:
+            fitting = Option("keep", f"{layer}=int4-{largest}") if is_kept else Option("group_size", largest)
+            remedies.insert(0, fitting)
+        raise SettingError(f"{parameter.name} has {inputs} inputs, which groups of {group} do not divide", *remedies)
+
+    def fitted_groups(self, parameters: Iterable[Parameter]) -> dict[str, int]:
+        """The group sizes of layers that the recipe's own does not divide, by name with * for its number."""
+        fitted = {}
+        for parameter in parameters:
+            scheme, wanted = self.scheme(parameter), self._scheme(parameter)
+            if scheme is not None and scheme.group is not None and scheme != wanted:
+                fitted[re.sub(r"\.\d+\.", ".*.", parameter.name.removesuffix(".weight"))] = scheme.group
+        return fitted
 
     def _scheme(self, parameter: Parameter) -> Scheme | None:
         if not parameter.is_linear and parameter.name != EMBEDDING:
@@ -176,7 +202,12 @@ def make_recipe(
                 Option("keep", f"layers.*.feed_forward.w2={dtype}"),
             )
         kept.append((pattern, schemes[name]))
-    return replace(recipe, keep=tuple(kept), kv_cache=None if kv_cache == dtype else kv_cache)
+    return replace(
+        recipe,
+        keep=tuple(kept),
+        kv_cache=None if kv_cache == dtype else kv_cache,
+        fits_groups=group_size is None,
+    )
 
 
 def _refuse_other(own: Option, wish: object, precision: str, int4: Sequence[object]) -> None:
