@@ -16,17 +16,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from pixtral_export.checkpoint.reader import Checkpoint
+from pixtral_export.model.parameters import parameters
 from pixtral_export.plan import ExportPlan
+from pixtral_export.quantization.recipes import Recipe
 from pixtral_export.quantization.samples import (
     DEFAULT_SAMPLES,
     MOST_IMAGE_TOKENS,
     build_samples,
     calibration_requests,
+    packaged_pictures,
     packaged_requests,
     samples_fingerprint,
 )
 from pixtral_export.target_folder import check_space, filling
 from pixtral_export.weights.layerwise import JOURNAL, SCRATCH, Journal, LayerwisePass
+from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.manifest import TOKENIZER, WEIGHTS, Bundle, FileEntry
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.files import sha256_of_file
@@ -69,6 +73,10 @@ def export(
             kv_cache=recipe.kv_cache,
             tools={name: importlib.metadata.version(name) for name in TOOLS},
         )
+        fitted = recipe.fitted_groups(parameters(checkpoint.config))
+        if fitted:
+            found = ", ".join(f"{size} in {layer}" for layer, size in fitted.items())
+            warn(f"groups are smaller where the inputs are no multiple of the recipe's own: {found}")
         samples, notes = _samples(unfinished, plan, warn) if recipe.calibrated else ([], {})
         written = 0
 
@@ -82,6 +90,8 @@ def export(
         stage = "calibrating" if samples else "reading layers"
         weights, journal = walk.run(advance, lambda done, total: progress(stage, done, total))
         progress("writing weights", weights.bytes, weights.bytes)
+        if journal.rounded:
+            warn(f"rounded, because GPTQ did worse on samples held out: {', '.join(journal.rounded)}")
         files: dict[str, FileEntry] = {}
         for done, graph in enumerate(GRAPHS):
             progress("tracing graphs", done, len(GRAPHS))
@@ -90,7 +100,7 @@ def export(
         files[WEIGHTS] = weights
         files[TOKENIZER] = FileEntry((folder / TOKENIZER).stat().st_size, sha256_of_file(folder / TOKENIZER))
         shutil.rmtree(folder / SCRATCH, ignore_errors=True)
-        bundle = replace(unfinished, files=files, quantization=_quantization(plan, journal, notes))
+        bundle = replace(unfinished, files=files, quantization=_quantization(plan, journal, notes, fitted))
         bundle.write()
     return replace(bundle, path=target)
 
@@ -113,9 +123,14 @@ def _samples(bundle: Bundle, plan: ExportPlan, warn: Callable[[str], None]) -> t
         warn("calibrating with the packaged samples; a calibration folder of your own images fits better")
     requests = packaged_requests() if source is None else calibration_requests(source)
     preprocess = default_preprocess(bundle, image_tokens=MOST_IMAGE_TOKENS)
-    samples, refused = build_samples(requests, PromptBuilder(bundle, preprocess), count)
+    whole = replace(bundle, limits=replace(bundle.limits, max_context=bundle.model.decoder.max_position))
+    prompts = PromptBuilder(whole, preprocess)
+    samples, refused = build_samples(requests, prompts, count)
     for reason in refused:
         warn(f"left out of the calibration: {reason}")
+    if _sees_pictures(plan.recipe, bundle.model) and not any(sample.images for sample in samples):
+        warn("the calibration samples hold no image; the packaged pictures are added for the vision tower")
+        samples += build_samples(packaged_pictures(), prompts, count)[0]
     tokens = sum(len(sample.token_ids) for sample in samples)
     return samples, {
         "calibration": "packaged" if source is None else "own",
@@ -125,7 +140,15 @@ def _samples(bundle: Bundle, plan: ExportPlan, warn: Callable[[str], None]) -> t
     }
 
 
-def _quantization(plan: ExportPlan, journal: Journal, notes: dict[str, object]) -> dict[str, object]:
+def _sees_pictures(recipe: Recipe, config: ModelConfig) -> bool:
+    """Whether samples decide how weights of the vision tower or its adapter are stored."""
+    vision = (parameter for parameter in parameters(config) if parameter.name.startswith("vision_"))
+    return any(recipe.needs_samples(recipe.scheme(parameter)) for parameter in vision)
+
+
+def _quantization(
+    plan: ExportPlan, journal: Journal, notes: dict[str, object], fitted: dict[str, int]
+) -> dict[str, object]:
     """What the manifest says of the recipe; nothing where there was none."""
     recipe = plan.recipe
     if recipe.name == plan.settings.dtype and recipe.kv_cache is None and not recipe.keep:
@@ -133,10 +156,12 @@ def _quantization(plan: ExportPlan, journal: Journal, notes: dict[str, object]) 
     scheme = recipe.decoder
     return {
         "group_size": scheme.group if scheme else None,
+        "fitted_groups": fitted,
         "method": recipe.method,
         "keep": list(plan.settings.keep),
         "cache_scales": journal.cache_scales,
         "unquantized_inputs": journal.fallbacks,
+        "rounded_layers": journal.rounded,
         "zero_points": True,  # of int8 weights that products of int8 do not read; see GraphBuilder
         **notes,
     }

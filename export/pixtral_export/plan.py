@@ -9,7 +9,6 @@ from pathlib import Path
 from pixtral_export.checkpoint.reader import Checkpoint
 from pixtral_export.model.ops import OPSET
 from pixtral_export.model.parameters import parameters
-from pixtral_export.quantization.formats import FP4
 from pixtral_export.quantization.recipes import RECIPES, Recipe, Stored, check_patterns, make_recipe
 from pixtral_export.weights.plan import plan_weights, weight_file_bytes
 from pixtral_runtime.bundle.config import ModelConfig
@@ -23,9 +22,7 @@ GRAPH_BYTES_PER_LAYER = 20_000  # three graphs without weights; 11 to 19 kB a la
 TRACE_S = 10.0  # seen: 11 s for the three graphs of Pixtral-12B on 2 cores
 COPY_BYTES_PER_S = 100e6  # seen 75 to 140: read, cast, transpose, hash and write, on 2 cores
 EXPORTER_MEMORY_BYTES = 950_000_000  # torch and onnx loaded, graphs traced; 2.27 GB seen in all for Pixtral-12B
-CALIBRATION_S_PER_WEIGHT = 2.7e-7  # seen: 49 min for the 12B's 10.9e9, int4 by GPTQ, 16 samples, 2 busy cores
-
-NVFP4_S_PER_WEIGHT = 0.8e-7  # more: GPTQ searches scales eight times as often; seen 350 against 185 ns of CPU time
+CALIBRATION_S_PER_WEIGHT = 5e-7  # 32 samples of 7,500 tokens, 2 busy cores: 29 s a layer of the 12B and 14 ms a token
 
 
 @dataclass(frozen=True)
@@ -159,7 +156,5 @@ def _cost(config: ModelConfig, recipe: Recipe, weight_bytes: int) -> tuple[int, 
     if recipe.calibrated:
         block = [count for name, count in counts.items() if name.startswith("layers.0.")]
         memory = max(memory, EXPORTER_MEMORY_BYTES + 4 * (sum(block) + 3 * max(block)))
-        is_nvfp4_gptq = recipe.decoder is not None and recipe.decoder.weight == FP4.name and recipe.method == "gptq"
-        per_weight = CALIBRATION_S_PER_WEIGHT + (NVFP4_S_PER_WEIGHT if is_nvfp4_gptq else 0)
-        seconds += per_weight * sum(block) * config.decoder.n_layers
+        seconds += CALIBRATION_S_PER_WEIGHT * sum(block) * config.decoder.n_layers
     return memory, seconds

@@ -39,9 +39,9 @@ def export(
         str | None, typer.Option(help="Keep keys and values in int8: half the cache. Default: in --dtype.")
     ] = None,
     calibration: Annotated[
-        Path | None, typer.Option(help="Images (a folder), or JSON Lines of image and prompt, to calibrate with.")
+        Path | None, typer.Option(help="Images (a folder), or JSON Lines of prompts and images, to calibrate with.")
     ] = None,
-    calibration_samples: Annotated[int | None, typer.Option(min=1, help="How many to take. Default: 16.")] = None,
+    calibration_samples: Annotated[int | None, typer.Option(min=1, help="How many to take. Default: 32.")] = None,
     keep_activations: KeepActivationsOption = False,
     opset: Annotated[int, typer.Option(help="ONNX opset of the graphs.")] = 24,
     build: Annotated[

@@ -23,7 +23,7 @@ from pixtral_export.quantization.formats import (
     stored_as,
     stored_as_e4m3,
 )
-from pixtral_export.quantization.gptq import Moments, factor, gptq
+from pixtral_export.quantization.gptq import DAMPING_SHARE, Moments, factor, gptq
 
 ONNX_TYPE = {
     "int4": TensorProto.INT4,
@@ -32,7 +32,7 @@ ONNX_TYPE = {
     "float4e2m1": TensorProto.FLOAT4E2M1,
 }
 GRID = {
-    "int4": np.arange(-7.0, 8),
+    "int4": np.arange(-8.0, 8),
     "int8": np.arange(-127.0, 128),
     "float8e4m3fn": np.arange(256, dtype=np.uint8).view(ml_dtypes.float8_e4m3fn).astype(np.float64),
     "float4e2m1": np.array([-6, -4, -3, -2, -1.5, -1, -0.5, 0, 0.5, 1, 1.5, 2, 3, 4, 6]),
@@ -65,14 +65,14 @@ def test_packed_codes_read_back_by_onnx_are_the_codes(format: Format) -> None:
     np.testing.assert_array_equal(numpy_helper.to_array(tensor).astype(np.float32), codes.numpy())
 
 
-@formats
+@pytest.mark.parametrize("format", [INT8, FP8], ids=["int8", "fp8"])
 @pytest.mark.parametrize("group", [None, 32])
-def test_no_weight_moves_by_more_than_half_a_step(format: Format, group: int | None) -> None:
+def test_in_8_bits_no_weight_moves_by_more_than_half_a_step(format: Format, group: int | None) -> None:
     weight = noise(128, 24)
     scale = group_scales(weight, format, group, stored_as("float32"))
     assert scale.shape == ((24,) if group is None else (4, 24))
     error = (round_to_nearest(weight, scale, format) * expand_scales(scale, 128) - weight).abs()
-    largest_step = {"int4": 1, "int8": 1, "float8e4m3fn": 32, "float4e2m1": 2}[format.name]
+    largest_step = {"int8": 1, "float8e4m3fn": 32}[format.name]
     assert (error <= 0.5001 * largest_step * expand_scales(scale, 128)).all()
 
 
@@ -86,13 +86,37 @@ def test_scales_are_values_of_the_type_they_are_stored_in() -> None:
     assert torch.equal(scale, scale.to(torch.float8_e4m3fn).float())
 
 
-def test_searched_scales_have_less_squared_error() -> None:
+def squared_error(weight: torch.Tensor, scale: torch.Tensor, format: Format) -> torch.Tensor:
+    return (round_to_nearest(weight, scale, format) * expand_scales(scale, len(weight)) - weight).square()
+
+
+@pytest.mark.parametrize("group", [32, 128])
+def test_int4_rounds_as_well_as_q4_0_which_may_turn_signs(group: int) -> None:
+    """Q4_0's scale has the sign that makes the largest magnitude of a group -8."""
     weight = noise(256, 64)
-    errors = []
-    for search in (False, True):
-        scale = group_scales(weight, INT4, 128, stored_as("float16"), search=search)
-        errors.append((round_to_nearest(weight, scale, INT4) * expand_scales(scale, 256) - weight).square().sum())
-    assert errors[1] < 0.97 * errors[0]
+    blocks = weight.unflatten(0, (-1, group))
+    signed = blocks.gather(1, blocks.abs().argmax(1, keepdim=True)).squeeze(1) / -8
+    scale = group_scales(weight, INT4, group, stored_as("float16"))
+    assert (scale > 0).all()  # TensorRT documents no other
+    ratio = squared_error(weight, scale, INT4).sum() / squared_error(weight, signed, INT4).sum()
+    print(f"{ratio:.3f} of Q4_0's squared error")
+    assert ratio < 1.05  # seen 1.03 (32) and 0.97 (128); 0.95 and 0.92 on weights of a trained model
+
+
+def test_int4_uses_its_whole_range() -> None:
+    weight = noise(256, 64)
+    codes = round_to_nearest(weight, group_scales(weight, INT4, 32, stored_as("float16")), INT4)
+    assert codes.min() == -8 and codes.max() == 7
+
+
+def test_important_rows_decide_a_scale() -> None:
+    weight, importance = noise(64, 32), torch.ones(64)
+    importance[::2] = 1000
+    errors = [
+        squared_error(weight, group_scales(weight, INT4, 32, stored_as("float16"), importance=weights), INT4)[::2].sum()
+        for weights in (importance, None)
+    ]
+    assert errors[0] < 0.95 * errors[1]
 
 
 def test_a_weight_of_zeros_stays_zero() -> None:
@@ -129,10 +153,26 @@ def test_the_factor_is_that_of_the_inverse_moments() -> None:
     moments = Moments(96)
     moments.add(correlated(500, 96))
     damped = moments.blocks[0].double()
-    damped.diagonal().add_(0.01 * damped.diagonal().mean())
-    (upper,) = factor(moments)
-    assert not upper.tril(-1).any()
-    torch.testing.assert_close(upper.double().T @ upper.double(), torch.linalg.inv(damped), rtol=1e-3, atol=1e-7)
+    damped.diagonal().add_(DAMPING_SHARE * damped.diagonal().mean())
+    (found,) = factor(moments)
+    assert not found.upper.tril(-1).any()
+    assert (found.importance[found.order].diff() <= 0).all()
+    upper, damped = found.upper.double(), damped[found.order][:, found.order]
+    torch.testing.assert_close(upper.T @ upper, torch.linalg.inv(damped), rtol=1e-3, atol=1e-7)
+
+
+def test_factors_are_the_same_at_any_number_of_threads() -> None:
+    threads, found = torch.get_num_threads(), []
+    try:
+        for count in (1, 2, 3):
+            torch.set_num_threads(count)
+            moments = Moments(576)
+            moments.add(correlated(700, 576))
+            found += factor(moments)
+            assert torch.get_num_threads() == count
+    finally:
+        torch.set_num_threads(threads)
+    assert all(torch.equal(found[0].upper, other.upper) for other in found)
 
 
 @pytest.mark.parametrize(("format", "group"), [(INT4, 128), (INT4, 32), (FP4, 16)])
@@ -142,7 +182,7 @@ def test_gptq_changes_outputs_less_than_rounding(format: Format, group: int) -> 
     moments = Moments(width)
     moments.add(x)
     codes, scales = gptq(weight, factor(moments), format, group, stored_as("float16"))
-    plain = group_scales(weight, format, group, stored_as("float16"), search=True)
+    plain = group_scales(weight, format, group, stored_as("float16"))
     assert torch.equal(codes, format.round(codes))
     errors = [
         float((x @ (c * expand_scales(s, width)) - x @ weight).square().mean())
@@ -156,5 +196,5 @@ def test_gptq_without_correlations_is_rounding() -> None:
     moments = Moments(64)
     moments.add(torch.eye(64))
     codes, scales = gptq(weight, factor(moments), INT4, 32, stored_as("float16"))
-    assert torch.equal(scales, group_scales(weight, INT4, 32, stored_as("float16"), search=True))
+    assert torch.equal(scales, group_scales(weight, INT4, 32, stored_as("float16")))
     assert torch.equal(codes, round_to_nearest(weight, scales, INT4))

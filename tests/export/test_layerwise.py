@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -27,6 +28,7 @@ from pixtral_export.model.transformer import Linear
 from pixtral_export.plan import ExportSettings, plan_export
 from pixtral_export.quantization.calibrate import Quantized, snr
 from pixtral_export.quantization.formats import FORMATS, expand_scales, fake_quantize
+from pixtral_export.quantization.gptq import Moments
 from pixtral_export.weights.layerwise import units
 from pixtral_export.weights.weight_file import WeightFile
 from pixtral_runtime import load
@@ -65,7 +67,9 @@ def checkpoint(config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) ->
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), config, dtype=torch.float32)
 
 
-def quantized(checkpoint: Path, target: Path, **settings: object) -> Bundle:
+def quantized(
+    checkpoint: Path, target: Path, *, warn: Callable[[str], None] = lambda _: None, **settings: object
+) -> Bundle:
     defaults = ExportSettings(
         dtype="float32", max_context=1024, group_size=32 if settings["precision"] == "int4" else None
     )
@@ -73,7 +77,7 @@ def quantized(checkpoint: Path, target: Path, **settings: object) -> Bundle:
     plan = plan_export(opened, replace(defaults, **settings))  # type: ignore[arg-type]
     if plan.recipe.calibrated:
         plan = replace(plan, settings=replace(plan.settings, calibration_samples=SAMPLES))
-    bundle = export(opened, plan, target, force=True, progress=lambda *_: None)
+    bundle = export(opened, plan, target, force=True, progress=lambda *_: None, warn=warn)
     assert plan.weight_bytes == bundle.files["weights.bin"].bytes or bundle.quantization["unquantized_inputs"]
     return open_bundle(target)
 
@@ -255,10 +259,89 @@ def test_a_layer_whose_inputs_cannot_be_rounded_keeps_them(config: ModelConfig, 
 
     edit_weights(checkpoint / "consolidated.safetensors", spike)
     bundle = quantized(checkpoint, tmp_path / "b", precision="int8")
-    assert list(bundle.quantization["unquantized_inputs"]) == ["vision_language_adapter.w_in"]
+    kept = bundle.quantization["unquantized_inputs"]
+    assert "vision_language_adapter.w_in" in kept and "vision_language_adapter.w_out" not in kept
     types = {t.name for t in onnx.load(bundle.graph_path("vision"), load_external_data=False).graph.initializer}
     assert "vision_language_adapter.w_in.input_scale" not in types
     assert "vision_language_adapter.w_out.input_scale" in types
+
+
+def test_a_first_token_of_a_thousand_times_the_energy_does_not_hide_what_the_others_lose(
+    config: ModelConfig, tmp_path: Path
+) -> None:
+    """Massive activations: one channel of w2's input holds thousands where <s> stands and nothing elsewhere."""
+    checkpoint = write_checkpoint(tmp_path / "c", config, dtype=torch.float32)
+
+    def spike(weights: dict[str, Tensor]) -> None:
+        weights["tok_embeddings.weight"][:, 5] = 0.0
+        weights["tok_embeddings.weight"][1, 5] = 20.0
+        for name in ("w1", "w3"):
+            weights[f"layers.0.feed_forward.{name}.weight"][7] = 0.0
+            weights[f"layers.0.feed_forward.{name}.weight"][7, 5] = 10.0
+        weights["layers.0.attention.wo.weight"][5] = 0.0
+        weights["layers.0.feed_forward.w2.weight"][:, 7] = 1.0
+
+    edit_weights(checkpoint / "consolidated.safetensors", spike)
+    bundle = quantized(checkpoint, tmp_path / "b", precision="int8")
+    assert list(bundle.quantization["unquantized_inputs"]) == ["layers.0.feed_forward.w2"]
+
+
+def test_text_alone_calibrates_a_decoder(checkpoint: Path, tmp_path: Path) -> None:
+    lines = tmp_path / "own.jsonl"
+    lines.write_text("".join(f'{{"prompt": "{word} and {word} again"}}\n' for word in ("one", "two", "three", "four")))
+    warnings: list[str] = []
+    for precision in ("int4", "int8"):
+        bundle = quantized(
+            checkpoint, tmp_path / precision, precision=precision, calibration=lines, warn=warnings.append
+        )
+        assert bundle.quantization["calibration"] == "own"
+        assert bundle.quantization["samples"] == (4 if precision == "int4" else 8)
+    assert sum("packaged pictures are added" in warning for warning in warnings) == 1  # int4 leaves the vision tower
+
+
+def test_the_same_samples_give_the_same_bytes_at_any_number_of_threads(checkpoint: Path, tmp_path: Path) -> None:
+    """Short prompts too: products of a few rows differ by the number of threads, and so do Cholesky factors."""
+    lines = tmp_path / "own.jsonl"
+    lines.write_text('{"prompt": "one"}\n{"prompt": "two or three"}\n{"prompt": "four, five, six, seven, eight"}\n')
+    threads, prints = torch.get_num_threads(), set()
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            bundle = quantized(checkpoint, tmp_path / str(count), precision="int4", calibration=lines)
+            prints.add(bundle.fingerprint)
+    finally:
+        torch.set_num_threads(threads)
+    assert len(prints) == 1
+
+
+def test_a_layer_that_gptq_harms_is_rounded(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Moments that have nothing to do with the inputs make GPTQ worse than rounding on samples held out."""
+
+    def add(moments: Moments, x: Tensor) -> None:
+        for block in moments.blocks:
+            noise = torch.randn(3, len(block), generator=torch.Generator().manual_seed(0))
+            block.addmm_(noise.T, noise)
+
+    plain = quantized(checkpoint, tmp_path / "rounded", precision="int4", method="rtn")
+    monkeypatch.setattr(Moments, "add", add)
+    warnings: list[str] = []
+    misled = quantized(checkpoint, tmp_path / "misled", precision="int4", warn=warnings.append)
+    linears = {p.name.removesuffix(".weight") for p in parameters(misled.model) if p.is_linear}
+    assert set(misled.quantization["rounded_layers"]) == {n for n in linears if n.startswith("layers.")}
+    assert any("GPTQ did worse" in warning and "layers.1.feed_forward.w2" in warning for warning in warnings)
+    expected = dequantized(plain)
+    for name, weight in dequantized(misled).items():  # sums of another order: scales differ in their last bit
+        torch.testing.assert_close(weight, expected[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_group_fits_each_layer_and_what_was_chosen_is_said(checkpoint: Path, tmp_path: Path) -> None:
+    warnings: list[str] = []
+    bundle = quantized(checkpoint, tmp_path / "b", precision="int4", group_size=None, warn=warnings.append)
+    scales = {name: value.shape for name, value in stored(bundle).items() if name.endswith("w2.weight_scale")}
+    assert scales["layers.0.feed_forward.w2.weight_scale"] == (160 // 32, 96)
+    fitted = bundle.quantization["fitted_groups"]
+    assert fitted["layers.*.feed_forward.w2"] == 32 and "layers.*.attention.wo" not in fitted  # 160 and 128 inputs
+    assert any("32 in layers.*.feed_forward.w2" in warning for warning in warnings)
 
 
 def test_kept_layers_are_stored_as_they_were(checkpoint: Path, config: ModelConfig, tmp_path: Path) -> None:
@@ -275,7 +358,7 @@ def test_kept_layers_are_stored_as_they_were(checkpoint: Path, config: ModelConf
 
 def test_bad_calibration_input_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
-    with pytest.raises(InputError, match="none of the 1 calibration samples has a readable image"):
+    with pytest.raises(InputError, match=r"none of the 1 calibration samples can be read; .*broken\.jpg"):
         quantized(checkpoint, tmp_path / "b", precision="int4", calibration=tmp_path)
     lines = tmp_path / "own.jsonl"
     lines.write_text('{"prompt": "hello"}\n{"image": "a.png"}\n')

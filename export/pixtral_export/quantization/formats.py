@@ -2,7 +2,8 @@
 
 A quantized weight is a tensor of codes, whole multiples of a scale, and the scales themselves, in the layout of ONNX
 DequantizeLinear: one scale for each output column, or one for each `group` of rows along K. All schemes are symmetric:
-zero stays zero and no zero points are stored.
+zero stays zero and no zero points are stored. Scales are positive. A negative one would let the larger of a group's two
+ends become int4's -8, for another 12 to 15 % less squared error, but TensorRT documents only "strictly positive" ones.
 
 Shapes: K inputs and N outputs of a linear layer, weights (K, N).
 """
@@ -20,15 +21,16 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Format:
-    """A storage type: its name in this toolkit and in ONNX, and its largest magnitude."""
+    """A storage type: its name in this toolkit and in ONNX, and the ends of the range that codes use."""
 
     name: str
     bits: int
     largest: float
+    lowest: float
 
     def round(self, x: Tensor) -> Tensor:
-        """The nearest representable values, ties to even, clipped to the largest magnitude. float32 in and out."""
-        x = x.clamp(-self.largest, self.largest)
+        """The nearest representable values, ties to even, clipped to the range. float32 in and out."""
+        x = x.clamp(self.lowest, self.largest)
         if self.name == "float8e4m3fn":
             return x.to(torch.float8_e4m3fn).float()
         if self.name == "float4e2m1":  # six times faster than by way of ml_dtypes
@@ -53,10 +55,10 @@ class Format:
 
 EXPONENT_BITS = 0x7F80_0000  # of a float32
 
-INT4 = Format("int4", 4, 7)
-INT8 = Format("int8", 8, 127)
-FP8 = Format("float8e4m3fn", 8, 448)
-FP4 = Format("float4e2m1", 4, 6)
+INT4 = Format("int4", 4, 7, -8)
+INT8 = Format("int8", 8, 127, -127)
+FP8 = Format("float8e4m3fn", 8, 448, -448)
+FP4 = Format("float4e2m1", 4, 6, -6)
 FORMATS = {format.name: format for format in (INT4, INT8, FP8, FP4)}
 
 SCALE_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
@@ -81,25 +83,41 @@ def stored_as_e4m3(unit: Tensor) -> Storable:
 
 
 def group_scales(
-    weight: Tensor, format: Format, group: int | None, storable: Storable, *, search: bool = False
+    weight: Tensor, format: Format, group: int | None, storable: Storable, *, importance: Tensor | None = None
 ) -> Tensor:
     """Scales of a weight (K, N): (K/group, N), or (N,) where `group` is None.
 
-    `search` picks for each group the candidate of `SCALE_SHARES` with the least squared error; otherwise the largest
-    value of a group is representable.
+    In 8 bits the ends of a group are representable. In 4 bits a scale has the least squared error of the candidates in
+    `SCALE_SHARES` and the one that fits the best of these codes; `importance` (K,) weighs the rows' errors.
     """
     blocks = weight[None] if group is None else weight.unflatten(0, (-1, group))  # (G, K/G, N)
-    full = storable(blocks.abs().amax(1) / format.largest)  # (G, N)
-    if search:
-        least = torch.full_like(full, torch.inf)
-        best = full
-        for share in SCALE_SHARES:
-            scale = storable(full * share)
-            error = (format.round(blocks / scale[:, None]) * scale[:, None] - blocks).square_().sum(1)
-            best = torch.where(error < least, scale, best)
-            least = torch.minimum(error, least)
-        full = best
+    full = storable(torch.maximum(blocks.amax(1) / format.largest, blocks.amin(1) / format.lowest))  # (G, N)
+    if format.bits == 4:
+        shares = None if importance is None else importance.view(len(blocks), -1, 1)  # (G, K/G, 1)
+        full = _searched(blocks, full, format, storable, shares)
     return full[0] if group is None else full
+
+
+def _searched(blocks: Tensor, full: Tensor, format: Format, storable: Storable, importance: Tensor | None) -> Tensor:
+    """The scales (G, N) of blocks (G, K/G, N) with the least squared error."""
+
+    def weighed(x: Tensor) -> Tensor:
+        return x if importance is None else x.mul_(importance)
+
+    best, least = full, torch.full_like(full, torch.inf)
+
+    def consider(scale: Tensor) -> None:
+        nonlocal best, least
+        error = weighed((format.round(blocks / scale[:, None]) * scale[:, None] - blocks).square_()).sum(1)
+        best = torch.where(error < least, scale, best)
+        least = torch.minimum(error, least)
+
+    for share in SCALE_SHARES:
+        consider(storable(full * share))
+    codes = format.round(blocks / best[:, None])
+    fitted = weighed(codes * blocks).sum(1) / weighed(codes.square()).sum(1).clamp_(min=1e-30)
+    consider(storable(torch.where(fitted > 0, fitted, best)))
+    return best
 
 
 def expand_scales(scale: Tensor, rows: int) -> Tensor:

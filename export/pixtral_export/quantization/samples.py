@@ -1,8 +1,9 @@
-"""What calibration reads: prompts with the user's images, or the packaged ones.
+"""What calibration reads: prompts of the user's, or the packaged ones.
 
-A folder gives images, asked the packaged questions in turn. A JSON Lines file gives an object a line: `prompt`, and
-`image` (a path, relative to the file) or `images` (several) or neither. Images are scaled to `MOST_IMAGE_TOKENS`:
-what activations look like hardly depends on resolution, and twice as many tokens take twice as long.
+The packaged ones are texts of many kinds and pictures in turn. A folder gives images, asked the packaged questions in
+turn. A JSON Lines file gives an object a line: `prompt`, and `image` (a path, relative to the file) or `images`
+(several) or neither. Images are scaled to `MOST_IMAGE_TOKENS`: what activations look like hardly depends on resolution,
+and twice as many tokens take twice as long.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 
 from pixtral_runtime.errors import ImageError, InputError, Option
@@ -19,21 +21,17 @@ from pixtral_runtime.inputs.image_files import collect_images, open_image
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 from pixtral_runtime.inputs.text_file import parsed_json, read_lines
 
-DEFAULT_SAMPLES = 16
+DEFAULT_SAMPLES = 32
 MOST_IMAGE_TOKENS = 256
 PACKAGED = Path(__file__).parent / "samples"
+TEXTS = PACKAGED / "texts.txt"
+TEXTS_END = "====\n"
 PACKAGED_QUESTIONS = (
     "Describe this image in one short sentence.",
     "Describe this image in detail.",
     "What text can be read in this image? Write it down word for word.",
     "List every object in this image with its color and position.",
     "What is unusual about this image? Explain step by step.",
-)
-PACKAGED_TEXTS = (
-    "Write a short letter to a neighbour about a borrowed ladder, polite but firm.",
-    "Explain how a bill becomes a law, in five sentences.",
-    "def median(values):\n    values = sorted(values)\nComplete this Python function and explain it.",
-    "Übersetze ins Englische: Der Zug nach München fährt heute zwanzig Minuten später ab.",
 )
 
 
@@ -46,29 +44,34 @@ class CalibrationRequest:
 
 
 def packaged_requests() -> list[CalibrationRequest]:
-    """The packaged images, each with a question of its own, and prompts without image in between."""
-    images = sorted(path for path in PACKAGED.iterdir() if path.suffix != ".md")
-    asked = [
-        CalibrationRequest(PACKAGED_QUESTIONS[n % len(PACKAGED_QUESTIONS)], (image,)) for n, image in enumerate(images)
-    ]
-    spoken = [CalibrationRequest(text) for text in PACKAGED_TEXTS]
-    again = [
-        CalibrationRequest(PACKAGED_QUESTIONS[(n + 2) % len(PACKAGED_QUESTIONS)], (image,))
-        for n, image in enumerate(images[::2])
-    ]
-    return asked + spoken + again
+    """Texts and a quarter of pictures, which stand first, second, third, fourth of four: any few of them have both."""
+    texts = [CalibrationRequest(text.strip()) for text in TEXTS.read_text(encoding="utf-8").split(TEXTS_END)]
+    mixed: list[CalibrationRequest] = []
+    for n, picture in enumerate(packaged_pictures()):
+        four = texts[3 * n : 3 * n + 3]
+        mixed += [*four[: n % 4], picture, *four[n % 4 :]]
+    return mixed
+
+
+def packaged_pictures() -> list[CalibrationRequest]:
+    """The packaged pictures, each with a question of its own."""
+    return _asked(sorted(path for path in PACKAGED.iterdir() if path.suffix in (".jpg", ".png")))
 
 
 def calibration_requests(source: Path) -> list[CalibrationRequest]:
     """The samples of a folder or a JSON Lines file. Raises InputError."""
     if os.path.isdir(source):
-        images = collect_images([str(source)], (), recursive=True)
-        return [
-            CalibrationRequest(PACKAGED_QUESTIONS[n % len(PACKAGED_QUESTIONS)], (image,))
-            for n, image in enumerate(images)
-        ]
+        return _asked(collect_images([str(source)], (), recursive=True))
     lines = read_lines(source, Option("calibration", ("FOLDER", "FILE.jsonl")))
     return [_request(source, number, line) for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _asked(images: Iterable[Path]) -> list[CalibrationRequest]:
+    """A packaged question about each image, in turn."""
+    return [
+        CalibrationRequest(question, (image,))
+        for question, image in zip(cycle(PACKAGED_QUESTIONS), images, strict=False)
+    ]
 
 
 def _request(source: Path, number: int, line: str) -> CalibrationRequest:
@@ -79,7 +82,7 @@ def _request(source: Path, number: int, line: str) -> CalibrationRequest:
             raise TypeError("prompt and image must be text")
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(
-            f"{source}, line {number}: {error}; expected an object with 'prompt' and 'image'",
+            f"{source}, line {number}: {error}; expected an object with 'prompt' and perhaps 'image'",
             '{"image": "photo.jpg", "prompt": "What is shown?"}',
         ) from error
     return CalibrationRequest(entry["prompt"], tuple(source.parent / image for image in images))
@@ -90,7 +93,7 @@ def build_samples(
 ) -> tuple[list[Prompt], list[str]]:
     """Tokenize `count` requests spread evenly over all. Returns them, and why others in their place were left out.
 
-    Raises InputError where no sample with an image is left.
+    Raises InputError where nothing is left.
     """
     built: list[Prompt] = []
     refused: list[str] = []
@@ -103,10 +106,10 @@ def build_samples(
             refused.append(str(error))
             continue
         built.append(prompts.build(user_message(request.prompt, pictures)))
-    if not any(prompt.images for prompt in built):
+    if not built:
         reason = f"; {refused[0]}" if refused else ""
         raise InputError(
-            f"none of the {len(requests)} calibration samples has a readable image{reason}",
+            f"none of the {len(requests)} calibration samples can be read{reason}",
             Option("calibration", "FOLDER", "with images like those the model will see"),
         )
     return built, refused

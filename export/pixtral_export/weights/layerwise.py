@@ -15,6 +15,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
 from pathlib import Path
@@ -27,9 +28,10 @@ from pixtral_export.model import decoder, vision
 from pixtral_export.model.ops import group_rows
 from pixtral_export.model.parameters import Parameter, parameters
 from pixtral_export.model.rope import decoder_rope_tables, vision_rope_tables
-from pixtral_export.quantization.calibrate import ADAPTER_GROUPS, BLOCK_GROUPS, quantize_block, watch
+from pixtral_export.quantization.calibrate import ADAPTER_GROUPS, BLOCK_GROUPS, judges, quantize_block, watch
 from pixtral_export.quantization.formats import FORMATS
-from pixtral_export.quantization.recipes import Recipe, Scheme, Stored
+from pixtral_export.quantization.gptq import one_thread
+from pixtral_export.quantization.recipes import Recipe, Stored
 from pixtral_export.weight_names import ExternalWeight, input_scale_name, scale_name
 from pixtral_export.weights.plan import rope_tensors
 from pixtral_export.weights.values import check_values
@@ -42,6 +44,8 @@ from pixtral_runtime.files import write_atomically
 from pixtral_runtime.inputs.prompt import Prompt
 from pixtral_runtime.json_data import from_json
 
+LEAST_STEADY_ROWS = 16  # products of 5 to 11 rows have other last bits in two threads than in one
+
 SCRATCH, JOURNAL = "calibration", "journal.json"
 PATCHES_UNIT, ADAPTER_UNIT = "vision_encoder", "vision_language_adapter"
 EMBEDDING_UNIT, HEAD_UNIT = "tok_embeddings", "head"
@@ -51,6 +55,8 @@ UNIT_PREFIX = re.compile(
 
 Stage = Callable[[int, int], None]
 """Called with the units done and the units in all."""
+Forward = Callable[[range | None], Iterator[Tensor]]
+"""A unit's outputs for all samples, or for those whose numbers are named."""
 
 
 @dataclass
@@ -62,6 +68,9 @@ class Journal:
     places: list[ExternalWeight] = field(default_factory=list)
     input_scales: dict[str, str] = field(default_factory=dict)  # of weights with quantized inputs
     fallbacks: dict[str, float] = field(default_factory=dict)  # layers that keep their inputs after all, and SNR in dB
+    rounded: dict[str, tuple[float, float]] = field(
+        default_factory=dict
+    )  # SNR where GPTQ was worse: its own, rounding's
     cache_scales: list[float] = field(default_factory=list)  # of the tensors of a quantized cache
 
     @classmethod
@@ -93,9 +102,11 @@ class Activations:
                 raise _overflow(f"the output of {unit}")
             torch.save(value.clone(), place / f"{index:06}.pt")
 
-    def load(self, unit: str) -> Iterator[Tensor]:
-        for path in sorted((self._folder / unit).glob("*.pt")):
-            yield torch.load(path, weights_only=True)
+    def load(self, unit: str, only: range | None = None) -> Iterator[Tensor]:
+        """All values in their order, or those whose numbers are in `only`."""
+        for number, path in enumerate(sorted((self._folder / unit).glob("*.pt"))):
+            if only is None or number in only:
+                yield torch.load(path, weights_only=True)
 
     def drop(self, unit: str) -> None:
         shutil.rmtree(self._folder / unit, ignore_errors=True)
@@ -117,6 +128,11 @@ def units(config: ModelConfig) -> list[tuple[str, list[Parameter]]]:
         return match[1] if match else HEAD_UNIT
 
     return [(name, list(group)) for name, group in groupby(parameters(config), unit)]
+
+
+def steady(rows: int) -> AbstractContextManager[None]:
+    """Where products of so many rows give the same bits at any number of threads: short ones were seen to differ."""
+    return one_thread() if rows < LEAST_STEADY_ROWS else nullcontext()
 
 
 @dataclass(frozen=True)
@@ -188,18 +204,26 @@ class LayerwisePass:
             yield from self._embedded(members[0], inputs.load(before))
         elif unit == ADAPTER_UNIT:
             adapter = self._load(lambda: vision.Adapter(config), unit, members)
-            self._quantize(file, journal, unit, adapter, members, lambda: map(adapter, inputs.load(before)))
-            yield from map(adapter, inputs.load(before))
+
+            def run(only: range | None = None) -> Iterator[Tensor]:
+                return self._adapted(adapter, inputs.load(before, only))
+
+            self._quantize(file, journal, unit, adapter, members, run)
+            yield from run()
         elif unit.startswith(PATCHES_UNIT):
             block = self._load(lambda: vision.vision_block(config.vision), unit, members)
-            self._quantize(file, journal, unit, block, members, lambda: self._vision(block, inputs.load(before)))
-            yield from self._vision(block, inputs.load(before))
+
+            def run(only: range | None = None) -> Iterator[Tensor]:
+                return self._vision(block, inputs.load(before, only), only)
+
+            self._quantize(file, journal, unit, block, members, run)
+            yield from run()
         elif unit != HEAD_UNIT:
             block = self._load(lambda: decoder.decoder_block(config.decoder), unit, members)
             largest = [0.0, 0.0]
 
-            def run() -> Iterator[Tensor]:
-                return self._decoder(block, inputs.load(before), largest)
+            def run(only: range | None = None) -> Iterator[Tensor]:
+                return self._decoder(block, inputs.load(before, only), largest)
 
             self._quantize(file, journal, unit, block, members, run)
             yield from run()
@@ -225,57 +249,68 @@ class LayerwisePass:
         unit: str,
         module: nn.Module,
         members: Sequence[Parameter],
-        forward: Callable[[], Iterable[Tensor]],
+        forward: Forward,
     ) -> None:
         """Quantize and write a unit by what its layers see in `forward`, where the recipe asks for that."""
         names = {parameter.name.removeprefix(f"{unit}.").removesuffix(".weight"): parameter for parameter in members}
         schemes = {
             name: scheme for name, parameter in names.items() if (scheme := self.recipe.scheme(parameter)) is not None
         }
-        if not any(self._needs_samples(scheme) for scheme in schemes.values()):
+        if not any(self.recipe.needs_samples(scheme) for scheme in schemes.values()):
             return
         groups = ADAPTER_GROUPS if unit == ADAPTER_UNIT else BLOCK_GROUPS
         gptq = [name for name, scheme in schemes.items() if scheme.group and self.recipe.method == "gptq"]
-        statistics, handles = watch(module, groups, len(self.prompts), gptq)
-        for _ in forward():
+        images = sum(len(prompt.images) for prompt in self.prompts)
+        sequences = images if unit.startswith("vision_") else len(self.prompts)
+        statistics, handles = watch(module, groups, sequences, gptq)
+        for _ in forward(None):
             pass
         for handle in handles:
             handle.remove()
         for name, seen in statistics.items():
             if not seen.largest.isfinite().all():
                 raise _overflow(f"the input of {unit}.{name}")
-        for name, quantized, snr_db in quantize_block(
-            module, groups, schemes, statistics, self.dtype, self.recipe.method, self.recipe.smooth
-        ):
-            parameter = names[name]
-            file.add_quantized(parameter, quantized)
-            if quantized.input_scale is not None:
+        for outcome in quantize_block(
+            module, groups, schemes, statistics, self.dtype, self.recipe.method, self.recipe.smooth,
+            lambda: list(forward(judges(sequences))),
+        ):  # fmt: skip
+            parameter, layer = names[outcome.name], f"{unit}.{outcome.name}"
+            file.add_quantized(parameter, outcome.quantized)
+            if outcome.quantized.input_scale is not None:
                 journal.input_scales[parameter.name] = input_scale_name(parameter.name)
-            elif schemes[name].activation is not None:
-                journal.fallbacks[f"{unit}.{name}"] = round(snr_db, 1)
+            elif schemes[outcome.name].activation is not None:
+                journal.fallbacks[layer] = round(outcome.snr_db, 1)
+            if outcome.gptq_snr_db is not None:
+                journal.rounded[layer] = (round(outcome.gptq_snr_db, 1), round(outcome.snr_db, 1))
         for name, tensor in module.named_parameters():  # norms and kept layers, some rescaled
             parameter = next(p for p in members if p.name == f"{unit}.{name}")
             if parameter.name not in file.places:
                 file.add_parameter(parameter, None, tensor.T if parameter.is_linear else tensor)
 
-    def _needs_samples(self, scheme: Scheme) -> bool:
-        return scheme.activation is not None or (scheme.group is not None and self.recipe.method in ("gptq", "awq"))
-
-    def _images(self) -> Iterator[Tensor]:
-        for prompt in self.prompts:
-            yield from (torch.from_numpy(image)[None] for image in prompt.images)
+    def _images(self, only: range | None = None) -> Iterator[Tensor]:
+        images = (image for prompt in self.prompts for image in prompt.images)
+        yield from (torch.from_numpy(image)[None] for n, image in enumerate(images) if only is None or n in only)
 
     def _patches(self, members: Sequence[Parameter]) -> Iterator[Tensor]:
         module = self._load(lambda: vision.PatchEmbedding(self.checkpoint.config.vision), PATCHES_UNIT, members)
         for pixels in self._images():
             yield module(pixels)[0]  # (1, P, D)
 
-    def _vision(self, block: nn.Module, inputs: Iterator[Tensor]) -> Iterator[Tensor]:
+    def _vision(self, block: nn.Module, inputs: Iterator[Tensor], only: range | None) -> Iterator[Tensor]:
         config = self.checkpoint.config.vision
         cos, sin = (table.float() for table in vision_rope_tables(config))
-        for x, pixels in zip(inputs, self._images(), strict=True):
+        for x, pixels in zip(inputs, self._images(only), strict=True):
             rows, columns = (side // config.patch_size for side in pixels.shape[2:])
-            yield block(x, cos, sin, vision.position_ids(rows, columns, config.max_grid)[None])[0]
+            positions = vision.position_ids(rows, columns, config.max_grid)[None]
+            with steady(x.shape[1]):
+                y = block(x, cos, sin, positions)[0]
+            yield y
+
+    def _adapted(self, adapter: nn.Module, inputs: Iterator[Tensor]) -> Iterator[Tensor]:
+        for x in inputs:
+            with steady(x.shape[1]):
+                y = adapter(x)
+            yield y
 
     def _embedded(self, table: Parameter, features: Iterator[Tensor]) -> Iterator[Tensor]:
         for prompt in self.prompts:
@@ -293,6 +328,7 @@ class LayerwisePass:
         for x in inputs:
             positions = torch.arange(x.shape[1])
             mask = group_rows((positions[:, None] >= positions)[None, None], config.n_heads // config.n_kv_heads)
-            y, *cached = block(x, cos, sin, positions[None], mask)
+            with steady(x.shape[1]):
+                y, *cached = block(x, cos, sin, positions[None], mask)
             largest[:] = [max(old, float(new.abs().max())) for old, new in zip(largest, cached, strict=True)]
             yield y
