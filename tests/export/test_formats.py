@@ -65,14 +65,14 @@ def test_packed_codes_read_back_by_onnx_are_the_codes(format: Format) -> None:
     np.testing.assert_array_equal(numpy_helper.to_array(tensor).astype(np.float32), codes.numpy())
 
 
-@pytest.mark.parametrize("format", [INT8, FP8], ids=["int8", "fp8"])
+@formats
 @pytest.mark.parametrize("group", [None, 32])
-def test_in_8_bits_no_weight_moves_by_more_than_half_a_step(format: Format, group: int | None) -> None:
+def test_no_weight_moves_by_more_than_half_a_step(format: Format, group: int | None) -> None:
     weight = noise(128, 24)
     scale = group_scales(weight, format, group, stored_as("float32"))
     assert scale.shape == ((24,) if group is None else (4, 24))
     error = (round_to_nearest(weight, scale, format) * expand_scales(scale, 128) - weight).abs()
-    largest_step = {"int8": 1, "float8e4m3fn": 32}[format.name]
+    largest_step = {"int4": 1, "int8": 1, "float8e4m3fn": 32, "float4e2m1": 2}[format.name]
     assert (error <= 0.5001 * largest_step * expand_scales(scale, 128)).all()
 
 
@@ -91,12 +91,12 @@ def squared_error(weight: torch.Tensor, scale: torch.Tensor, format: Format) -> 
 
 
 @pytest.mark.parametrize("group", [32, 128])
-def test_int4_rounds_as_well_as_q4_0_which_may_turn_signs(group: int) -> None:
+def test_searched_int4_scales_round_as_well_as_q4_0_which_may_turn_signs(group: int) -> None:
     """Q4_0's scale has the sign that makes the largest magnitude of a group -8."""
     weight = noise(256, 64)
     blocks = weight.unflatten(0, (-1, group))
     signed = blocks.gather(1, blocks.abs().argmax(1, keepdim=True)).squeeze(1) / -8
-    scale = group_scales(weight, INT4, group, stored_as("float16"))
+    scale = group_scales(weight, INT4, group, stored_as("float16"), importance=torch.ones(256))
     assert (scale > 0).all()  # TensorRT documents no other
     ratio = squared_error(weight, scale, INT4).sum() / squared_error(weight, signed, INT4).sum()
     print(f"{ratio:.3f} of Q4_0's squared error")
@@ -114,7 +114,7 @@ def test_important_rows_decide_a_scale() -> None:
     importance[::2] = 1000
     errors = [
         squared_error(weight, group_scales(weight, INT4, 32, stored_as("float16"), importance=weights), INT4)[::2].sum()
-        for weights in (importance, None)
+        for weights in (importance, torch.ones(64))
     ]
     assert errors[0] < 0.95 * errors[1]
 
@@ -196,5 +196,6 @@ def test_gptq_without_correlations_is_rounding() -> None:
     moments = Moments(64)
     moments.add(torch.eye(64))
     codes, scales = gptq(weight, factor(moments), INT4, 32, stored_as("float16"))
-    assert torch.equal(scales, group_scales(weight, INT4, 32, stored_as("float16")))
+    plain = group_scales(weight, INT4, 32, stored_as("float16"), importance=torch.ones(64))
+    assert torch.equal(scales, plain)
     assert torch.equal(codes, round_to_nearest(weight, scales, INT4))
