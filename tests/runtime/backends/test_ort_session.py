@@ -49,7 +49,9 @@ def test_products_of_int8_bundles_are_computed_in_int8(
     left = [node.name for node in nodes if node.op_type == "MatMul" and made.get(node.input[1]) == "DequantizeLinear"]
     kinds = Counter(node.op_type for node in nodes)
     assert left == []
-    assert kinds["MatMulIntegerToFloat"] >= (21 if graph == "decoder" else 28)
+    kept = [name for name in bundle.quantization["unquantized_inputs"] if ("vision" in name) == (graph == "vision")]
+    assert len(kept) <= 3  # layers whose rounded inputs would cost too much
+    assert kinds["MatMulIntegerToFloat"] >= (21 if graph == "decoder" else 28) - len(kept)
 
 
 EXACT = 1e-6  # seen 6e-8; 0.19 on AVX2 if sums of two products may saturate in 16 bits

@@ -45,7 +45,7 @@ RECIPES = {
     "int8": ExportSettings(precision="int8"),
     "fp8": ExportSettings(precision="fp8"),
 }
-TIE = {"int4": 0.0, "int8": 0.0, "fp8": 0.15}  # of the largest logit; seen in fp8: 0.093, in one prompt of three
+TIE = {"int4": 0.005, "int8": 0.0, "fp8": 0.15}  # of the largest logit; seen: 0.0024 and 0.093, in one prompt of three
 TOKENS = 12
 PLAIN = TrtSettings()
 
@@ -116,8 +116,9 @@ def test_greedy_answers_are_those_of_onnx_runtime(name: str, request: pytest.Fix
 
 @pytest.mark.parametrize("name", list(RECIPES))
 def test_greedy_answers_of_quantized_bundles_are_those_of_onnx_runtime(name: str, tmp_path: Path) -> None:
-    """Token by token in int4 and int8. In fp8, whose steps are an eighth of a value, a tie within TIE may break either
-    way; logits then differ by up to 0.13 of the largest."""
+    """Token by token in int8. A tie within TIE may break either way: in int4 because ONNX Runtime rounds the inputs of
+    its products to int8 (in float32 products the answers are the same), in fp8 because its steps are an eighth of a
+    value; logits then differ by up to 0.13 of the largest."""
     bundle = exported(DEMO, tmp_path / "b", RECIPES[name])
     ours, theirs = engines(StandIn(HostDevice()), bundle), load(bundle.path)
     for images in ((IMAGE,), ("red_triangle_64x64.png", "blue_circle_64x64.png"), ()):
