@@ -41,23 +41,22 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path] = ()) -> Non
     what is no regular file, and a place that the system does not let us write to. Inputs that are not there are for
     their readers to complain of. Raises InputError, and MachineError on a full disk.
     """
-    taken: dict[object, Path] = {}
+    taken: dict[object, Output] = {}
     for output in outputs:
         try:
             place = _place(output.path)
             if place in taken:
                 raise InputError(f"{output.path} would be written twice", output.option)
-            taken[place] = output.path
+            taken[place] = output
             _check_output(output)
         except OSError as error:
             raise unwritable(output.path, error, output.option) from error
         except ValueError as error:  # a zero byte in its name
             raise InputError(f"{str(output.path)!r} cannot be written: {error}", output.option) from error
-    options = {output.path: output.option for output in outputs}
     for path in inputs:
         with suppress(OSError, ValueError):
             if (over := taken.get(_place(path))) is not None:
-                raise InputError(f"{over} is read, and cannot be written as well", options[over])
+                raise InputError(f"{over.path} is read, and cannot be written as well", over.option)
 
 
 def _place(path: Path) -> object:

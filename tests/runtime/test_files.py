@@ -17,7 +17,7 @@ SAVE = Option("save", "ANOTHER")
 
 def refusal(*outputs: Output, inputs: list[Path] | None = None) -> str:
     with pytest.raises(PixtralError) as caught:
-        check_outputs(outputs, inputs or [])
+        check_outputs(iter(outputs), inputs or [])
     assert caught.value.exit_code == 3
     return f"{caught.value}; {caught.value.hint}"
 
