@@ -72,9 +72,9 @@ class HostDevice:
         kind = np.dtype(np.uint8)
         self.enqueue(lambda: np.copyto(self.view(target, (nbytes,), kind), self.view(source, (nbytes,), kind)))
 
-    def copy_rows(self, target: int, source: int, nbytes: int, pitch: int, count: int) -> None:
+    def copy_rows(self, target: int, source: int, nbytes: int, pitches: tuple[int, int], count: int) -> None:
         for index in range(count):
-            self.copy_within(target + index * pitch, source + index * pitch, nbytes)
+            self.copy_within(target + index * pitches[0], source + index * pitches[1], nbytes)
 
     def copy_to_host(self, array: Array, address: int) -> None:
         self.calls["copy_to_host"] += 1
@@ -121,6 +121,14 @@ class HostDevice:
         queue, self._queue = self._queue, []
         for work in queue:
             work()
+
+
+class EagerDevice(HostDevice):
+    """Works at once, as ONNX Runtime's CPU provider does."""
+
+    def enqueue(self, work: Callable[[], None], check: Callable[[], None] | None = None) -> None:
+        super().enqueue(work, check)
+        self._flush()
 
 
 def write_engine(path: Path, bundle: Bundle, graph: str, rows: int, profiles: list[Profile]) -> Path:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pixtral_runtime.backends.cuda import CudaDevice
-from pixtral_runtime.backends.ort_cuda import CUDA_PROVIDERS, lists_cuda, require_cuda
+from pixtral_runtime.backends.ort_cuda import lists_cuda, open_cuda_sessions, refuse_wide_products, require_cuda
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
 from pixtral_runtime.backends.session import Sessions
 from pixtral_runtime.backends.trt_package import Flavor, import_tensorrt, version_of
@@ -48,7 +48,7 @@ def open_backend(
         if backend == flavor:
             return _open_engines(bundle, flavor, gpu)
     if backend == "ort-cuda":
-        return _open_cuda(bundle, threads, "asked for")
+        return _open_cuda(bundle, gpu, "asked for")
     reason = "asked for"
     if backend == "auto":
         reasons = []
@@ -62,19 +62,17 @@ def open_backend(
         reason = "; ".join(reasons) or "the bundle lists no engines"
         if lists_cuda():
             try:
-                return _open_cuda(bundle, threads, reason)
+                return _open_cuda(bundle, gpu, reason)
             except PixtralError as error:
                 reason += f"; ort-cuda: {error}"
-    return Opened(_open_ort(bundle, OrtSettings(threads)), "ort-cpu", reason)
+    sessions = Sessions(*(OrtSession(bundle, graph, OrtSettings(threads)) for graph in GRAPHS))
+    return Opened(sessions, "ort-cpu", reason)
 
 
-def _open_cuda(bundle: Bundle, threads: int, reason: str) -> Opened:
+def _open_cuda(bundle: Bundle, gpu: Callable[[], CudaDevice], reason: str) -> Opened:
+    refuse_wide_products(bundle)
     require_cuda()
-    return Opened(_open_ort(bundle, OrtSettings(threads, CUDA_PROVIDERS, "cuda")), "ort-cuda", reason)
-
-
-def _open_ort(bundle: Bundle, settings: OrtSettings) -> Sessions:
-    return Sessions(*(OrtSession(bundle, graph, settings) for graph in GRAPHS))
+    return Opened(open_cuda_sessions(bundle, gpu()), "ort-cuda", reason)
 
 
 def _open_engines(bundle: Bundle, flavor: Flavor, gpu: Callable[[], CudaDevice]) -> Opened:

@@ -7,12 +7,18 @@ else; only `copy_to_host` waits. Not yet run on a device; calls and their signat
 
 from __future__ import annotations
 
+import ctypes
 import importlib
 import weakref
 from typing import Any, Protocol
 
+import numpy as np
+
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.errors import MachineError, MemoryShortageError, extra_missing
+
+STAGING_BYTES = 16 << 20  # pinned; the feeds of thousands of steps, or the pixels of one large image
+STAGING_STEP = 256  # bytes; where the next array starts
 
 
 class DeviceStream(Protocol):
@@ -20,7 +26,7 @@ class DeviceStream(Protocol):
 
     @property
     def stream(self) -> int:
-        """The stream's handle, as TensorRT takes it."""
+        """The stream's handle, as TensorRT and ONNX Runtime take it."""
 
     def alloc(self, nbytes: int) -> int:
         """Address of new memory, aligned to 256 bytes, its content undefined. Raises MachineError."""
@@ -34,8 +40,8 @@ class DeviceStream(Protocol):
 
     def copy_within(self, target: int, source: int, nbytes: int) -> None: ...
 
-    def copy_rows(self, target: int, source: int, nbytes: int, pitch: int, count: int) -> None:
-        """Copy `count` runs of `nbytes`, each starting `pitch` bytes after the one before."""
+    def copy_rows(self, target: int, source: int, nbytes: int, pitches: tuple[int, int], count: int) -> None:
+        """Copy `count` runs of `nbytes`, each starting so many bytes after the one before, in target and in source."""
 
     def copy_to_host(self, array: Array, address: int) -> None:
         """Fill a contiguous array. Waits for all that was queued before."""
@@ -55,7 +61,7 @@ class Memory:
     """Device memory that is freed with this object."""
 
     def __init__(self, device: DeviceStream, nbytes: int) -> None:
-        self.address = device.alloc(nbytes)
+        self.address, self.nbytes = device.alloc(nbytes), nbytes
         weakref.finalize(self, device.free, self.address).atexit = False  # the process's end frees it
 
 
@@ -71,6 +77,9 @@ class CudaDevice:
         self._call("cudaSetDevice", index)
         # A stream that waits for the legacy default stream would wait for other users of the device.
         self._stream = self._call("cudaStreamCreateWithFlags", self._cuda.cudaStreamNonBlocking)
+        address = self._call("cudaHostAlloc", STAGING_BYTES, self._cuda.cudaHostAllocDefault)
+        self._staging = np.ctypeslib.as_array((ctypes.c_uint8 * STAGING_BYTES).from_address(int(address)))
+        self._staged = 0  # bytes of it that copies in flight may still read
 
     @property
     def stream(self) -> int:
@@ -94,20 +103,33 @@ class CudaDevice:
         self._call("cudaMemsetAsync", address, 0, nbytes, self._stream)
 
     def copy_to_device(self, address: int, array: Array) -> None:
-        # From pageable memory: CUDA returns once it has staged the array, and does not wait for the stream where it
-        # is small (64 KB or less), as all feeds of a decode step are.
-        self._copy(address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
+        # What CUDA does with pageable memory differs from machine to machine: where the GPU reads it directly, a copy
+        # may run after this returns. So small arrays are staged in pinned memory, and large ones waited for.
+        if array.nbytes > len(self._staging):
+            self._copy(address, array.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
+            return self.wait()
+        if self._staged + array.nbytes > len(self._staging):
+            self.wait()
+        part = self._staging[self._staged : self._staged + array.nbytes]
+        part[:] = array.reshape(-1).view(np.uint8)
+        self._staged += -(-array.nbytes // STAGING_STEP) * STAGING_STEP
+        self._copy(address, part.ctypes.data, array.nbytes, "cudaMemcpyHostToDevice")
 
     def copy_within(self, target: int, source: int, nbytes: int) -> None:
         self._copy(target, source, nbytes, "cudaMemcpyDeviceToDevice")
 
-    def copy_rows(self, target: int, source: int, nbytes: int, pitch: int, count: int) -> None:
+    def copy_rows(self, target: int, source: int, nbytes: int, pitches: tuple[int, int], count: int) -> None:
         kind = self._cuda.cudaMemcpyKind.cudaMemcpyDeviceToDevice
-        self._call("cudaMemcpy2DAsync", target, pitch, source, pitch, nbytes, count, kind, self._stream)
+        self._call("cudaMemcpy2DAsync", target, pitches[0], source, pitches[1], nbytes, count, kind, self._stream)
 
     def copy_to_host(self, array: Array, address: int) -> None:
         self._copy(array.ctypes.data, address, array.nbytes, "cudaMemcpyDeviceToHost")
+        self.wait()
+
+    def wait(self) -> None:
+        """Until all that was queued is done."""
         self._call("cudaStreamSynchronize", self._stream)
+        self._staged = 0
 
     def begin_capture(self) -> None:
         mode = self._cuda.cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal

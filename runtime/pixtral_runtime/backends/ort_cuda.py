@@ -1,26 +1,234 @@
-"""ONNX Runtime on a CUDA device: whether it can be had here, and a key/value cache that stays there.
+"""The Session protocol over ONNX Runtime's CUDA provider.
 
-Steps bind the same device memory as past and present, so nothing of the cache crosses to the host. Growing, shrinking
-and copying rows from slot to slot do, tensor by tensor: ONNX Runtime has no call that copies a part of a tensor.
+All sessions of a bundle and the copies between them are queued on one stream of one `DeviceStream`: a graph's output is
+the next one's input where it lies, and nothing waits but `DeviceBuffer.numpy`. The graphs are rewritten first
+(`ort_cuda_lowering`). A step that decodes one token a slot launches some 900 kernels, which takes the host longer than
+the device; where such a step recurs over the same memory it is recorded as a CUDA graph and replayed.
 
-Not yet run on a device. Tests run the cache with "cpu" as the device, which is all of this code but the CUDA.
+Every input and output has memory of ours. ONNX Runtime's own holds what is between them, and a graph that is replayed
+writes there: an output left in it would be overwritten.
+
+Not yet run on a device. Tests run it with host memory as the device, which is all of this code but the CUDA.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from pixtral_runtime.errors import MachineError, extra_missing
+from pixtral_runtime.backends.cuda import DeviceStream, Memory
+from pixtral_runtime.backends.device_buffers import DeviceBuffer, DeviceCache, Shape, whole_rows
+from pixtral_runtime.backends.ort_cuda_lowering import lowered
+from pixtral_runtime.backends.ort_session import open_graph, ort_errors, refuse_missing_kernels, refuse_other_graph
+from pixtral_runtime.backends.session import Array, Buffer, GraphUse, KVCache, Sessions, own_cache
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.spec import GRAPHS, TensorSpec
+from pixtral_runtime.errors import MachineError, Option, extra_missing
 
 if TYPE_CHECKING:
-    pass
+    import onnxruntime as ort
 
-CUDA_PROVIDERS = ("CUDAExecutionProvider", "CPUExecutionProvider")
-"""What CUDA has no kernel for, ONNX Runtime gives to the CPU, and copies what it reads."""
+CHUNK_TOKENS = 2048  # of a prompt at a time: on CUDA int4 weights are widened once a chunk
+CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+MOST_CUDA_GRAPHS = 64  # a session never forgets one
+REPEATS_BEFORE_GRAPH = 2  # runs of a step before it is recorded
+NO_GRAPH = "-1"  # ONNX Runtime's number for a run that is neither recorded nor replayed
+
+
+@dataclass(frozen=True)
+class CudaSettings:
+    """`device` is the GPU's index. The others are off only to measure what they bring.
+
+    `cuda_graphs`: replay steps that recur. `by_length`: attention by key length instead of the portable graph's mask.
+    """
+
+    device: int = 0
+    cuda_graphs: bool = True
+    by_length: bool = True
+
+
+class _Tensor(NamedTuple):
+    """An input or output and the memory it is bound to. Cache tensors are named as their past."""
+
+    name: str
+    address: int
+    shape: Shape
+    dtype: np.dtype[Any]
+
+
+@dataclass
+class _Step:
+    """A run over certain memory: what is bound, how often it ran, and the number of its CUDA graph."""
+
+    binding: ort.IOBinding
+    runs: int = 0
+    graph: str = NO_GRAPH
+
+
+class OrtCudaSession:
+    """One graph of a bundle on a CUDA device. Raises MachineError where ONNX Runtime cannot run it there.
+
+    `place` is "cuda", or "cpu" for a device in host memory.
+    """
+
+    def __init__(
+        self, bundle: Bundle, graph: str, device: DeviceStream, settings: CudaSettings, place: str = "cuda"
+    ) -> None:
+        refuse_missing_kernels(bundle)
+        refuse_wide_products(bundle)
+        self._bundle, self._device, self._place, self._settings = bundle, device, place, settings
+        self._spec = bundle.graph_spec(graph)
+        self._path = bundle.graph_path(graph)
+        self._session = self._open()
+        refuse_other_graph(self._session, bundle, graph)
+        self.graph_use = GraphUse("captured" if settings.cuda_graphs and graph != "vision" else "off")
+        self._inputs = {tensor.name: tensor for tensor in self._spec.inputs}
+        presents = {present for _, present in self._spec.caches}
+        self._outputs = [tensor for tensor in self._spec.outputs if tensor not in presents]
+        self._fed: dict[str, Memory] = {}
+        self._pools: dict[str, list[Memory]] = {tensor.name: [] for tensor in self._outputs}
+        self._steps: dict[tuple[_Tensor, ...], _Step] = {}  # those that may recur
+        self._options: dict[str, ort.RunOptions] = {}
+
+    def run(self, feeds: Mapping[str, Array | Buffer], cache: KVCache | None = None) -> dict[str, Buffer]:
+        """Queue one run. Raises InputError for a cache that is not its own, or none where it needs one."""
+        past = own_cache(self._spec, cache, DeviceCache)
+        inputs = [self._feed(name, value) for name, value in feeds.items()]
+        sizes = self._sizes(inputs)
+        outputs = {tensor.name: self._output(tensor, sizes) for tensor in self._outputs}
+        bound = [*inputs, *(_Tensor(name, one.address, one.shape, one.dtype) for name, one in outputs.items())]
+        if past is not None:
+            bound += [_Tensor(name, address, past.shape, past.dtype) for name, address in past.addresses.items()]
+        step = self._step(tuple(bound), may_recur=sizes.get("T") == 1)
+        with ort_errors(self._path, "cannot be computed"):
+            self._session.run_with_iobinding(step.binding, self._run_options(step.graph))
+        return dict(outputs)
+
+    def new_cache(self, slots: int, rows: int) -> DeviceCache:
+        decoder, most = self._bundle.model.decoder, self._bundle.limits.max_context
+        shape = (slots, decoder.n_kv_heads, whole_rows(rows, most), decoder.head_dim)
+        return DeviceCache(self._device, self._spec.caches, shape, np.dtype(self._bundle.cache_dtype), most=most)
+
+    # Loading
+
+    def _open(self) -> ort.InferenceSession:
+        options = {
+            "device_id": str(self._settings.device),
+            "user_compute_stream": str(self._device.stream),
+            "enable_cuda_graph": str(int(self._settings.cuda_graphs and self._spec.name != "vision")),
+            "arena_extend_strategy": "kSameAsRequested",
+            "cudnn_conv_algo_search": "HEURISTIC",  # otherwise every new image size is tried with all of them
+            "use_tf32": "0",
+        }
+        providers: list[str | tuple[str, dict[str, str]]] = [(CUDA, options), CPU] if self._place == "cuda" else [CPU]
+        with ort_errors(self._path, "is damaged"):
+            graph = lowered(self._path, by_length=self._settings.by_length)
+            session = open_graph(graph, providers=providers, weights=self._bundle.path)
+        if self._place == "cuda" and CUDA not in session.get_providers():
+            raise MachineError(
+                f"ONNX Runtime runs the {self._spec.name} graph without {CUDA}: no device, or libraries missing",
+                "nvidia-smi, then pixtral doctor",
+                Option("backend", "ort-cpu"),
+            )
+        return session
+
+    # Running
+
+    def _feed(self, name: str, value: Array | Buffer) -> _Tensor:
+        if isinstance(value, DeviceBuffer):
+            return _Tensor(name, value.address, value.shape, value.dtype)
+        array = np.ascontiguousarray(value if isinstance(value, np.ndarray) else value.numpy())
+        if name not in self._fed or self._fed[name].nbytes < array.nbytes:
+            self._fed[name] = Memory(self._device, array.nbytes)
+        self._device.copy_to_device(self._fed[name].address, array)
+        return _Tensor(name, self._fed[name].address, array.shape, array.dtype)
+
+    def _sizes(self, inputs: list[_Tensor]) -> dict[str | int, int]:
+        """What each letter of `spec` stands for in this run."""
+        shapes = {tensor.name: tensor.shape for tensor in inputs}
+        sizes: dict[str | int, int] = {}
+        for tensor in self._spec.inputs:
+            sizes |= zip(tensor.shape, shapes.get(tensor.name, ()), strict=False)
+        if self._spec.name == "vision":
+            patch = self._bundle.model.vision.patch_size
+            sizes["P"] = (sizes["H"] // patch) * (sizes["W"] // patch)
+        return sizes
+
+    def _output(self, tensor: TensorSpec, sizes: Mapping[str | int, int]) -> DeviceBuffer:
+        shape = tuple(sizes[dim] if isinstance(dim, str) else dim for dim in tensor.shape)
+        dtype, pool = np.dtype(tensor.dtype), self._pools[tensor.name]
+        nbytes = math.prod(shape) * dtype.itemsize
+        fitting = [memory for memory in pool if memory.nbytes >= nbytes]
+        memory = min(fitting, key=lambda memory: memory.nbytes) if fitting else Memory(self._device, nbytes)
+        pool[:] = [other for other in pool if other is not memory and other.nbytes >= nbytes]
+        return DeviceBuffer(self._device, pool, memory, shape, dtype)
+
+    def _step(self, bound: tuple[_Tensor, ...], *, may_recur: bool) -> _Step:
+        """The run over this memory. Its third repetition is recorded."""
+        step = self._steps.get(bound)
+        if step is None:
+            step = _Step(self._bind(bound))
+            if may_recur and self.graph_use.kind != "off":
+                self._steps[bound] = step
+        elif step.runs == REPEATS_BEFORE_GRAPH and self.graph_use.graphs < MOST_CUDA_GRAPHS:
+            self.graph_use.graphs += 1
+            step.graph = str(self.graph_use.graphs)
+        step.runs += 1
+        if step.graph == NO_GRAPH:
+            self.graph_use.plain += 1
+        else:
+            self.graph_use.replayed += 1
+        return step
+
+    def _bind(self, bound: tuple[_Tensor, ...]) -> ort.IOBinding:
+        """Past and present are one memory, so that a step writes a few rows instead of copying all of them."""
+        binding = self._session.io_binding()
+        presents = {past.name: present.name for past, present in self._spec.caches}
+        for name, address, shape, dtype in bound:
+            memory = (self._place, self._settings.device, dtype, shape, address)
+            if name in self._inputs:
+                binding.bind_input(name, *memory)
+            if name not in self._inputs or name in presents:
+                binding.bind_output(presents.get(name, name), *memory)
+        return binding
+
+    def _run_options(self, graph: str) -> ort.RunOptions:
+        if graph not in self._options:
+            import onnxruntime as ort
+
+            options = ort.RunOptions()
+            options.add_run_config_entry("gpu_graph_id", graph)
+            # Nothing waits for the device before its result is wanted.
+            options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+            self._options[graph] = options
+        return self._options[graph]
+
+
+def open_cuda_sessions(
+    bundle: Bundle, device: DeviceStream, settings: CudaSettings = CudaSettings(), place: str = "cuda"
+) -> Sessions:
+    """A bundle's three graphs on one device. Raises MachineError as `OrtCudaSession` does."""
+    return Sessions(
+        *(OrtCudaSession(bundle, graph, device, settings, place) for graph in GRAPHS),
+        chunk=CHUNK_TOKENS,
+        replays=settings.cuda_graphs,
+    )
+
+
+def refuse_wide_products(bundle: Bundle) -> None:
+    """Raise MachineError for a bundle whose weights CUDA would turn to float32 at every token."""
+    if bundle.precision in ("int8", "fp8"):
+        raise MachineError(
+            f"ONNX Runtime's CUDA has no products of {bundle.precision}: it would widen all weights to float32 for "
+            "every token",
+            f"pixtral export CHECKPOINT -o {bundle.path} --precision int4",
+        )
 
 
 def lists_cuda() -> bool:
@@ -29,7 +237,7 @@ def lists_cuda() -> bool:
         import onnxruntime as ort
     except ImportError:
         return False
-    return CUDA_PROVIDERS[0] in ort.get_available_providers()
+    return CUDA in ort.get_available_providers()
 
 
 def require_cuda() -> None:

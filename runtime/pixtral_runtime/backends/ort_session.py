@@ -1,4 +1,4 @@
-"""The Session protocol over ONNX Runtime.
+"""The Session protocol over ONNX Runtime on the CPU.
 
 The cache is bound as input and output of the same buffer, so a step writes a few rows instead of copying it all. The
 weights are mapped from the bundle's weight file.
@@ -11,11 +11,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pixtral_runtime.backends.ort_caches import DeviceCache, OrtCache, whole_steps
+from pixtral_runtime.backends.ort_caches import OrtCache, whole_steps
 from pixtral_runtime.backends.session import Array, Buffer, KVCache, own_cache
 from pixtral_runtime.bundle.manifest import MANIFEST, WEIGHTS, Bundle
 from pixtral_runtime.bundle.spec import GraphSpec
@@ -38,16 +38,13 @@ ORT_DTYPES = {"tensor(float)": "float32"} | {
 }
 LONGEST_REASON = 300  # characters of a foreign message that are shown
 NO_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc", "out of memory")
+DEVICE_FAILURES = ("CUDA", "CUBLAS", "CUDNN", "cudaError")
 MOST_THREADS_PER_CORE = 16  # ONNX Runtime starts as many as it is told: with a thousand on two cores it hangs
 
 
 @dataclass(frozen=True)
 class OrtSettings:
-    """`device`: where cache and outputs stay, "cuda" or "cpu"; None: a cache of NumPy arrays."""
-
     threads: int = 0  # 0: as many as there are cores
-    providers: tuple[str, ...] = ("CPUExecutionProvider",)
-    device: str | None = None
 
 
 def refuse_missing_kernels(bundle: Bundle) -> None:
@@ -66,16 +63,18 @@ def refuse_missing_kernels(bundle: Bundle) -> None:
 def open_graph(
     model: Path | bytes,
     threads: int = 0,
-    providers: Sequence[str] = ("CPUExecutionProvider",),
+    providers: Sequence[str | tuple[str, dict[str, str]]] = ("CPUExecutionProvider",),
     *,
     has_int8_products: bool = False,
     accuracy_level: int = 4,
     optimized: Path | None = None,
+    weights: Path | None = None,
 ) -> ort.InferenceSession:
     """A session of ONNX Runtime as all of ours compute; 0 threads are as many as there are cores.
 
     `has_int8_products`: the graph multiplies int8 activations by int8 weights. `accuracy_level` is what int4 weights
-    are multiplied in: 4 is int8, 1 float32. `optimized` takes the graph as ONNX Runtime has rewritten it.
+    are multiplied in: 4 is int8, 1 float32. `optimized` takes the graph as ONNX Runtime has rewritten it. `weights` is
+    the folder of the weight file of a graph that is handed over as bytes.
 
     Products of int8 are exact. On x86 without VNNI (AVX2, or AVX-512 alone) ONNX Runtime's kernel for uint8 by int8
     adds pairs of products in 16 bits, which saturate: outputs were seen off by 19 % of the largest. `x64quantprecision`
@@ -95,6 +94,8 @@ def open_graph(
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
+    if weights is not None:
+        options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     unwanted = []
@@ -132,6 +133,8 @@ def _as_ours(path: Path, fault: str, error: Exception) -> PixtralError:
         return MemoryShortageError(f"too little memory for {path.name}: {reason}", "pixtral plan BUNDLE")
     if type(error).__name__ == "NotImplemented":
         return MachineError(f"ONNX Runtime has no kernel for {path}: {reason}", "pip install --upgrade onnxruntime")
+    if any(words in reason for words in DEVICE_FAILURES):
+        return MachineError(f"{path} {fault} on this GPU: {reason}", "nvidia-smi, then pixtral doctor")
     weights = path.parent / WEIGHTS
     if weights.is_symlink():
         return BundleError(
@@ -146,6 +149,19 @@ def _signature(name: str, shape: Sequence[object], dtype: str) -> str:
     return f"{name} {dtype} ({', '.join(str(size) if isinstance(size, int) else '?' for size in shape)})"
 
 
+def refuse_other_graph(session: ort.InferenceSession, bundle: Bundle, graph: str) -> None:
+    """Raise BundleError for a graph with other inputs and outputs than the manifest's sizes ask for."""
+    spec, tensors = bundle.graph_spec(graph), [*session.get_inputs(), *session.get_outputs()]
+    seen = {_signature(t.name, t.shape, ORT_DTYPES.get(t.type, t.type)) for t in tensors}
+    expected = {_signature(t.name, t.shape, t.dtype) for t in (*spec.inputs, *spec.outputs)}
+    if odd := sorted(seen ^ expected):
+        path = bundle.graph_path(graph)
+        raise BundleError(
+            f"{path} is not the graph that {MANIFEST} describes: they differ in {', '.join(odd[:4])}",
+            f"pixtral inspect {path.parent} --verify",
+        )
+
+
 class OrtSession:
     """One graph of a bundle in ONNX Runtime. Raises MachineError where ONNX Runtime cannot run it."""
 
@@ -158,24 +174,15 @@ class OrtSession:
                 f"pixtral export CHECKPOINT -o {bundle.path} --precision int8 --force",
             )
         self._spec: GraphSpec = bundle.graph_spec(graph)
-        self._bundle, self._device = bundle, settings.device
-        self._session = open_graph(
-            bundle.graph_path(graph), settings.threads, settings.providers, has_int8_products=is_int8
-        )
-        if lost := set(settings.providers) - set(self._session.get_providers()):
-            raise MachineError(
-                f"ONNX Runtime runs the {graph} graph without {', '.join(lost)}: no device, or libraries missing",
-                "nvidia-smi, then pixtral doctor",
-                Option("backend", "ort-cpu"),
-            )
-        self._refuse_other_graph()
+        self._bundle = bundle
+        self._session = open_graph(bundle.graph_path(graph), settings.threads, has_int8_products=is_int8)
+        refuse_other_graph(self._session, bundle, graph)
         presents = {present for _, present in self._spec.caches}
         self._outputs = [tensor.name for tensor in self._spec.outputs if tensor not in presents]
 
     def run(self, feeds: Mapping[str, Array | Buffer], cache: KVCache | None = None) -> dict[str, Buffer]:
         """Run the graph. Raises InputError for a cache that is not its own, or none where it needs one."""
-        kind: type[OrtCache] | type[DeviceCache] = OrtCache if self._device is None else DeviceCache
-        own: OrtCache | DeviceCache | None = own_cache(self._spec, cache, kind)
+        own = own_cache(self._spec, cache, OrtCache)
         with ort_errors(self._bundle.graph_path(self._spec.name), "cannot be computed"):
             binding = self._session.io_binding()
             for name, value in feeds.items():
@@ -184,29 +191,14 @@ class OrtSession:
                 else:
                     binding.bind_ortvalue_input(name, value)
             for name in self._outputs:
-                binding.bind_output(name, self._device or "cpu")
+                binding.bind_output(name, "cpu")
             if own is not None:
                 own.bind(binding)
             self._session.run_with_iobinding(binding)
         return dict(zip(self._outputs, binding.get_outputs(), strict=False))
 
-    def _refuse_other_graph(self) -> None:
-        """Raise BundleError for a graph with other inputs and outputs than the manifest's sizes ask for."""
-        seen = {_signature(t.name, t.shape, ORT_DTYPES.get(t.type, t.type)) for t in self._tensors()}
-        expected = {_signature(t.name, t.shape, t.dtype) for t in (*self._spec.inputs, *self._spec.outputs)}
-        if odd := sorted(seen ^ expected):
-            path = self._bundle.graph_path(self._spec.name)
-            raise BundleError(
-                f"{path} is not the graph that {MANIFEST} describes: they differ in {', '.join(odd[:4])}",
-                f"pixtral inspect {path.parent} --verify",
-            )
-
-    def _tensors(self) -> list[Any]:
-        return [*self._session.get_inputs(), *self._session.get_outputs()]
-
-    def new_cache(self, slots: int, rows: int) -> OrtCache | DeviceCache:
+    def new_cache(self, slots: int, rows: int) -> OrtCache:
         decoder = self._bundle.model.decoder
         shape = (slots, decoder.n_kv_heads, whole_steps(rows), decoder.head_dim)
         tensors = self._spec.caches
-        arrays = [np.zeros(shape, self._bundle.cache_dtype) for _ in tensors]
-        return OrtCache(tensors, arrays) if self._device is None else DeviceCache(tensors, arrays, self._device)
+        return OrtCache(tensors, [np.zeros(shape, self._bundle.cache_dtype) for _ in tensors])

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Literal, Protocol, TypeVar
 
 import numpy.typing as npt
 
@@ -74,13 +74,29 @@ class Session(Protocol):
         """A zeroed cache for this graph. Decoder only."""
 
 
+@dataclass
+class GraphUse:
+    """Whether a session records runs that recur as CUDA graphs, and how often it ran which way.
+
+    `kind` is "built-in" where TensorRT-RTX records graphs by itself, and does not say when it replays one. `graphs`
+    counts those of ONNX Runtime. `refused` says why a session that was to capture does not.
+    """
+
+    kind: Literal["off", "built-in", "captured"]
+    plain: int = 0
+    replayed: int = 0
+    refused: str = ""
+    graphs: int = 0
+
+
 @dataclass(frozen=True)
 class Sessions:
     """A bundle's graphs, ready to run.
 
     `chunk` is how many tokens of a prompt they take at a time. `slots` and `context` are what engines were built for:
     the most slots and, per slot, cache rows; None where there is no such limit. Engines decode one token a slot and
-    step; `drafts` says that these graphs take several.
+    step; `drafts` says that these graphs take several. `replays` says that steps of few shapes are faster, as each is
+    replayed: then a step takes a power of two of slots, and all of their logits.
     """
 
     vision: Session
@@ -90,6 +106,7 @@ class Sessions:
     slots: int | None = field(default=None, kw_only=True)
     context: int | None = field(default=None, kw_only=True)
     drafts: bool = field(default=True, kw_only=True)
+    replays: bool = field(default=False, kw_only=True)
 
 
 def own_cache(graph: GraphSpec, cache: KVCache | None, kind: type[AnyBackendCache]) -> AnyBackendCache | None:

@@ -1,7 +1,7 @@
 """The Session protocol over a TensorRT engine, of `tensorrt` or of `tensorrt_rtx`: the caller hands in the module.
 
 All sessions of a bundle share one `DeviceStream`, so a graph's output is the next one's input where it lies and nothing
-waits but `TrtBuffer.numpy`. Device memory is taken once, as much as the engine's largest shapes need:
+waits but `DeviceBuffer.numpy`. Device memory is taken once, as much as the engine's largest shapes need:
 per input that is fed from the host, per output, and for the cache.
 
 The cache has as many rows as the engine was built for. Where the engine says that a present tensor is its past tensor
@@ -19,13 +19,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from pixtral_runtime.backends.cuda import DeviceStream, Memory
-from pixtral_runtime.backends.session import Array, Buffer, KVCache, Sessions, own_cache
-from pixtral_runtime.backends.trt_buffers import Shape, TrtBuffer, TrtCache
+from pixtral_runtime.backends.device_buffers import DeviceBuffer, DeviceCache, Shape
+from pixtral_runtime.backends.session import Array, Buffer, GraphUse, KVCache, Sessions, own_cache
 from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.bundle.engine_list import EngineSet
 from pixtral_runtime.bundle.manifest import Bundle
@@ -41,20 +41,6 @@ class TrtSettings:
     """`cuda_graphs`: record a step whose shapes and buffers recur as a CUDA graph, and replay it."""
 
     cuda_graphs: bool = False
-
-
-@dataclass
-class GraphUse:
-    """What became of `TrtSettings.cuda_graphs`, and how often a session ran which way.
-
-    `kind` is "built-in" where TensorRT-RTX records graphs by itself, and does not say when it replays one. `refused`
-    says why a session that was to capture does not.
-    """
-
-    kind: Literal["off", "built-in", "captured"]
-    plain: int = 0
-    replayed: int = 0
-    refused: str = ""
 
 
 @dataclass(frozen=True)
@@ -121,8 +107,8 @@ class TrtSession:
 
     def run(self, feeds: Mapping[str, Array | Buffer], cache: KVCache | None = None) -> dict[str, Buffer]:
         """Queue one run. Raises InputError for feeds that no profile takes and for a cache not the engine's."""
-        past = own_cache(self._spec, cache, TrtCache)
-        values = {name: v if isinstance(v, np.ndarray | TrtBuffer) else v.numpy() for name, v in feeds.items()}
+        past = own_cache(self._spec, cache, DeviceCache)
+        values = {name: v if isinstance(v, np.ndarray | DeviceBuffer) else v.numpy() for name, v in feeds.items()}
         shapes: dict[str, Shape] = {name: value.shape for name, value in values.items()}
         shapes |= dict.fromkeys(past.addresses, past.shape) if past else {}
         self._refuse_wrong_feeds({name: value.dtype for name, value in values.items()}, shapes)
@@ -139,7 +125,7 @@ class TrtSession:
                 self._device.copy_within(addresses[read.name], present.address, present.nbytes)
         return dict(outputs)
 
-    def new_cache(self, slots: int, rows: int) -> TrtCache:
+    def new_cache(self, slots: int, rows: int) -> DeviceCache:
         """A zeroed cache. Raises InputError where it is larger than the engine's."""
         tensors = self._spec.caches
         first, _ = tensors[0]
@@ -147,13 +133,9 @@ class TrtSession:
         if slots > most:
             remedy = f"pixtral build {self._bundle_path} --batch {slots}"
             raise EngineError(f"{slots} slots are needed, the engine has {most}", remedy)
-        dtype = _dtype(first)
-        shape = (slots, *rest)
-        memory = [Memory(self._device, math.prod(shape) * dtype.itemsize) for _ in tensors]
-        cache = TrtCache(self._device, tensors, shape, dtype, memory, f"pixtral build {self._bundle_path} --context")
+        rebuild = f"pixtral build {self._bundle_path} --context"
+        cache = DeviceCache(self._device, tensors, (slots, *rest), _dtype(first), most=rest[1], rebuild=rebuild)
         cache.reserve(rows)
-        for address in cache.addresses.values():
-            self._device.zero(address, cache.nbytes)
         return cache
 
     # Loading
@@ -273,8 +255,8 @@ class TrtSession:
             self._device.release(self._bound.captured)
         self._bound = bound
 
-    def _feed(self, name: str, value: Array | TrtBuffer) -> int:
-        if isinstance(value, TrtBuffer):
+    def _feed(self, name: str, value: Array | DeviceBuffer) -> int:
+        if isinstance(value, DeviceBuffer):
             return value.address
         if name not in self._fed:
             largest = max(math.prod(profile.ranges[name][2]) for profile in self._profiles)
@@ -282,10 +264,10 @@ class TrtSession:
         self._device.copy_to_device(self._fed[name].address, np.ascontiguousarray(value))
         return self._fed[name].address
 
-    def _output(self, name: str) -> TrtBuffer:
+    def _output(self, name: str) -> DeviceBuffer:
         pool = self._pools[name]
         memory = pool.pop() if pool else Memory(self._device, self._capacity[name])
-        return TrtBuffer(self._device, pool, memory, self._bound.output_shapes[name], _dtype(self._outputs[name]))
+        return DeviceBuffer(self._device, pool, memory, self._bound.output_shapes[name], _dtype(self._outputs[name]))
 
     def _execute(self, is_repeated: bool) -> None:
         """Run as bound. A repetition is captured: the run before it was the warm-up that TensorRT asks for."""

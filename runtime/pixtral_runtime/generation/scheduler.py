@@ -193,12 +193,16 @@ class Scheduler:
         started = time.perf_counter()
         drafts = [self._draft(running) for running in decoding]
         last = decoding[-1].slot.index + 1
+        if self._runner.sessions.replays:
+            last = min(1 << (last - 1).bit_length(), self.slots)
         width = 1 + max(map(len, drafts))
         token_ids, wanted = np.zeros((last, width), np.int64), list[int]()
         for running, draft in zip(decoding, drafts, strict=True):
             index, count = running.slot.index, 1 + len(draft)
             token_ids[index, :count] = [running.generation.token_ids[-1], *draft]
             wanted += range(index * width, index * width + count)
+        if self._runner.sessions.replays:
+            wanted += [0] * (last - len(wanted))  # a shape less; nobody reads them
         cache = self._cache.reserve(self._most_filled() + width)
         for slot in self._cache.slots[:last]:  # free slots lose the rows that are written to
             slot.filled = min(slot.filled, cache.rows - width)

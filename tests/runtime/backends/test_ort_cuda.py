@@ -1,4 +1,4 @@
-"""ONNX Runtime on a device: a cache in its own memory answers alike, and what is not there is refused by name."""
+"""ONNX Runtime on a device: rewritten graphs over memory of ours answer alike, and what is not there is refused."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from typer.testing import CliRunner
 
 from helpers.bundles import exported
 from helpers.places import DEMO, IMAGES
+from helpers.trt_standin import EagerDevice, HostDevice
 from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Model, load
 from pixtral_runtime.backends.choose import open_backend
-from pixtral_runtime.backends.ort_caches import CACHE_STEP_ROWS, DeviceCache
-from pixtral_runtime.backends.ort_cuda import CUDA_PROVIDERS, require_cuda
+from pixtral_runtime.backends.device_buffers import LEAST_ROWS
+from pixtral_runtime.backends.ort_caches import CACHE_STEP_ROWS
+from pixtral_runtime.backends.ort_cuda import CPU, CUDA, CudaSettings, OrtCudaSession, open_cuda_sessions, require_cuda
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
-from pixtral_runtime.backends.session import Sessions
+from pixtral_runtime.backends.session import KVCache
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.bundle.spec import GRAPHS
-from pixtral_runtime.errors import MachineError, Option
+from pixtral_runtime.errors import ContextError, MachineError, Option
 from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import user_message
@@ -36,69 +37,111 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     return exported(DEMO, tmp_path_factory.mktemp("b") / "b")
 
 
-def on_device(bundle: Bundle) -> Model:
-    settings = OrtSettings(device="cpu")
-    sessions = Sessions(*(OrtSession(bundle, graph, settings) for graph in GRAPHS))
-    return Model(bundle, sessions, load(bundle.path).prompts)
+def on_device(bundle: Bundle, settings: CudaSettings = CudaSettings()) -> Model:  # noqa: B008 - frozen
+    sessions = open_cuda_sessions(bundle, EagerDevice(), settings, place="cpu")
+    return Model(bundle, sessions, load(bundle.path, backend="ort-cpu").prompts)
+
+
+def decoder_on_device(bundle: Bundle) -> tuple[OrtCudaSession, EagerDevice]:
+    device = EagerDevice()
+    return OrtCudaSession(bundle, "decoder", device, CudaSettings(), place="cpu"), device
+
+
+def feeds(bundle: Bundle, slots: int, start: int, tokens: int) -> dict[str, np.ndarray]:
+    positions = np.arange(start, start + tokens)[None].repeat(slots, 0)
+    hidden = np.random.default_rng(start).standard_normal((slots, tokens, bundle.model.decoder.dim)) / 2
+    return {
+        "hidden": hidden.astype(bundle.dtype),
+        "position_ids": positions,
+        "write_index": positions[:, 0],
+        "logits_index": np.arange(slots * tokens),
+    }
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        ExportSettings(dtype="float32"),
+        ExportSettings(),
+        ExportSettings(precision="int4"),
+        ExportSettings(kv_cache="int8"),
+    ],
+    ids=["float32", "float16", "int4", "int8 cache"],
+)
+def test_rewritten_graphs_give_the_portable_ones_logits(settings: ExportSettings, tmp_path: Path) -> None:
+    """A prompt's first chunk, a later one and a decode step, of 1, 2 and 8 slots."""
+    bundle = exported(DEMO, tmp_path / "b", settings)
+    (ours, _), theirs = decoder_on_device(bundle), OrtSession(bundle, "decoder", OrtSettings())
+    for slots in (1, 2, 8):
+        caches = ours.new_cache(slots, 40), theirs.new_cache(slots, 40)
+        for start, tokens in ((0, 16), (16, 16), (32, 1)):
+            fed = feeds(bundle, slots, start, tokens)
+            a, b = (one.run(fed, cache)["logits"].numpy() for one, cache in ((ours, caches[0]), (theirs, caches[1])))
+            assert a.shape == b.shape == (slots * tokens, bundle.model.decoder.vocab_size)
+            # float16: attention's products in another order, rounded to float16 once a layer
+            tolerance = 1e-6 if bundle.dtype == "float32" else 2e-3
+            assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
 
 
 @pytest.mark.parametrize("kv_cache", [None, "int8"])
 def test_a_cache_on_the_device_gives_the_same_tokens(kv_cache: str | None, tmp_path: Path) -> None:
-    """Over prompts that make it grow, and a shorter one after them."""
+    """Over prompts that make it grow, and a shorter one after them; steps are replayed."""
     bundle = exported(DEMO, tmp_path / "b", ExportSettings(kv_cache=kv_cache))
     ours, theirs = on_device(bundle), load(bundle.path, backend="ort-cpu")
-    assert isinstance(ours.runner.sessions.decoder.new_cache(1, 1), DeviceCache)
-    for images in ([], [IMAGE] * 6, [IMAGE]):
+    for images in ([], [IMAGE] * 5, [IMAGE]):
         a, b = (model.generate(QUESTION, images, max_new_tokens=12) for model in (ours, theirs))
         assert a.token_ids == b.token_ids and len(a.token_ids) > 1
-        assert len(images) < 6 or a.prompt_tokens > CACHE_STEP_ROWS
+        assert len(images) < 5 or a.prompt_tokens > LEAST_ROWS
+    decoder = ours.runner.sessions.decoder
+    assert isinstance(decoder, OrtCudaSession)
+    assert decoder.graph_use.graphs == 2 and decoder.graph_use.replayed > decoder.graph_use.plain
+
+
+def test_without_cuda_graphs_nothing_is_replayed(bundle: Bundle) -> None:
+    model = on_device(bundle, CudaSettings(cuda_graphs=False))
+    model.generate(QUESTION, max_new_tokens=12)
+    decoder = model.runner.sessions.decoder
+    assert isinstance(decoder, OrtCudaSession)
+    assert (decoder.graph_use.kind, decoder.graph_use.replayed, decoder.graph_use.graphs) == ("off", 0, 0)
 
 
 def test_a_grown_cache_keeps_its_rows_and_the_rest_is_zero(bundle: Bundle) -> None:
-    decoder = OrtSession(bundle, "decoder", OrtSettings(device="cpu"))
+    decoder, device = decoder_on_device(bundle)
     cache = decoder.new_cache(2, 1)
-    assert (cache.slots, cache.rows) == (2, CACHE_STEP_ROWS)
-    width = bundle.model.decoder.dim
-    feeds = {
-        "hidden": np.random.default_rng(0).standard_normal((2, 3, width)).astype(bundle.dtype),
-        "position_ids": np.arange(3)[None].repeat(2, 0),
-        "write_index": np.zeros(2, np.int64),
-        "logits_index": np.array([5]),
-    }
-    run = decoder.run(feeds, cache)
-    assert list(run) == ["logits"] and run["logits"].numpy().shape[0] == 1
+    assert (cache.slots, cache.rows) == (2, LEAST_ROWS)
+    decoder.run(feeds(bundle, 2, 0, 3), cache)
     before = [tensor.copy() for layer in cache.layers() for tensor in layer]
-    cache.reserve(CACHE_STEP_ROWS)
-    assert cache.rows == CACHE_STEP_ROWS
-    cache.reserve(CACHE_STEP_ROWS + 1)
-    assert cache.rows == 2 * CACHE_STEP_ROWS
+    cache.reserve(LEAST_ROWS)
+    assert cache.rows == LEAST_ROWS
+    copied = device.calls["copy_to_host"]
+    cache.reserve(LEAST_ROWS + 1)
+    assert cache.rows == 2 * LEAST_ROWS and device.calls["copy_to_host"] == copied  # on the device
     for old, new in zip(before, [tensor for layer in cache.layers() for tensor in layer], strict=True):
         assert old[:, :, :3].any() and new.dtype == bundle.cache_dtype
-        np.testing.assert_array_equal(new[:, :, :CACHE_STEP_ROWS], old)
+        np.testing.assert_array_equal(new[:, :, :LEAST_ROWS], old)
         assert not new[:, :, 3:].any()
-    cache.shrink(3)
-    assert cache.rows == CACHE_STEP_ROWS
-    for old, new in zip(before, [tensor for layer in cache.layers() for tensor in layer], strict=True):
-        np.testing.assert_array_equal(new, old)
+    cache.reserve(bundle.limits.max_context)
+    assert cache.rows == bundle.limits.max_context
+    with pytest.raises(ContextError, match=f"the bundle has {bundle.limits.max_context}"):
+        cache.reserve(bundle.limits.max_context + 1)
 
 
 def test_slots_are_stepped_alone_and_rows_copied_from_slot_to_slot(bundle: Bundle) -> None:
-    """As in a cache of NumPy arrays, bit for bit."""
-    zero = np.zeros(1, np.int64)
+    """As in a cache of NumPy arrays."""
     found = []
-    for device in ("cpu", None):
-        decoder = OrtSession(bundle, "decoder", OrtSettings(device=device))
-        cache = decoder.new_cache(3, 1)
-        hidden = np.random.default_rng(0).standard_normal((1, 4, bundle.model.decoder.dim)).astype(bundle.dtype)
-        feeds = {"hidden": hidden, "position_ids": np.arange(4)[None], "write_index": zero, "logits_index": zero}
-        decoder.run(feeds, cache.view(1, 3).view(0, 1))
+
+    def arrays_after(decoder: OrtCudaSession | OrtSession, cache: KVCache) -> list[np.ndarray]:
+        decoder.run(feeds(bundle, 1, 0, 4), cache.view(1, 3).view(0, 1))
         cache.copy_rows(1, 2, 3)
-        arrays = [tensor for layer in cache.layers() for tensor in layer]
+        arrays = [tensor[:, :, :CACHE_STEP_ROWS] for layer in cache.layers() for tensor in layer]
         assert all(not a[0].any() and a[1, :, :4].any() and not a[2, :, 3:].any() for a in arrays)
-        found.append(arrays)
-        assert cache.view(1, 3).slots == 2 and cache.view(1, 3).layers()[0][0].shape[0] == 2
+        assert cache.view(1, 3).slots == 2
+        return arrays
+
+    for decoder in (decoder_on_device(bundle)[0], OrtSession(bundle, "decoder", OrtSettings())):
+        found.append(arrays_after(decoder, decoder.new_cache(3, 1)))
     for seen, expected in zip(*found, strict=True):
-        np.testing.assert_array_equal(seen, expected)
+        np.testing.assert_allclose(seen.astype(np.float32), expected.astype(np.float32), atol=2e-3)
 
 
 def test_requests_that_share_steps_and_prefixes_get_the_same_tokens(bundle: Bundle) -> None:
@@ -107,27 +150,34 @@ def test_requests_that_share_steps_and_prefixes_get_the_same_tokens(bundle: Bund
     image, system = open_image(IMAGE), "Be exact. " * 40
     texts = [QUESTION, "what color is the shape?", "is there a circle?", QUESTION, "what is it?"]
     prompts = [theirs.prompts.build(user_message(text, [image], system)) for text in texts]
-    answers = []
-    for model in (ours, theirs):
-        scheduler, generations = Scheduler(bundle, model.runner, 3, drafts=3), [Generation(one, 12) for one in prompts]
-        for generation in generations:
-            scheduler.submit(generation)
-        while scheduler.busy:
-            scheduler.step()
-        answers.append([generation.token_ids for generation in generations])
-    assert answers[0] == answers[1] and all(answers[0])
+    for drafts in (0, 3):
+        answers = []
+        for model in (ours, theirs):
+            scheduler = Scheduler(bundle, model.runner, 3, drafts=drafts)
+            generations = [Generation(one, 12) for one in prompts]
+            for generation in generations:
+                scheduler.submit(generation)
+            while scheduler.busy:
+                scheduler.step()
+            answers.append([generation.token_ids for generation in generations])
+        assert answers[0] == answers[1] and all(answers[0])
 
 
-def test_a_step_writes_into_the_bound_memory(bundle: Bundle) -> None:
-    decoder = OrtSession(bundle, "decoder", OrtSettings(device="cpu"))
+def test_a_step_writes_into_the_bound_memory_and_waits_for_nothing(bundle: Bundle) -> None:
+    decoder, device = decoder_on_device(bundle)
     cache = decoder.new_cache(1, 1)
-    assert isinstance(cache, DeviceCache)
-    addresses = [value.data_ptr() for value in cache._values]
-    zero = np.zeros(1, np.int64)
-    hidden = np.ones((1, 1, bundle.model.decoder.dim), bundle.dtype)
-    decoder.run({"hidden": hidden, "position_ids": zero[None], "write_index": zero, "logits_index": zero}, cache)
-    assert [value.data_ptr() for value in cache._values] == addresses
+    addresses = dict(cache.addresses)
+    decoder.run(feeds(bundle, 1, 0, 1), cache)
+    assert cache.addresses == addresses and not device.calls["copy_to_host"]
     assert all(key[:, :, 0].any() and not key[:, :, 1:].any() for key, _ in cache.layers())
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_weights_that_cuda_would_widen_at_every_token_are_refused(precision: str, tmp_path: Path) -> None:
+    bundle = exported(DEMO, tmp_path / "b", ExportSettings(precision=precision))
+    with pytest.raises(MachineError, match=f"no products of {precision}") as caught:
+        open_backend(bundle, "ort-cuda")
+    assert "--precision int4" in caught.value.hint
 
 
 def test_a_build_without_cuda_is_refused_with_the_one_that_has_it(bundle: Bundle) -> None:
@@ -142,7 +192,7 @@ def test_a_build_without_cuda_is_refused_with_the_one_that_has_it(bundle: Bundle
 def test_a_build_with_cuda_and_no_device_is_refused_and_auto_says_so(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ort, "get_available_providers", lambda: list(CUDA_PROVIDERS))
+    monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
     with pytest.raises(MachineError, match="cannot open a CUDA device") as caught:
         require_cuda()
     assert "nvidia-smi" in caught.value.hint
@@ -153,12 +203,12 @@ def test_a_build_with_cuda_and_no_device_is_refused_and_auto_says_so(
 
 @pytest.mark.filterwarnings("ignore:Specified provider")
 def test_a_session_that_fell_back_to_the_cpu_is_refused(bundle: Bundle) -> None:
-    with pytest.raises(MachineError, match="runs the embed graph without CUDAExecutionProvider") as caught:
-        OrtSession(bundle, "embed", OrtSettings(providers=CUDA_PROVIDERS))
+    with pytest.raises(MachineError, match=f"runs the embed graph without {CUDA}") as caught:
+        OrtCudaSession(bundle, "embed", HostDevice(), CudaSettings())
     assert caught.value.options == (Option("backend", "ort-cpu"),)
 
 
-@pytest.mark.gpu(provider=CUDA_PROVIDERS[0])
+@pytest.mark.gpu(provider=CUDA)
 def test_a_cuda_device_answers_as_the_cpu_does(bundle: Bundle) -> None:
     """Not yet run."""
     theirs = load(bundle.path, backend="ort-cpu")

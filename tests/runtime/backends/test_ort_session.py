@@ -16,8 +16,11 @@ from onnx import helper, numpy_helper
 
 from helpers.bundles import exported
 from helpers.places import DEMO
+from helpers.trt_standin import EagerDevice
 from pixtral_export.plan import ExportSettings
-from pixtral_runtime.backends.ort_caches import CACHE_STEP_ROWS, DeviceCache, OrtCache
+from pixtral_runtime.backends.device_buffers import DeviceCache
+from pixtral_runtime.backends.ort_caches import CACHE_STEP_ROWS, OrtCache
+from pixtral_runtime.backends.ort_cuda import CudaSettings, OrtCudaSession
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings, open_graph
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS, CachePairs, TensorSpec
@@ -134,20 +137,26 @@ def test_views_and_copies_reach_the_same_memory() -> None:
     np.testing.assert_array_equal(key[2, :, 5:], rest)
 
 
-@pytest.mark.parametrize("device", [None, "cpu"])
-def test_a_decoder_runs_on_a_cache_of_its_own_backend_and_tensors_only(device: str | None, bundle: Bundle) -> None:
-    decoder = OrtSession(bundle, "decoder", OrtSettings(device=device))
+@pytest.mark.parametrize("device", [None, EagerDevice()], ids=["cpu", "device"])
+def test_a_decoder_runs_on_a_cache_of_its_own_backend_and_tensors_only(
+    device: EagerDevice | None, bundle: Bundle
+) -> None:
+    on_device = OrtCudaSession(bundle, "decoder", device or EagerDevice(), CudaSettings(), place="cpu")
+    on_cpu = OrtSession(bundle, "decoder", OrtSettings())
+    decoder, other_decoder = (on_device, on_cpu) if device else (on_cpu, on_device)
     zero = np.zeros(1, np.int64)
     hidden = np.ones((1, 1, bundle.model.decoder.dim), bundle.dtype)
     feeds = {"hidden": hidden, "position_ids": zero[None], "write_index": zero, "logits_index": zero}
     own = decoder.new_cache(1, 1)
-    elsewhere = OrtSession(bundle, "decoder", OrtSettings(device=None if device else "cpu")).new_cache(1, 1)
+    elsewhere = other_decoder.new_cache(1, 1)
     kinds = [type(one).__name__ for one in (own, elsewhere)]
     last = f"past_value_{bundle.model.decoder.n_layers - 1}"
 
     def other(tensors: CachePairs) -> OrtCache | DeviceCache:
-        arrays = [np.zeros((1, 2, CACHE_STEP_ROWS, 4), np.int8) for _ in tensors]
-        return DeviceCache(tensors, arrays, device) if device else OrtCache(tensors, arrays)
+        shape, dtype = (1, 2, CACHE_STEP_ROWS, 4), np.dtype(np.int8)
+        if device:
+            return DeviceCache(device, tensors, shape, dtype, most=CACHE_STEP_ROWS)
+        return OrtCache(tensors, [np.zeros(shape, dtype) for _ in tensors])
 
     fewer = other(own.tensors[:2])
     codes = other(tuple((replace(past, dtype="int8"), replace(present, dtype="int8")) for past, present in own.tensors))

@@ -19,11 +19,11 @@ from pixtral_engines.targets import Target
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Model, load
 from pixtral_runtime.backends.cuda import CudaDevice, Memory
+from pixtral_runtime.backends.device_buffers import DeviceBuffer
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
-from pixtral_runtime.backends.session import Array, Buffer
-from pixtral_runtime.backends.trt_buffers import TrtBuffer
+from pixtral_runtime.backends.session import Array, Buffer, GraphUse
 from pixtral_runtime.backends.trt_package import version_of
-from pixtral_runtime.backends.trt_session import GraphUse, TrtSession, TrtSettings, open_sessions
+from pixtral_runtime.backends.trt_session import TrtSession, TrtSettings, open_sessions
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, open_engines
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
@@ -281,7 +281,7 @@ def test_images_run_in_the_profile_of_their_size(bundle: Bundle) -> None:
     trt.contexts[0].profiles.clear()
     for images, height, width in ((1, side, patch), (2, side // 2, patch), (1, patch, side)):
         run = vision.run({"pixels": np.zeros((images, 3, height, width), bundle.dtype)})["image_features"]
-        assert isinstance(run, TrtBuffer)
+        assert isinstance(run, DeviceBuffer)
         assert run.shape == (images, height * width // patch**2, bundle.model.decoder.dim)
     assert trt.contexts[0].profiles == [0, 1]  # loading had left it in the last one
 
@@ -348,20 +348,20 @@ def test_a_cache_that_is_not_the_engines_is_refused(bundle: Bundle, coded: Bundl
     own, codes = decoder.new_cache(1, 1), session(StandIn(device), coded, "decoder").new_cache(1, 1)
     for cache, message in (
         (None, "decoder needs a cache, past_key_0 .* to past_value_.*: none was handed over"),
-        (theirs.new_cache(1, 1), "decoder runs here on a cache of the kind TrtCache, seen OrtCache"),
+        (theirs.new_cache(1, 1), "decoder runs here on a cache of the kind DeviceCache, seen OrtCache"),
         (codes, "decoder's cache is past_key_0 .*float16.*, seen past_key_0 .*int8"),
     ):
         with pytest.raises(InputError, match=message) as raised:
             decoder.run(feeds, cache)
         assert "new_cache" in raised.value.hint
-    with pytest.raises(InputError, match="decoder runs here on a cache of the kind OrtCache, seen TrtCache"):
+    with pytest.raises(InputError, match="decoder runs here on a cache of the kind OrtCache, seen DeviceCache"):
         theirs.run(feeds, own)
     tokens = {
         "token_ids": np.array([[5]]),
         "image_features": hidden_of(bundle, 1, 1)[0],
         "feature_index": np.array([[-1]]),
     }
-    with pytest.raises(InputError, match="embed has no cache, seen TrtCache"):
+    with pytest.raises(InputError, match="embed has no cache, seen DeviceCache"):
         embed.run(tokens, own)
     assert device.events == []
     decoder.run({**feeds, "hidden": embed.run(tokens)["hidden"]}, own.view(0, 1))["logits"].numpy()

@@ -1,0 +1,136 @@
+"""Device memory that sessions bind, TensorRT's and ONNX Runtime's: outputs that return to a pool, and the cache."""
+
+from __future__ import annotations
+
+import copy
+import math
+import weakref
+from typing import Any
+
+import numpy as np
+
+from pixtral_runtime.backends.cuda import DeviceStream, Memory
+from pixtral_runtime.backends.session import Array
+from pixtral_runtime.bundle.spec import CachePairs
+from pixtral_runtime.errors import ContextError
+
+Shape = tuple[int, ...]
+
+LEAST_ROWS = 512  # of a cache that grows
+
+
+class DeviceBuffer:
+    """An output on the device. Its memory serves another run once nobody holds this object."""
+
+    def __init__(
+        self, device: DeviceStream, pool: list[Memory], memory: Memory, shape: Shape, dtype: np.dtype[Any]
+    ) -> None:
+        self._device, self._memory, self.shape, self.dtype = device, memory, shape, dtype
+        weakref.finalize(self, pool.append, memory).atexit = False
+
+    @property
+    def address(self) -> int:
+        return self._memory.address
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def numpy(self) -> Array:
+        """Copy to the host. Waits for the run that makes it."""
+        array = np.empty(self.shape, self.dtype)
+        self._device.copy_to_host(array, self.address)
+        return array
+
+
+class DeviceCache:
+    """Past keys and values on the device, (slots, K, rows, E) each, zeroed at first.
+
+    `shape` is the one of each tensor, `dtype` theirs. An engine's cache has the engine's rows, and `rebuild` is what
+    makes one with more. Other caches grow up to `most` rows, in few sizes: a step over one of them can be recorded as
+    a CUDA graph. `addresses` are those of the past tensors by name.
+    """
+
+    def __init__(
+        self,
+        device: DeviceStream,
+        tensors: CachePairs,
+        shape: Shape,
+        dtype: np.dtype[Any],
+        *,
+        most: int,
+        rebuild: str | None = None,
+    ) -> None:
+        self._device, self._most, self._rebuild = device, most, rebuild
+        self.tensors, self.shape, self.dtype = tensors, shape, dtype
+        self._memory = [self._zeroed() for _ in tensors]
+        self.addresses = self._addresses()
+
+    @property
+    def slots(self) -> int:
+        return self.shape[0]
+
+    @property
+    def rows(self) -> int:
+        return self.shape[2]
+
+    @property
+    def nbytes(self) -> int:
+        """Of each tensor."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def reserve(self, rows: int) -> None:
+        """Raises ContextError beyond an engine's rows, MemoryShortageError where the device has no more memory."""
+        if rows <= self.rows:
+            return
+        if rows > self._most:
+            who = "the bundle" if self._rebuild is None else "the engine"
+            remedy = [f"{self._rebuild} {rows}"] if self._rebuild else []
+            raise ContextError(f"{rows} cache rows are needed, {who} has {self._most}", *remedy)
+        before, slots, heads = self.rows, *self.shape[:2]
+        self.shape = (slots, heads, whole_rows(rows, self._most), self.shape[3])
+        row = self.shape[3] * self.dtype.itemsize
+        for index, old in enumerate(self._memory):  # one by one: only one is there twice
+            new = self._zeroed()
+            pitches = (self.rows * row, before * row)
+            self._device.copy_rows(new.address, old.address, before * row, pitches, slots * heads)
+            self._memory[index] = new
+        self.addresses = self._addresses()
+
+    def layers(self) -> list[tuple[Array, Array]]:
+        """Copies on the host. Waits for the steps before."""
+        arrays = [np.empty(self.shape, self.dtype) for _ in self.tensors]
+        for array, address in zip(arrays, self.addresses.values(), strict=True):
+            self._device.copy_to_host(array, address)
+        return list(zip(arrays[::2], arrays[1::2], strict=True))  # `GraphSpec.caches` has key before value
+
+    def shrink(self, rows: int) -> None:
+        """Keeps its rows: steps read no more of them than they need, or are bound to them."""
+
+    def view(self, start: int, stop: int) -> DeviceCache:
+        size = self.nbytes // self.slots
+        part = copy.copy(self)
+        part.shape = (stop - start, *self.shape[1:])
+        part.addresses = {name: address + start * size for name, address in self.addresses.items()}
+        return part
+
+    def copy_rows(self, source: int, target: int, rows: int) -> None:
+        """Queued on the device, one copy for all heads of a tensor."""
+        _, heads, most, head_dim = self.shape
+        row = head_dim * self.dtype.itemsize
+        slot, pitches = heads * most * row, (most * row, most * row)
+        for address in self.addresses.values():
+            self._device.copy_rows(address + target * slot, address + source * slot, rows * row, pitches, heads)
+
+    def _zeroed(self) -> Memory:
+        memory = Memory(self._device, self.nbytes)
+        self._device.zero(memory.address, self.nbytes)
+        return memory
+
+    def _addresses(self) -> dict[str, int]:
+        return {past.name: block.address for (past, _), block in zip(self.tensors, self._memory, strict=True)}
+
+
+def whole_rows(rows: int, most: int) -> int:
+    """Up to the next power of two, where that is not too many."""
+    return min(max(LEAST_ROWS, 1 << (rows - 1).bit_length()), most)
