@@ -17,7 +17,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -28,7 +28,7 @@ from pixtral_runtime.backends.ort_cuda_lowering import lowered
 from pixtral_runtime.backends.ort_session import open_graph, ort_errors, refuse_missing_kernels, refuse_other_graph
 from pixtral_runtime.backends.session import Array, Buffer, GraphUse, KVCache, Sessions, own_cache
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.bundle.spec import GRAPHS, TensorSpec
+from pixtral_runtime.bundle.spec import GRAPHS, GraphSpec, TensorSpec
 from pixtral_runtime.errors import MachineError, Option, extra_missing
 
 if TYPE_CHECKING:
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 CHUNK_TOKENS = 2048  # of a prompt at a time: on CUDA int4 weights are widened once a chunk
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
+CANDIDATES = 64  # of a row of logits, picked on the device
 MOST_CUDA_GRAPHS = 64  # a session never forgets one
 REPEATS_BEFORE_GRAPH = 2  # runs of a step before it is recorded
 NO_GRAPH = "-1"  # ONNX Runtime's number for a run that is neither recorded nor replayed
@@ -83,10 +84,11 @@ class OrtCudaSession:
         refuse_missing_kernels(bundle)
         refuse_wide_products(bundle)
         self._bundle, self._device, self._place, self._settings = bundle, device, place, settings
-        self._spec = bundle.graph_spec(graph)
+        self._candidates = min(CANDIDATES, bundle.model.decoder.vocab_size)
+        self._spec = with_candidates(bundle.graph_spec(graph), self._candidates)
         self._path = bundle.graph_path(graph)
         self._session = self._open()
-        refuse_other_graph(self._session, bundle, graph)
+        refuse_other_graph(self._session, bundle, self._spec)
         self.graph_use = GraphUse("captured" if settings.cuda_graphs and graph != "vision" else "off")
         self._inputs = {tensor.name: tensor for tensor in self._spec.inputs}
         presents = {present for _, present in self._spec.caches}
@@ -128,7 +130,7 @@ class OrtCudaSession:
         }
         providers: list[str | tuple[str, dict[str, str]]] = [(CUDA, options), CPU] if self._place == "cuda" else [CPU]
         with ort_errors(self._path, "is damaged"):
-            graph = lowered(self._path, by_length=self._settings.by_length)
+            graph = lowered(self._path, self._candidates, by_length=self._settings.by_length)
             session = open_graph(graph, providers=providers, weights=self._bundle.path)
         if self._place == "cuda" and CUDA not in session.get_providers():
             raise MachineError(
@@ -218,6 +220,17 @@ def open_cuda_sessions(
         *(OrtCudaSession(bundle, graph, device, settings, place) for graph in GRAPHS),
         chunk=CHUNK_TOKENS,
         replays=settings.cuda_graphs,
+        picks=True,
+    )
+
+
+def with_candidates(graph: GraphSpec, count: int) -> GraphSpec:
+    """The decoder's tensors with those of `ort_cuda_lowering.pick_candidates`; other graphs as they are."""
+    if not graph.caches:
+        return graph
+    inputs = (*graph.inputs, TensorSpec("inverse_temperature", ("R",), "float32"))
+    return replace(
+        graph, inputs=inputs, outputs=(*graph.outputs, TensorSpec("picked", ("R", 2 * count + 1), "float32"))
     )
 
 

@@ -19,11 +19,12 @@ if TYPE_CHECKING:
 KEY_LENGTHS = "key_lengths"
 
 
-def lowered(path: Path, *, by_length: bool = True) -> bytes:
+def lowered(path: Path, candidates: int, *, by_length: bool = True) -> bytes:
     """A bundle's graph as the CUDA provider is to get it. Raises MissingPackageError without onnx, BundleError for a
     file that is no graph.
 
-    `by_length` False leaves attention as it is, to measure what that brings.
+    `candidates` is how many of a row of logits it picks. `by_length` False leaves attention as it is, to measure what
+    that brings.
     """
     try:
         import onnx
@@ -37,6 +38,7 @@ def lowered(path: Path, *, by_length: bool = True) -> bytes:
     if by_length:
         attend_by_length(model)
     widen_gathered_codes(model)
+    pick_candidates(model, candidates)
     serialized: bytes = model.SerializeToString()
     return serialized
 
@@ -73,6 +75,34 @@ def attend_by_length(model: onnx.ModelProto) -> None:
     ]
     _replace_nodes(model, lengths + [node for node in model.graph.node if node not in dropped])
     _drop_unread(model)
+
+
+def pick_candidates(model: onnx.ModelProto, count: int) -> None:
+    """The `count` best logits of each row, their token ids, and what the row weighs, as one output.
+
+    Adds the input `inverse_temperature` (R,) and the output `picked` (R, 2 · count + 1), float32: logits, ids (exact:
+    a vocabulary has less than 2^24) and the sum of exp((logit - best) · inverse_temperature) over the row.
+    """
+    from onnx import TensorProto, helper
+
+    if not any(value.name == "logits" for value in model.graph.output):
+        return
+    _add_constants(model, picked_count=[count], picked_first=[0], picked_end=[1], picked_axis=[1])
+    model.graph.node.extend(
+        [
+            helper.make_node("TopK", ["logits", "picked_count"], ["picked_logits", "picked_ids"], axis=1),
+            helper.make_node("Cast", ["picked_ids"], ["picked_numbers"], to=TensorProto.FLOAT),
+            helper.make_node("Slice", ["picked_logits", "picked_first", "picked_end", "picked_axis"], ["best_logit"]),
+            helper.make_node("Sub", ["logits", "best_logit"], ["below_best"]),
+            helper.make_node("Unsqueeze", ["inverse_temperature", "picked_axis"], ["inverse_temperatures"]),
+            helper.make_node("Mul", ["below_best", "inverse_temperatures"], ["tempered"]),
+            helper.make_node("Exp", ["tempered"], ["weights"]),
+            helper.make_node("ReduceSum", ["weights", "picked_axis"], ["mass"], keepdims=1),
+            helper.make_node("Concat", ["picked_logits", "picked_numbers", "mass"], ["picked"], axis=1),
+        ]
+    )
+    model.graph.input.append(helper.make_tensor_value_info("inverse_temperature", TensorProto.FLOAT, ["R"]))
+    model.graph.output.append(helper.make_tensor_value_info("picked", TensorProto.FLOAT, ["R", 2 * count + 1]))
 
 
 def widen_gathered_codes(model: onnx.ModelProto) -> None:

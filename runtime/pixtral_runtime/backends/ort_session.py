@@ -39,6 +39,7 @@ ORT_DTYPES = {"tensor(float)": "float32"} | {
 LONGEST_REASON = 300  # characters of a foreign message that are shown
 NO_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc", "out of memory")
 DEVICE_FAILURES = ("CUDA", "CUBLAS", "CUDNN", "cudaError")
+FATAL = 4  # the least severe messages that ONNX Runtime logs
 MOST_THREADS_PER_CORE = 16  # ONNX Runtime starts as many as it is told: with a thousand on two cores it hangs
 
 
@@ -92,7 +93,9 @@ def open_graph(
         raise extra_missing("onnxruntime", "cpu", "Running a graph") from error
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    # Errors are raised; what is logged beside them repeats them in color.
+    ort.set_default_logger_severity(FATAL)
+    options.log_severity_level = FATAL
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
     if weights is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
@@ -149,13 +152,13 @@ def _signature(name: str, shape: Sequence[object], dtype: str) -> str:
     return f"{name} {dtype} ({', '.join(str(size) if isinstance(size, int) else '?' for size in shape)})"
 
 
-def refuse_other_graph(session: ort.InferenceSession, bundle: Bundle, graph: str) -> None:
+def refuse_other_graph(session: ort.InferenceSession, bundle: Bundle, spec: GraphSpec) -> None:
     """Raise BundleError for a graph with other inputs and outputs than the manifest's sizes ask for."""
-    spec, tensors = bundle.graph_spec(graph), [*session.get_inputs(), *session.get_outputs()]
+    tensors = [*session.get_inputs(), *session.get_outputs()]
     seen = {_signature(t.name, t.shape, ORT_DTYPES.get(t.type, t.type)) for t in tensors}
     expected = {_signature(t.name, t.shape, t.dtype) for t in (*spec.inputs, *spec.outputs)}
     if odd := sorted(seen ^ expected):
-        path = bundle.graph_path(graph)
+        path = bundle.graph_path(spec.name)
         raise BundleError(
             f"{path} is not the graph that {MANIFEST} describes: they differ in {', '.join(odd[:4])}",
             f"pixtral inspect {path.parent} --verify",
@@ -176,7 +179,7 @@ class OrtSession:
         self._spec: GraphSpec = bundle.graph_spec(graph)
         self._bundle = bundle
         self._session = open_graph(bundle.graph_path(graph), settings.threads, has_int8_products=is_int8)
-        refuse_other_graph(self._session, bundle, graph)
+        refuse_other_graph(self._session, bundle, self._spec)
         presents = {present for _, present in self._spec.caches}
         self._outputs = [tensor.name for tensor in self._spec.outputs if tensor not in presents]
 

@@ -96,7 +96,8 @@ class Sessions:
     `chunk` is how many tokens of a prompt they take at a time. `slots` and `context` are what engines were built for:
     the most slots and, per slot, cache rows; None where there is no such limit. Engines decode one token a slot and
     step; `drafts` says that these graphs take several. `replays` says that steps of few shapes are faster, as each is
-    replayed: then a step takes a power of two of slots, and all of their logits.
+    replayed: then a step takes a power of two of slots, and all of their logits. `picks` says that the decoder picks
+    candidates: it takes `inverse_temperature` (R,) float32 as well, and gives `picked` (`ort_cuda_lowering`).
     """
 
     vision: Session
@@ -107,6 +108,7 @@ class Sessions:
     context: int | None = field(default=None, kw_only=True)
     drafts: bool = field(default=True, kw_only=True)
     replays: bool = field(default=False, kw_only=True)
+    picks: bool = field(default=False, kw_only=True)
 
 
 def own_cache(graph: GraphSpec, cache: KVCache | None, kind: type[AnyBackendCache]) -> AnyBackendCache | None:

@@ -33,6 +33,7 @@ from pixtral_runtime.device.energy_meters import open_meters
 from pixtral_runtime.errors import ContextError, Option, SettingError
 from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.model import Model
+from pixtral_runtime.generation.sampling import Sampler, Sampling
 from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image import decode_image
@@ -57,6 +58,9 @@ class Endless:
         logits = logits.copy()
         logits[self._eos] = -np.inf
         return logits
+
+    def allows(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        return np.not_equal(ids, self._eos)
 
     def accept(self, token_id: int) -> None:
         pass
@@ -197,10 +201,10 @@ def _run(model: Model, case: Case, files: Sequence[bytes], cache: Any) -> dict[s
     features = list(_encode(model, prompts))
     lap("vision")
     cache.reserve(max(len(prompt.token_ids) for prompt in prompts) + case.decode_tokens + 1)
-    eos, next_tokens = model.bundle.model.eos, []
+    choose, next_tokens = Sampler(Sampling(), Endless(model.bundle.model.eos)), []
     for slot, (prompt, encoded) in enumerate(zip(prompts, features, strict=True)):
         logits = runner.prefill(prompt, encoded, cache.view(slot, slot + 1))[-1]
-        next_tokens.append(_best(logits, eos))
+        next_tokens.append(choose(logits))
     lap("prefill")
     times["ttft"] = [(clock - started) * 1e3]
     lengths, wanted = np.array([len(prompt.token_ids) for prompt in prompts]), np.arange(len(prompts))
@@ -209,7 +213,7 @@ def _run(model: Model, case: Case, files: Sequence[bytes], cache: Any) -> dict[s
         tokens = np.array(next_tokens)[:, None]
         begun = time.perf_counter()
         logits = runner.decode_slots(tokens, lengths + step, wanted, cache)
-        next_tokens = [_best(row, eos) for row in logits]
+        next_tokens = [choose(row) for row in logits]
         steps.append((time.perf_counter() - begun) * 1e3)
     times["step"] = steps
     times["tpot"] = [float(np.mean(steps))] if steps else []
@@ -294,9 +298,3 @@ def _ceilings(costs: Mapping[str, Cost], rates: DeviceRates) -> dict[str, Ceilin
         for stage, cost in costs.items()
     }
     return {"vision": bests["vision"], "prefill": bests["prefill"], "tpot": bests["decode"]}
-
-
-def _best(logits: npt.NDArray[np.float32], eos: int) -> int:
-    logits = logits.copy()
-    logits[eos] = -np.inf
-    return int(logits.argmax())

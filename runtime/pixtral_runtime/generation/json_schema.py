@@ -62,14 +62,22 @@ class SchemaConstraint:
 
     def mask(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """Logits (V,) with -inf for tokens that the schema forbids. Raises MachineError where it forbids all."""
-        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
-        # The model may know fewer tokens than the tokenizer, or more, which stay forbidden.
-        allowed = np.unpackbits(bits, count=len(logits), bitorder="little").view(bool)
-        if not self._matcher.is_accepting():
-            allowed[self._eos] = False  # in a dead end llguidance would end the answer
+        allowed = self._allowed(len(logits))
         if not allowed.any():
             raise self._stuck("the model has no token for what must follow")
         return np.where(allowed, logits, np.float32(-np.inf))
+
+    def allows(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        return self._allowed(max(int(ids.max()), self._eos) + 1)[ids]
+
+    def _allowed(self, size: int) -> npt.NDArray[np.bool_]:
+        """Of the first `size` tokens."""
+        bits = np.frombuffer(self._matcher.compute_bitmask(), np.uint8)
+        # The model may know fewer tokens than the tokenizer, or more, which stay forbidden.
+        allowed = np.unpackbits(bits, count=size, bitorder="little").view(bool)
+        if not self._matcher.is_accepting():
+            allowed[self._eos] = False  # in a dead end llguidance would end the answer
+        return allowed
 
     def accept(self, token_id: int) -> None:
         """Raises MachineError for a token that the mask forbids, and where the schema is too complex to go on."""

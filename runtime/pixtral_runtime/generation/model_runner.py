@@ -12,7 +12,10 @@ import numpy.typing as npt
 
 from pixtral_runtime.backends.session import Array, Buffer, KVCache, Sessions
 from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.generation.logits import Logits
 from pixtral_runtime.inputs.prompt import Prompt
+
+LARGEST_INVERSE = 1e30  # of a temperature: below its own, only the best token has any weight
 
 
 class ModelRunner:
@@ -43,13 +46,23 @@ class ModelRunner:
         """
         cache.reserve(len(prompt.token_ids) + 1)
         starts = range(start, len(prompt.token_ids), self.sessions.chunk)
-        rows = [self.prefill_chunk(prompt, features, cache, first, all_logits=all_logits) for first in starts]
-        return np.concatenate(rows) if all_logits else rows[-1]
+        chunks = [self.prefill_chunk(prompt, features, cache, first, all_logits=all_logits) for first in starts]
+        return np.concatenate([chunk.numpy() for chunk in chunks]) if all_logits else chunks[-1].numpy()
 
     def prefill_chunk(
-        self, prompt: Prompt, features: Array, cache: KVCache, start: int, *, all_logits: bool = False
-    ) -> Array:
-        """One chunk of `prefill`: up to `Sessions.chunk` tokens; the cache must have the rows."""
+        self,
+        prompt: Prompt,
+        features: Array,
+        cache: KVCache,
+        start: int,
+        *,
+        all_logits: bool = False,
+        temperature: float = 0.0,
+    ) -> Logits:
+        """One chunk of `prefill`: up to `Sessions.chunk` tokens; the cache must have the rows.
+
+        `temperature` is what the next token is drawn at (`decode_slots`).
+        """
         positions = np.arange(start, min(start + self.sessions.chunk, len(prompt.token_ids)))
         index = prompt.feature_index[positions]
         wanted = np.arange(len(positions)) if all_logits else np.array([len(positions) - 1])
@@ -58,38 +71,51 @@ class ModelRunner:
         chunk = features[used[0] : used[-1] + 1] if len(used) else features[:1]
         local = np.where(index >= 0, index - used[0], -1) if len(used) else index
         token_ids = prompt.token_ids[positions][None]
-        return self._step(token_ids, local[None], chunk, positions[None], wanted, cache).numpy()
+        temperatures = np.full(len(wanted), temperature)
+        return self._step(token_ids, local[None], chunk, positions[None], wanted, temperatures, cache)
 
     def decode_token(self, token: int, position: int, cache: KVCache) -> npt.NDArray[np.float32]:
         """Append one token at `position` to a cache of one slot. Returns the logits (V,) after it."""
         cache.reserve(position + 1)
         logits = self.decode_slots(np.array([[token]]), np.array([position]), np.zeros(1, np.int64), cache)
-        return logits.reshape(-1)
+        return logits.numpy().reshape(-1)
 
-    def decode_slots(self, token_ids: Array, starts: Array, wanted: Array, cache: KVCache) -> npt.NDArray[np.float32]:
+    def decode_slots(
+        self, token_ids: Array, starts: Array, wanted: Array, cache: KVCache, temperatures: Array | None = None
+    ) -> Logits:
         """Append tokens (B, T) to each slot from row `starts` (B,) on; the cache must have the rows.
 
-        `wanted` (R,) says after which tokens logits are wanted, counted over (B · T). Returns them, (R, V).
+        `wanted` (R,) says after which tokens logits are wanted, counted over (B · T); `temperatures` (R,) what the next
+        tokens are drawn at, for a backend that picks candidates. Returns logits (R, V).
         """
         tokens = token_ids.shape[1]
         positions = starts[:, None] + np.arange(tokens)  # (B, T)
         text = np.full(token_ids.shape, -1)
-        logits = self._step(token_ids, text, self.no_features, positions, wanted, cache).numpy()
-        return np.asarray(logits, np.float32)
+        heat = np.zeros(len(wanted)) if temperatures is None else temperatures
+        return self._step(token_ids, text, self.no_features, positions, wanted, heat, cache)
 
     def _step(
-        self, token_ids: Array, feature_index: Array, features: Array, positions: Array, wanted: Array, cache: KVCache
-    ) -> Buffer:
+        self,
+        token_ids: Array,
+        feature_index: Array,
+        features: Array,
+        positions: Array,
+        wanted: Array,
+        temperatures: Array,
+        cache: KVCache,
+    ) -> Logits:
         embedded = self.sessions.embed.run(
             {"token_ids": token_ids, "image_features": features, "feature_index": feature_index}
         )
-        decoded = self.sessions.decoder.run(
-            {
-                "hidden": embedded["hidden"],
-                "position_ids": positions,
-                "write_index": positions[:, 0],
-                "logits_index": wanted,
-            },
-            cache,
-        )
-        return decoded["logits"]
+        feeds: dict[str, Array | Buffer] = {
+            "hidden": embedded["hidden"],
+            "position_ids": positions,
+            "write_index": positions[:, 0],
+            "logits_index": wanted,
+        }
+        if self.sessions.picks:
+            drawn = temperatures > 1 / LARGEST_INVERSE
+            inverse = np.divide(1, temperatures, out=np.full(len(wanted), LARGEST_INVERSE), where=drawn)
+            feeds["inverse_temperature"] = inverse.astype(np.float32)
+        decoded = self.sessions.decoder.run(feeds, cache)
+        return Logits(decoded["logits"], decoded.get("picked"))

@@ -10,6 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from pixtral_runtime.errors import MachineError, Option, SettingError
+from pixtral_runtime.generation.logits import Candidates, LogitsRow, Row
+
+MASS_ERROR = 1e-4  # of `Candidates.mass`, which is summed in float32: relative, with room
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,9 @@ class Constraint(Protocol):
     def mask(self, logits: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         """The logits (V,) with forbidden tokens at -inf."""
 
+    def allows(self, ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of some tokens (K,) may follow."""
+
     def accept(self, token_id: int) -> None: ...
 
 
@@ -58,27 +64,63 @@ class Sampler:
         self._sampling, self._constraint = sampling, constraint
         self._random = np.random.default_rng(sampling.seed)
 
-    def __call__(self, logits: npt.NDArray[np.float32]) -> int:
+    def __call__(self, logits: Row | LogitsRow) -> int:
         """logits (V,) -> token id. Raises MachineError for logits that are not numbers."""
-        if self._constraint is None:
-            return self._choose(logits)
-        token_id = self._choose(self._constraint.mask(logits))
-        self._constraint.accept(token_id)
+        row = logits if isinstance(logits, LogitsRow) else LogitsRow(lambda: logits)
+        token_id = None if row.candidates is None else self._choose_candidate(row.candidates)
+        if token_id is None:
+            whole = row.whole()
+            token_id = self._choose(whole if self._constraint is None else self._constraint.mask(whole))
+        if self._constraint is not None:
+            self._constraint.accept(token_id)
         return token_id
 
-    def _choose(self, logits: npt.NDArray[np.float32]) -> int:
+    def _choose_candidate(self, candidates: Candidates) -> int | None:
+        """The token that `_choose` takes from the whole row, or None where the candidates do not tell."""
+        _refuse_no_numbers(candidates.logits[0])
+        # Others may be as likely as the last one, and which of them come first is not known.
+        known = int(np.searchsorted(-candidates.logits, -candidates.logits[-1]))
+        order = np.lexsort((candidates.ids[:known], -candidates.logits[:known]))
+        ids, logits = candidates.ids[order], candidates.logits[order]
+        if self._constraint is not None:
+            allowed = self._constraint.allows(ids) if known else np.zeros(0, bool)
+            ids, logits = ids[allowed], logits[allowed]
+        if not len(ids):
+            return None
+        if self._sampling.temperature == 0:
+            return int(ids[0])
+        if self._constraint is not None:  # what the allowed tokens weigh together is not known
+            return None
+        weights = self._weights(logits, logits[0])
+        reached, top_p = weights.cumsum() / candidates.mass, self._sampling.top_p
+        least, most = (int(np.searchsorted(reached * (1 + error), top_p)) for error in (MASS_ERROR, -MASS_ERROR))
+        if least != most or most >= known:
+            return None
+        return self._draw(ids[: most + 1], weights[: most + 1])
+
+    def _choose(self, logits: Row) -> int:
         best = int(logits.argmax())
-        if not np.isfinite(logits[best]):
-            raise MachineError("the model computes logits that are not numbers", "pixtral export … --dtype float32")
+        _refuse_no_numbers(logits[best])
         if self._sampling.temperature == 0:
             return best
-        below_best = logits.astype(np.float64) - np.float64(logits[best])  # 0 for the best, at any temperature
-        with np.errstate(over="ignore"):  # to -inf, which is never drawn
-            probabilities = np.exp(below_best / self._sampling.temperature)
-        probabilities /= probabilities.sum()
+        weights = self._weights(logits, logits[best])
+        probabilities = weights / weights.sum()
         # All tokens that are rarer than this hold less than 1 - top_p together, so that none is in the set.
         likely = np.flatnonzero(probabilities >= (1 - self._sampling.top_p) / len(probabilities))
-        order = likely[np.argsort(-probabilities[likely], kind="stable")]
+        order = likely[np.lexsort((likely, -logits[likely]))]
         mass = probabilities[order].cumsum()
         kept = order[: int(np.searchsorted(mass, self._sampling.top_p)) + 1]
-        return int(self._random.choice(kept, p=probabilities[kept] / probabilities[kept].sum()))
+        return self._draw(kept, weights[kept])
+
+    def _weights(self, logits: Row, best: np.float32) -> npt.NDArray[np.float64]:
+        """Probabilities but for a factor: 1 for the best, at any temperature."""
+        with np.errstate(over="ignore"):  # to -inf, which is never drawn
+            return np.exp((logits.astype(np.float64) - np.float64(best)) / self._sampling.temperature)
+
+    def _draw(self, ids: npt.NDArray[np.int64], weights: npt.NDArray[np.float64]) -> int:
+        return int(self._random.choice(ids, p=weights / weights.sum()))
+
+
+def _refuse_no_numbers(best: np.float32) -> None:
+    if not np.isfinite(best):
+        raise MachineError("the model computes logits that are not numbers", "pixtral export … --dtype float32")

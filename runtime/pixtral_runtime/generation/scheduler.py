@@ -161,14 +161,20 @@ class Scheduler:
             if running.features is None:
                 running.features = self._begin(running)
             view = self._cache.reserve(length + 1).view(slot.index, slot.index + 1)
-            logits = self._runner.prefill_chunk(generation.prompt, running.features, view, slot.filled)
+            logits = self._runner.prefill_chunk(
+                generation.prompt,
+                running.features,
+                view,
+                slot.filled,
+                temperature=generation.sampling.temperature,
+            )
             slot.filled = min(slot.filled + self._runner.sessions.chunk, length)
             for times in (self.times, generation.times):
                 times.prefill_ms += milliseconds_since(started)
             if slot.filled == length:
                 self._prefilling.popleft()
                 running.features = None
-                if running.choose(logits, [], self._bundle.model.eos):
+                if running.choose(list(logits), [], self._bundle.model.eos):
                     finished.append(generation)
                 else:
                     insort(self._decoding, running, key=lambda running: running.slot.index)
@@ -196,24 +202,27 @@ class Scheduler:
         if self._runner.sessions.replays:
             last = min(1 << (last - 1).bit_length(), self.slots)
         width = 1 + max(map(len, drafts))
-        token_ids, wanted = np.zeros((last, width), np.int64), list[int]()
+        token_ids, wanted, temperatures = np.zeros((last, width), np.int64), list[int](), list[float]()
         for running, draft in zip(decoding, drafts, strict=True):
             index, count = running.slot.index, 1 + len(draft)
             token_ids[index, :count] = [running.generation.token_ids[-1], *draft]
             wanted += range(index * width, index * width + count)
-        if self._runner.sessions.replays:
-            wanted += [0] * (last - len(wanted))  # a shape less; nobody reads them
+            temperatures += [running.generation.sampling.temperature] * count
+        if self._runner.sessions.replays:  # a shape less; nobody reads these rows
+            missing = max(0, last - len(wanted))
+            wanted, temperatures = wanted + [0] * missing, temperatures + [0] * missing
         cache = self._cache.reserve(self._most_filled() + width)
         for slot in self._cache.slots[:last]:  # free slots lose the rows that are written to
             slot.filled = min(slot.filled, cache.rows - width)
         starts = np.array([slot.filled for slot in self._cache.slots[:last]])
-        logits = self._runner.decode_slots(token_ids, starts, np.array(wanted), cache.view(0, last))
+        view = cache.view(0, last)
+        rows = list(self._runner.decode_slots(token_ids, starts, np.array(wanted), view, np.array(temperatures)))
         for times in (self.times, *(running.generation.times for running in decoding)):
             times.decode_ms += milliseconds_since(started)
             times.decode_steps += 1
         finished, row = [], 0
         for running, draft in zip(decoding, drafts, strict=True):
-            if running.choose(logits[row : row + 1 + len(draft)], draft, self._bundle.model.eos):
+            if running.choose(rows[row : row + 1 + len(draft)], draft, self._bundle.model.eos):
                 self._decoding.remove(running)
                 finished.append(running.generation)
             row += 1 + len(draft)

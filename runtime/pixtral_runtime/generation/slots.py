@@ -6,6 +6,7 @@ there instead of computing them again.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 from pixtral_runtime.backends.session import Array, KVCache, Session
 from pixtral_runtime.errors import PixtralError
 from pixtral_runtime.generation.generation import Generation
+from pixtral_runtime.generation.logits import LogitsRow
 from pixtral_runtime.generation.sampling import Sampler
 from pixtral_runtime.inputs.prompt import Prompt
 
@@ -52,10 +54,10 @@ class RunningSlot:
     sampler: Sampler
     features: Array | None = None  # (F, D) of the prompt's images
 
-    def choose(self, logits: npt.NDArray[np.float32], draft: list[int], eos: int) -> bool:
+    def choose(self, logits: Sequence[LogitsRow], draft: list[int], eos: int) -> bool:
         """Take the next tokens: one for the first row of logits, and one more for each drafted token that was right.
 
-        `logits` (1 + len(draft), V) follow the newest token and each token of the draft. Returns whether that ended
+        `logits` are the rows after the newest token and after each token of the draft. Returns whether that ended
         the answer.
         """
         generation = self.generation

@@ -24,6 +24,7 @@ from pixtral_runtime.backends.session import KVCache
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.errors import ContextError, MachineError, Option
 from pixtral_runtime.generation.generation import Generation
+from pixtral_runtime.generation.logits import Logits
 from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image_files import open_image
@@ -58,6 +59,11 @@ def feeds(bundle: Bundle, slots: int, start: int, tokens: int) -> dict[str, np.n
     }
 
 
+def also(fed: dict[str, np.ndarray], temperature: float = 0.7) -> dict[str, np.ndarray]:
+    """The feeds of a decoder that picks candidates."""
+    return fed | {"inverse_temperature": np.full(len(fed["logits_index"]), 1 / temperature, np.float32)}
+
+
 @pytest.mark.parametrize(
     "settings",
     [
@@ -76,11 +82,19 @@ def test_rewritten_graphs_give_the_portable_ones_logits(settings: ExportSettings
         caches = ours.new_cache(slots, 40), theirs.new_cache(slots, 40)
         for start, tokens in ((0, 16), (16, 16), (32, 1)):
             fed = feeds(bundle, slots, start, tokens)
-            a, b = (one.run(fed, cache)["logits"].numpy() for one, cache in ((ours, caches[0]), (theirs, caches[1])))
+            run = ours.run(also(fed), caches[0])
+            a, b = run["logits"].numpy(), theirs.run(fed, caches[1])["logits"].numpy()
             assert a.shape == b.shape == (slots * tokens, bundle.model.decoder.vocab_size)
             # float16: attention's products in another order, rounded to float16 once a layer
             tolerance = 1e-6 if bundle.dtype == "float32" else 2e-3
             assert np.abs(a - b).max() <= tolerance * np.abs(b).max()
+            for row, logits in zip(Logits(run["logits"], run["picked"]), a, strict=True):
+                assert row.candidates is not None
+                order = np.argsort(-logits, kind="stable")[: len(row.candidates.ids)]
+                np.testing.assert_array_equal(row.candidates.ids, order)
+                np.testing.assert_array_equal(row.candidates.logits, logits[order])
+                weight = np.exp((logits.astype(np.float64) - logits.max()) / 0.7).sum()
+                assert abs(row.candidates.mass - weight) < 1e-5 * weight
 
 
 @pytest.mark.parametrize("kv_cache", [None, "int8"])
@@ -109,7 +123,7 @@ def test_a_grown_cache_keeps_its_rows_and_the_rest_is_zero(bundle: Bundle) -> No
     decoder, device = decoder_on_device(bundle)
     cache = decoder.new_cache(2, 1)
     assert (cache.slots, cache.rows) == (2, LEAST_ROWS)
-    decoder.run(feeds(bundle, 2, 0, 3), cache)
+    decoder.run(also(feeds(bundle, 2, 0, 3)), cache)
     before = [tensor.copy() for layer in cache.layers() for tensor in layer]
     cache.reserve(LEAST_ROWS)
     assert cache.rows == LEAST_ROWS
@@ -131,7 +145,8 @@ def test_slots_are_stepped_alone_and_rows_copied_from_slot_to_slot(bundle: Bundl
     found = []
 
     def arrays_after(decoder: OrtCudaSession | OrtSession, cache: KVCache) -> list[np.ndarray]:
-        decoder.run(feeds(bundle, 1, 0, 4), cache.view(1, 3).view(0, 1))
+        fed = feeds(bundle, 1, 0, 4)
+        decoder.run(also(fed) if isinstance(decoder, OrtCudaSession) else fed, cache.view(1, 3).view(0, 1))
         cache.copy_rows(1, 2, 3)
         arrays = [tensor[:, :, :CACHE_STEP_ROWS] for layer in cache.layers() for tensor in layer]
         assert all(not a[0].any() and a[1, :, :4].any() and not a[2, :, 3:].any() for a in arrays)
@@ -167,7 +182,7 @@ def test_a_step_writes_into_the_bound_memory_and_waits_for_nothing(bundle: Bundl
     decoder, device = decoder_on_device(bundle)
     cache = decoder.new_cache(1, 1)
     addresses = dict(cache.addresses)
-    decoder.run(feeds(bundle, 1, 0, 1), cache)
+    decoder.run(also(feeds(bundle, 1, 0, 1)), cache)
     assert cache.addresses == addresses and not device.calls["copy_to_host"]
     assert all(key[:, :, 0].any() and not key[:, :, 1:].any() for key, _ in cache.layers())
 

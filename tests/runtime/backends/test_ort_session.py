@@ -147,6 +147,8 @@ def test_a_decoder_runs_on_a_cache_of_its_own_backend_and_tensors_only(
     zero = np.zeros(1, np.int64)
     hidden = np.ones((1, 1, bundle.model.decoder.dim), bundle.dtype)
     feeds = {"hidden": hidden, "position_ids": zero[None], "write_index": zero, "logits_index": zero}
+    if device:
+        feeds["inverse_temperature"] = np.ones(1, np.float32)
     own = decoder.new_cache(1, 1)
     elsewhere = other_decoder.new_cache(1, 1)
     kinds = [type(one).__name__ for one in (own, elsewhere)]

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pixtral_runtime.errors import InputError, MachineError
+from pixtral_runtime.generation.logits import Candidates, LogitsRow
 from pixtral_runtime.generation.sampling import Sampler, Sampling
 
 LOGITS = np.log(np.array([0.05, 0.5, 0.3, 0.15], np.float32))
@@ -72,6 +73,9 @@ class Even:
     def mask(self, logits: np.ndarray) -> np.ndarray:
         return np.where(np.arange(len(logits)) % 2 == 0, logits, -np.inf)
 
+    def allows(self, ids: np.ndarray) -> np.ndarray:
+        return np.asarray(ids % 2 == 0)
+
     def accept(self, token_id: int) -> None:
         self.accepted.append(token_id)
 
@@ -107,3 +111,48 @@ def test_a_seed_repeats_its_draws_and_another_does_not() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(InputError, match=next(iter(wrong)).replace("_", ".")):
         Sampling(**wrong)  # type: ignore[arg-type]
+
+
+def picked(logits: np.ndarray, temperature: float, count: int, random: np.random.Generator) -> Candidates:
+    """What a device picks, its mass in float32; equal logits may come in any order."""
+    order = random.permutation(len(logits))
+    ids = order[np.argsort(-logits[order], kind="stable")][:count]
+    inverse = np.float32(1 / temperature) if temperature else np.float32(1)
+    mass = np.exp((logits - logits.max()) * inverse, dtype=np.float32).sum(dtype=np.float32)
+    return Candidates(ids, logits[ids], float(mass))
+
+
+def test_candidates_choose_what_the_whole_row_does() -> None:
+    """10,000 distributions from flat to peaked, with float16's ties; the row is asked for where it has to be."""
+    random, asked = np.random.default_rng(0), 0
+    for case in range(10_000):
+        spread, size = random.choice([0.3, 1, 3, 8]), int(random.choice([40, 500, 2000]))
+        logits = (random.standard_normal(size) * spread).astype(np.float16).astype(np.float32)
+        temperature, top_p = random.choice([0, 0.01, 0.3, 0.7, 1, 2]), random.choice([0.1, 0.5, 0.8, 0.95])
+        sampling = Sampling(float(temperature), float(top_p), seed=case)
+        constraint = Even() if case % 5 == 0 else None
+        fetched: list[int] = []
+
+        def whole(logits: np.ndarray = logits, fetched: list[int] = fetched) -> np.ndarray:
+            fetched.append(1)
+            return logits
+
+        row = LogitsRow(whole, picked(logits, sampling.temperature, 32, random))
+        ours, theirs = Sampler(sampling, constraint), Sampler(sampling, constraint)
+        for _ in range(3):  # the random numbers of later tokens too
+            assert ours(row) == theirs(logits), (case, sampling, spread, size)
+        asked += bool(fetched)
+    assert 500 < asked < 5_000
+
+
+def test_a_tie_that_goes_on_beyond_the_candidates_is_settled_by_the_whole_row() -> None:
+    logits = np.full(100, 2.5, np.float32)
+    row = LogitsRow(lambda: logits, Candidates(np.array([7, 50]), logits[:2], 100.0))
+    assert Sampler(Sampling())(row) == 0
+
+
+@pytest.mark.parametrize("wrong", [float("nan"), float("inf"), float("-inf")])
+def test_candidates_that_are_not_numbers_are_an_error(wrong: float) -> None:
+    row = LogitsRow(lambda: LOGITS, Candidates(np.array([1, 0]), np.array([wrong, 1], np.float32), 1.0))
+    with pytest.raises(MachineError, match="not numbers"):
+        Sampler(Sampling())(row)

@@ -228,6 +228,9 @@ def test_drafts_save_steps_where_an_answer_repeats(model: Model) -> None:
             masked[self._next] = 0
             return masked
 
+        def allows(self, ids: np.ndarray) -> np.ndarray:
+            return np.asarray(ids == self._next)
+
         def accept(self, token: int) -> None:
             self._next = next(self._cycle)
 

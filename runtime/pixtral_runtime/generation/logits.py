@@ -1,0 +1,69 @@
+"""Logits where the backend keeps them, with what it picked out of them, so that whole rows rarely travel.
+
+A row of a vocabulary of 131,072 is half a megabyte, and a softmax over it costs the host milliseconds. A backend that
+picks candidates hands over a few hundred bytes a row instead; `Sampler` asks for the row where these do not settle
+which token is next.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+
+from pixtral_runtime.backends.session import Buffer
+
+Row = npt.NDArray[np.float32]  # (V,)
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The tokens with the highest logits of a row. Those that are missing have none above the last one's.
+
+    `ids` and `logits` (K,), the highest first. `mass` is the sum over the whole row of
+    exp((logit - highest) / temperature), in float32.
+    """
+
+    ids: npt.NDArray[np.int64]
+    logits: Row
+    mass: float
+
+
+@dataclass(frozen=True)
+class LogitsRow:
+    """Logits after one token. `whole` fetches the row (V,)."""
+
+    whole: Callable[[], Row]
+    candidates: Candidates | None = None
+
+
+class Logits:
+    """Logits (R, V) of one run. `picked` (R, 2K + 1) holds K logits, K ids and the mass of each row."""
+
+    def __init__(self, buffer: Buffer, picked: Buffer | None = None) -> None:
+        self._buffer = buffer
+        self._rows: npt.NDArray[np.float32] | None = None
+        self._picked = None if picked is None else picked.numpy()
+
+    def numpy(self) -> npt.NDArray[np.float32]:
+        """All rows, (R, V)."""
+        if self._rows is None:
+            self._rows = np.asarray(self._buffer.numpy(), np.float32)
+        return self._rows
+
+    def row(self, index: int) -> Row:
+        """One row, (V,)."""
+        row: Row = self.numpy()[index]
+        return row
+
+    def __iter__(self) -> Iterator[LogitsRow]:
+        if self._picked is None:
+            yield from (LogitsRow(partial(self.row, index)) for index in range(len(self.numpy())))
+            return
+        count = self._picked.shape[1] // 2
+        for index, picked in enumerate(self._picked):
+            candidates = Candidates(picked[count : 2 * count].astype(np.int64), picked[:count], float(picked[-1]))
+            yield LogitsRow(partial(self.row, index), candidates)
