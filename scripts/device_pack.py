@@ -11,12 +11,10 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 import lzma
 import shutil
 import tarfile
 import tempfile
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -134,8 +132,9 @@ def main() -> None:
         for image in arguments.images:
             shutil.copy(image, stage / "images")
         compress(stage, arguments.target / "pack.tar.xz")
-        sizes: Callable[[Path], int] = lambda top: sum(path.stat().st_size for path in top.rglob("*") if path.is_file())
-        print(json.dumps({top.name: sizes(top) for top in sorted(stage.iterdir())}))
+        for top in sorted(stage.iterdir()):
+            size = sum(path.stat().st_size for path in top.rglob("*") if path.is_file())
+            print(f"{top.name}: {size:,} bytes before compression")
     shutil.copy(arguments.provider, arguments.target / "provider.so.xz")
     total = sum(path.stat().st_size for path in arguments.target.iterdir())
     print(f"{arguments.target}: {total:,} bytes")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 from device_results import emit, median_ms, reported
@@ -57,24 +58,23 @@ def smoke() -> None:
         kind=str(next(model.parameters()).dtype),
     )
     place = next(model.parameters()).device
-    wait = torch.cuda.synchronize if on_gpu else lambda: None
+    wait: Callable[[], Any] = torch.cuda.synchronize if on_gpu else (lambda: None)
     rows, small = 256, model.config.hidden_size < 5120
     tokens = torch.randint(0, model.config.vocab_size, (1, rows), device=place)
-    with torch.inference_mode():
-        with reported("transformers eager"):
-            from transformers import DynamicCache
+    with torch.inference_mode(), reported("transformers eager"):
+        from transformers import DynamicCache
 
-            cache = DynamicCache(config=model.config)
-            started = time.perf_counter()
-            model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        cache = DynamicCache(config=model.config)
+        started = time.perf_counter()
+        model(tokens, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        wait()
+        emit("transformers: first prefill of 256", round(1e3 * (time.perf_counter() - started), 1), "ms")
+
+        def step() -> None:
+            model(tokens[:, :1], past_key_values=cache, use_cache=True)
             wait()
-            emit("transformers: first prefill of 256", round(1e3 * (time.perf_counter() - started), 1), "ms")
 
-            def step() -> None:
-                model(tokens[:, :1], past_key_values=cache, use_cache=True)
-                wait()
-
-            emit(f"transformers eager, {LAYERS} layers", median_ms(step, 30, 5), "ms", expected="2.5 to 3.5")
+        emit(f"transformers eager, {LAYERS} layers", median_ms(step, 30, 5), "ms", expected="2.5 to 3.5")
     with torch.no_grad(), reported("transformers static"):  # inference tensors may not be changed in a graph's replay
         from transformers import StaticCache
 

@@ -29,7 +29,7 @@ LARGE = 1 << 28
 def facts() -> None:
     """The machine, what is installed, and how fast its disks take weights."""
     with reported("nvidia-smi"):
-        query = "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit,persistence_mode,mig.mode.current"
+        query = "name,driver_version,memory.total,clocks.max.sm,clocks.max.mem,power.limit,mig.mode.current"
         done = subprocess.run(
             ["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"], capture_output=True, text=True, timeout=10
         )
@@ -167,7 +167,7 @@ def speeds(device: Any) -> None:
     arrays = {"pageable": np.ones(nbytes, np.uint8)}
     if hasattr(device, "_cuda"):
         pinned = int(device._call("cudaMallocHost", nbytes))
-        arrays["pinned"] = np.frombuffer((ctypes.c_uint8 * nbytes).from_address(pinned), np.uint8)
+        arrays["pinned"] = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(pinned))
         arrays["pinned"][:] = 1
     done = np.zeros(1, np.uint8)
     for kind, array in arrays.items():
@@ -176,13 +176,16 @@ def speeds(device: Any) -> None:
             device.copy_to_device(address, array)
             device.copy_to_host(done, address)
 
-        for way, work in {"up": up, "down": lambda array=array: device.copy_to_host(array, address)}.items():  # type: ignore[misc]
+        def down(array: Any = array) -> None:
+            device.copy_to_host(array, address)
+
+        for way, work in {"up": up, "down": down}.items():
             rate = nbytes / median_ms(work, 5, 1) / 1e6
             emit(
                 f"{kind} memory, {way}", round(rate, 2), "GB/s", expected="pinned 50" if kind == "pinned" else "4 to 12"
             )
         small = array[: 131_072 * 4]
-        emit(f"512 KB to {kind} memory", median_ms(lambda small=small: device.copy_to_host(small, address)), "ms")  # type: ignore[misc]
+        emit(f"512 KB to {kind} memory", median_ms(lambda: down(small)), "ms")  # noqa: B023 - called at once
     device.free(address)
 
 
@@ -212,7 +215,7 @@ def ceilings() -> None:
         torch.cuda.synchronize()
 
     emit("float16 matrix by vector", round(matrix.numel() * 2 / median_ms(read, 20, 3) / 1e9, 3), "TB/s")
-    from pixtral_runtime.device.energy import measure
+    from pixtral_runtime.device.energy import measure_energy
     from pixtral_runtime.device.energy_meters import open_meters
     from pixtral_runtime.device.nvml import open_gpu
 
@@ -223,7 +226,7 @@ def ceilings() -> None:
             watts.append((gpu.read("PowerUsage") or 0) / 1000)
 
     sampler = threading.Thread(target=sample)
-    with measure(open_meters()) as readings:
+    with measure_energy(open_meters()) as readings:
         sampler.start()
         started = time.perf_counter()
         while time.perf_counter() - started < 2.5:

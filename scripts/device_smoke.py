@@ -150,8 +150,8 @@ def answers() -> None:
     with reported("pixtral run"):
         output = WORK / "answers.jsonl"
         output.unlink(missing_ok=True)
-        command = [sys.executable, "-m", "pixtral_cli", "run", str(DEMO / "float16"), str(WORK / "images"), "-p", "What?",
-                   "-o", str(output), "--backend", "ort-cuda", "--max-new-tokens", "16", "--batch", "2"]  # fmt: skip
+        command = [sys.executable, "-m", "pixtral_cli", "run", str(DEMO / "float16"), str(WORK / "images"), "-p",
+                   "What?", "-o", str(output), "--backend", "ort-cuda", "--max-new-tokens", "16"]  # fmt: skip
         started = time.perf_counter()
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         emit("pixtral run, exit code", done.returncode, expected="0", seconds=round(time.perf_counter() - started, 2),

@@ -1,6 +1,6 @@
 """Joules of a piece of work: CPU packages (RAPL), a GPU (NVML), a Jetson's module (INA3221 monitors or tegrastats).
 
-    with measure(open_meters()) as readings:
+    with measure_energy(open_meters()) as readings:
         work()
     for energy in readings:
         ...  # energy.joules, or None and energy.reason
