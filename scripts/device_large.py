@@ -260,14 +260,14 @@ def prefill(decoder: Decoder, form: str) -> None:
 
 def backend(folder: Path) -> None:
     """Steps through the project's own decoder session as it is: feeds from the host, logits to the host."""
-    from pixtral_runtime.backends.ort_cuda import CUDA_PROVIDERS
-    from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
+    from pixtral_runtime.backends.choose import open_backend
     from pixtral_runtime.bundle.manifest import open_bundle
 
     bundle = open_bundle(folder)
     started = time.perf_counter()
-    session = OrtSession(bundle, "decoder", OrtSettings(0, CUDA_PROVIDERS, "cuda"))
-    emit("backend: load of the decoder", round(time.perf_counter() - started, 1), "s", expected="< 40")
+    sessions = open_backend(bundle, "ort-cuda").sessions
+    session = sessions.decoder
+    emit("backend: load of all graphs", round(time.perf_counter() - started, 1), "s", expected="< 40")
     for slots, rows in ((1, 256), (1, 4864), (8, 2048)):
         if time_left() < 5:
             return
@@ -276,9 +276,12 @@ def backend(folder: Path) -> None:
             position = np.full((slots, 1), rows - 1, np.int64)
             feeds = {"hidden": np.ones((slots, 1, bundle.model.decoder.dim), np.float16), "position_ids": position,
                      "write_index": position[:, 0].copy(), "logits_index": np.arange(slots)}  # fmt: skip
+            if getattr(sessions, "picks", False):  # of the graph that chooses candidates itself
+                feeds["inverse_temperature"] = np.ones(slots, np.float32)
 
             def step(feeds: Any = feeds, cache: Any = cache) -> None:
-                session.run(feeds, cache)["logits"].numpy()
+                for output in session.run(feeds, cache).values():
+                    output.numpy()
 
             milliseconds = median_ms(step, 30, 3, 1.0)
             emit(f"backend {slots} × {rows}", milliseconds, "ms", expected=EXPECTED["masked", slots])
