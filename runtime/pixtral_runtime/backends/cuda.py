@@ -33,6 +33,9 @@ class DeviceStream(Protocol):
 
     def free(self, address: int) -> None: ...
 
+    def free_bytes(self) -> int:
+        """Memory that nothing uses."""
+
     def zero(self, address: int, nbytes: int) -> None: ...
 
     def copy_to_device(self, address: int, array: Array) -> None:
@@ -99,6 +102,9 @@ class CudaDevice:
     def free(self, address: int) -> None:
         self._call("cudaFree", address)
 
+    def free_bytes(self) -> int:
+        return int(self._call("cudaMemGetInfo")[0])
+
     def zero(self, address: int, nbytes: int) -> None:
         self._call("cudaMemsetAsync", address, 0, nbytes, self._stream)
 
@@ -151,10 +157,10 @@ class CudaDevice:
         self._call("cudaMemcpyAsync", target, source, nbytes, getattr(self._cuda.cudaMemcpyKind, kind), self._stream)
 
     def _call(self, name: str, *arguments: Any) -> Any:
-        """The result of a CUDA function, None where it has none. Raises MachineError where it fails."""
+        """The result of a CUDA function, a list of several, None of none. Raises MachineError where it fails."""
         status, *results = getattr(self._cuda, name)(*arguments)
         if status == self._cuda.cudaError_t.cudaSuccess:
-            return results[0] if results else None
+            return results if len(results) > 1 else next(iter(results), None)
         text = self._cuda.cudaGetErrorString(status)[1].decode()
         if status == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
             raise MemoryShortageError(

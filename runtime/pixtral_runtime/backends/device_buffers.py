@@ -48,7 +48,7 @@ class DeviceCache:
 
     `shape` is the one of each tensor, `dtype` theirs. An engine's cache has the engine's rows, and `rebuild` is what
     makes one with more. Other caches grow up to `most` rows, in few sizes: a step over one of them can be recorded as
-    a CUDA graph. `addresses` are those of the past tensors by name.
+    a CUDA graph. `addresses` are those of the past tensors, in the order of `tensors`.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class DeviceCache:
         self._device, self._most, self._rebuild = device, most, rebuild
         self.tensors, self.shape, self.dtype = tensors, shape, dtype
         self._memory = [self._zeroed() for _ in tensors]
-        self.addresses = self._addresses()
+        self._place()
 
     @property
     def slots(self) -> int:
@@ -78,6 +78,10 @@ class DeviceCache:
     def nbytes(self) -> int:
         """Of each tensor."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def by_name(self) -> dict[str, int]:
+        """Addresses by the names of the past tensors."""
+        return {past.name: address for (past, _), address in zip(self.tensors, self.addresses, strict=True)}
 
     def reserve(self, rows: int) -> None:
         """Raises ContextError beyond an engine's rows, MemoryShortageError where the device has no more memory."""
@@ -95,12 +99,12 @@ class DeviceCache:
             pitches = (self.rows * row, before * row)
             self._device.copy_rows(new.address, old.address, before * row, pitches, slots * heads)
             self._memory[index] = new
-        self.addresses = self._addresses()
+        self._place()
 
     def layers(self) -> list[tuple[Array, Array]]:
         """Copies on the host. Waits for the steps before."""
         arrays = [np.empty(self.shape, self.dtype) for _ in self.tensors]
-        for array, address in zip(arrays, self.addresses.values(), strict=True):
+        for array, address in zip(arrays, self.addresses, strict=True):
             self._device.copy_to_host(array, address)
         return list(zip(arrays[::2], arrays[1::2], strict=True))  # `GraphSpec.caches` has key before value
 
@@ -108,18 +112,20 @@ class DeviceCache:
         """Keeps its rows: steps read no more of them than they need, or are bound to them."""
 
     def view(self, start: int, stop: int) -> DeviceCache:
-        size = self.nbytes // self.slots
-        part = copy.copy(self)
-        part.shape = (stop - start, *self.shape[1:])
-        part.addresses = {name: address + start * size for name, address in self.addresses.items()}
-        return part
+        if (start, stop) not in self._views:
+            size = self.nbytes // self.slots
+            part = copy.copy(self)
+            part.shape, part._views = (stop - start, *self.shape[1:]), {}
+            part.addresses = tuple(address + start * size for address in self.addresses)
+            self._views[start, stop] = part
+        return self._views[start, stop]
 
     def copy_rows(self, source: int, target: int, rows: int) -> None:
         """Queued on the device, one copy for all heads of a tensor."""
         _, heads, most, head_dim = self.shape
         row = head_dim * self.dtype.itemsize
         slot, pitches = heads * most * row, (most * row, most * row)
-        for address in self.addresses.values():
+        for address in self.addresses:
             self._device.copy_rows(address + target * slot, address + source * slot, rows * row, pitches, heads)
 
     def _zeroed(self) -> Memory:
@@ -127,8 +133,9 @@ class DeviceCache:
         self._device.zero(memory.address, self.nbytes)
         return memory
 
-    def _addresses(self) -> dict[str, int]:
-        return {past.name: block.address for (past, _), block in zip(self.tensors, self._memory, strict=True)}
+    def _place(self) -> None:
+        self.addresses = tuple(block.address for block in self._memory)
+        self._views: dict[tuple[int, int], DeviceCache] = {}
 
 
 def whole_rows(rows: int, most: int) -> int:

@@ -98,6 +98,7 @@ class Sessions:
     step; `drafts` says that these graphs take several. `replays` says that steps of few shapes are faster, as each is
     replayed: then a step takes a power of two of slots, and all of their logits. `picks` says that the decoder picks
     candidates: it takes `inverse_temperature` (R,) float32 as well, and gives `picked` (`ort_cuda_lowering`).
+    `free_bytes` is what a device has left for caches and what a step needs beside them; None on a CPU.
     """
 
     vision: Session
@@ -109,6 +110,7 @@ class Sessions:
     drafts: bool = field(default=True, kw_only=True)
     replays: bool = field(default=False, kw_only=True)
     picks: bool = field(default=False, kw_only=True)
+    free_bytes: int | None = field(default=None, kw_only=True)
 
 
 def own_cache(graph: GraphSpec, cache: KVCache | None, kind: type[AnyBackendCache]) -> AnyBackendCache | None:

@@ -110,12 +110,13 @@ class TrtSession:
         past = own_cache(self._spec, cache, DeviceCache)
         values = {name: v if isinstance(v, np.ndarray | DeviceBuffer) else v.numpy() for name, v in feeds.items()}
         shapes: dict[str, Shape] = {name: value.shape for name, value in values.items()}
-        shapes |= dict.fromkeys(past.addresses, past.shape) if past else {}
+        pasts = past.by_name() if past else {}
+        shapes |= dict.fromkeys(pasts, past.shape) if past else {}
         self._refuse_wrong_feeds({name: value.dtype for name, value in values.items()}, shapes)
         self._bind_shapes(self._profile_for(shapes, fed=values), shapes)
         outputs = {name: self._output(name) for name, alias in self._aliases.items() if alias is None}
         addresses = {name: self._feed(name, value) for name, value in values.items()}
-        addresses |= past.addresses if past else {}
+        addresses |= pasts
         addresses |= {name: addresses[alias] for name, alias in self._aliases.items() if alias is not None}
         addresses |= {name: buffer.address for name, buffer in outputs.items()}
         is_repeated = self._bind_addresses(addresses)

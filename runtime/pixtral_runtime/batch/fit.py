@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+from pixtral_runtime.backends.device_buffers import whole_rows
 from pixtral_runtime.batch.records import Request
 from pixtral_runtime.bundle.device_catalog import CPU_RESERVE_BYTES, KnownDevice
 from pixtral_runtime.bundle.footprint import Footprint
@@ -16,6 +17,8 @@ from pixtral_runtime.inputs.preprocess import token_count
 from pixtral_runtime.inputs.prompt import PromptBuilder
 
 MOST_SLOTS = 8  # taken by themselves; a CPU gains nothing beyond
+MOST_DEVICE_SLOTS = 32
+SHARE_FOR_CACHES = 0.7  # of a device's free memory; the rest is for a prompt's chunk, images and the cache that grows
 
 
 def check_fit(prompts: PromptBuilder, requests: Sequence[Request]) -> None:
@@ -47,7 +50,9 @@ def check_fit(prompts: PromptBuilder, requests: Sequence[Request]) -> None:
 def choose_slots(model: Model, requests: Sequence[Request], wanted: int | None, memory_bytes: int | None) -> int:
     """How many answers to work on at a time: `wanted`, or as many as memory holds, engines were built for and pay.
 
-    `memory_bytes` bounds what pixtral takes. Raises SettingError for none and for more than engines have,
+    `memory_bytes` bounds what pixtral takes of this machine's memory; of a GPU's it takes what is free.
+
+    Raises SettingError for none and for more than engines have,
     MemoryShortageError where the memory does not hold the answers' caches.
     """
     if wanted is not None and wanted < 1:
@@ -61,11 +66,15 @@ def choose_slots(model: Model, requests: Sequence[Request], wanted: int | None, 
                 f"pixtral build {bundle.path} --batch {wanted}",
             )
         return wanted or sessions.slots
-    if memory_bytes is None:
+    if memory_bytes is None and (wanted or sessions.free_bytes is None):
         return wanted or MOST_SLOTS
     blocks = max((len(request.images) for request in requests), default=0) * model.prompts.preprocess.largest_block
     longest = max((request.max_new_tokens for request in requests), default=0)
     context = min(blocks + longest + 512, bundle.limits.max_context)  # 512 of text
+    if memory_bytes is None:
+        rows = whole_rows(context, bundle.limits.max_context)
+        fitting = int(SHARE_FOR_CACHES * (sessions.free_bytes or 0)) // (rows * bundle.kv_cache_bytes_per_token)
+        return max(1, min(fitting, MOST_DEVICE_SLOTS))
     device = KnownDevice("this machine", memory_bytes, CPU_RESERVE_BYTES, 0)
     fitting = Footprint.of(bundle).largest_batch(device, context)
     if fitting < (wanted or 1):

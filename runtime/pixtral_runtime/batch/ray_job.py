@@ -72,6 +72,7 @@ class RayJob:
                 fn_constructor_args=(Path.cwd(), self._bundle, self._settings, self._local_threads()),
                 compute=data.ActorPoolStrategy(size=self._workers),
                 num_cpus=1,
+                num_gpus=self._gpus_of_worker(ray),
             )
             for row in answered.iter_rows():
                 if row["record"] is None:
@@ -86,6 +87,19 @@ class RayJob:
             ) from error
         finally:
             ray.shutdown()
+
+    def _gpus_of_worker(self, ray: Any) -> int | None:
+        """One of its own where the cluster has any and they are not left alone."""
+        gpus = int(ray.cluster_resources().get("GPU", 0))
+        if not gpus or self._options.backend == "ort-cpu":
+            return None
+        if self._workers > gpus:
+            raise MachineError(
+                f"{self._workers} workers are to have a GPU each, and the cluster has {gpus}",
+                Option("ray_workers", gpus),
+                Option("backend", "ort-cpu"),
+            )
+        return 1
 
     def _local_threads(self) -> WorkerOptions:
         """Workers on one machine share its cores, unless the user said how many each may take."""

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from pixtral_runtime.backends.session import Array
-from pixtral_runtime.errors import PixtralError
+from pixtral_runtime.errors import MemoryShortageError, PixtralError
 from pixtral_runtime.generation.feature_cache import FeatureCache
 from pixtral_runtime.generation.generation import Generation, StageTimes, milliseconds_since
 from pixtral_runtime.generation.model_runner import ModelRunner
@@ -27,6 +27,7 @@ class ImageFeatures:
 
     def __init__(self, runner: ModelRunner, max_image_side_px: int, slots: int, disk: FeatureCache | None) -> None:
         self._runner, self._max_side_px, self._slots, self._disk = runner, max_image_side_px, slots, disk
+        self._together = slots  # until memory runs out
         self._kept: dict[bytes, Array] = {}  # (P, D) by `Prompt.image_keys`, the newest last
 
     def has(self, prompt: Prompt) -> bool:
@@ -56,6 +57,13 @@ class ImageFeatures:
         started = time.perf_counter()
         try:
             self._kept |= self._encoded(wanted)
+        except MemoryShortageError as error:
+            if len(wanted) == 1:
+                for generation in owners:
+                    generation.fail(error)
+                return list(owners)
+            self._together = 1
+            return []
         except PixtralError as error:
             for generation in owners:
                 generation.fail(error)
@@ -87,4 +95,4 @@ class ImageFeatures:
     def _most_together(self, shape: tuple[int, ...]) -> int:
         """Images (3, H, W) of a shape that are encoded together: large ones, whose attention takes the memory, one by
         one."""
-        return self._slots if max(shape[1:]) <= self._max_side_px // 2 else 1
+        return self._together if max(shape[1:]) <= self._max_side_px // 2 else 1

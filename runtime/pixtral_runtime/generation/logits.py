@@ -44,9 +44,8 @@ class Logits:
     """Logits (R, V) of one run. `picked` (R, 2K + 1) holds K logits, K ids and the mass of each row."""
 
     def __init__(self, buffer: Buffer, picked: Buffer | None = None) -> None:
-        self._buffer = buffer
+        self._buffer, self._picked = buffer, picked
         self._rows: npt.NDArray[np.float32] | None = None
-        self._picked = None if picked is None else picked.numpy()
 
     def numpy(self) -> npt.NDArray[np.float32]:
         """All rows, (R, V)."""
@@ -63,7 +62,8 @@ class Logits:
         if self._picked is None:
             yield from (LogitsRow(partial(self.row, index)) for index in range(len(self.numpy())))
             return
-        count = self._picked.shape[1] // 2
-        for index, picked in enumerate(self._picked):
+        rows = self._picked.numpy()
+        count = rows.shape[1] // 2
+        for index, picked in enumerate(rows):
             candidates = Candidates(picked[count : 2 * count].astype(np.int64), picked[:count], float(picked[-1]))
             yield LogitsRow(partial(self.row, index), candidates)

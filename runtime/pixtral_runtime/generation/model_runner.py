@@ -46,8 +46,13 @@ class ModelRunner:
         """
         cache.reserve(len(prompt.token_ids) + 1)
         starts = range(start, len(prompt.token_ids), self.sessions.chunk)
-        chunks = [self.prefill_chunk(prompt, features, cache, first, all_logits=all_logits) for first in starts]
-        return np.concatenate([chunk.numpy() for chunk in chunks]) if all_logits else chunks[-1].numpy()
+        rows = []
+        for first in starts:
+            chunk = self.prefill_chunk(prompt, features, cache, first, all_logits=all_logits)
+            if all_logits or first == starts[-1]:
+                rows.append(chunk.numpy())
+            del chunk  # the next one's logits may lie where these do
+        return np.concatenate(rows)
 
     def prefill_chunk(
         self,

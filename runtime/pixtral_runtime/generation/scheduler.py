@@ -27,7 +27,7 @@ import numpy as np
 
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.errors import ContextError, Option
+from pixtral_runtime.errors import ContextError, MemoryShortageError, Option
 from pixtral_runtime.generation.drafts import look_up
 from pixtral_runtime.generation.feature_cache import FeatureCache
 from pixtral_runtime.generation.generation import Generation, StageTimes, milliseconds_since
@@ -102,8 +102,17 @@ class Scheduler:
         self._decoding = [running for running in self._decoding if running.generation is not generation]
 
     def step(self) -> list[Generation]:
-        """Do a share of the work. Returns the generations that it finished."""
-        return [*self._admit(), *self._prefill(), *self._decode()]
+        """Do a share of the work. Returns the generations that it finished.
+
+        Where memory runs out, half of the slots are given up and the answers under way begin again.
+        """
+        finished: list[Generation] = []
+        try:
+            for part in (self._admit, self._prefill, self._decode):
+                finished += part()
+        except MemoryShortageError as error:
+            finished += self._give_slots_up(error)
+        return finished
 
     def run(self, generation: Generation) -> Iterator[int]:
         """Submit a generation and yield its token ids as they are made. Raises what went wrong with it."""
@@ -118,6 +127,21 @@ class Scheduler:
             self.cancel(generation)
         if generation.error is not None:
             raise generation.error
+
+    def _give_slots_up(self, error: MemoryShortageError) -> list[Generation]:
+        """Go on with half of the slots and a new cache. Returns the generations for which that is no way out."""
+        running = sorted(self._running, key=lambda running: running.slot.index)
+        self._prefilling.clear()
+        self._decoding.clear()
+        lost = [one.generation for one in running if self.slots == 1 or one.generation.constraint is not None]
+        for generation in lost:  # a constraint cannot begin again
+            generation.fail(error)
+        again = [one.generation for one in running if one.generation not in lost]
+        for generation in again:
+            generation.token_ids.clear()
+        self._waiting.extendleft(reversed(again))
+        self._cache = SlotCache(self._runner.sessions.decoder, max(1, self.slots // 2), self._context)
+        return lost
 
     # Vision and admission
 
@@ -162,22 +186,20 @@ class Scheduler:
                 running.features = self._begin(running)
             view = self._cache.reserve(length + 1).view(slot.index, slot.index + 1)
             logits = self._runner.prefill_chunk(
-                generation.prompt,
-                running.features,
-                view,
-                slot.filled,
-                temperature=generation.sampling.temperature,
+                generation.prompt, running.features, view, slot.filled, temperature=generation.sampling.temperature
             )
             slot.filled = min(slot.filled + self._runner.sessions.chunk, length)
+            rows = list(logits) if slot.filled == length else []  # nothing waits for a chunk before the last
             for times in (self.times, generation.times):
                 times.prefill_ms += milliseconds_since(started)
             if slot.filled == length:
                 self._prefilling.popleft()
                 running.features = None
-                if running.choose(list(logits), [], self._bundle.model.eos):
+                if running.choose(rows, [], self._bundle.model.eos):
                     finished.append(generation)
                 else:
                     insort(self._decoding, running, key=lambda running: running.slot.index)
+            del logits, rows  # the next chunk's may lie where these do
             if len(self._decoding) >= len(self._prefilling):
                 break
         return finished

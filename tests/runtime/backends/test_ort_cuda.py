@@ -181,7 +181,7 @@ def test_requests_that_share_steps_and_prefixes_get_the_same_tokens(bundle: Bund
 def test_a_step_writes_into_the_bound_memory_and_waits_for_nothing(bundle: Bundle) -> None:
     decoder, device = decoder_on_device(bundle)
     cache = decoder.new_cache(1, 1)
-    addresses = dict(cache.addresses)
+    addresses = cache.addresses
     decoder.run(also(feeds(bundle, 1, 0, 1)), cache)
     assert cache.addresses == addresses and not device.calls["copy_to_host"]
     assert all(key[:, :, 0].any() and not key[:, :, 1:].any() for key, _ in cache.layers())

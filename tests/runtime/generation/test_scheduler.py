@@ -18,7 +18,8 @@ from helpers.places import DEMO
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Message, Model, Sampling, load
 from pixtral_runtime.backends.ort_caches import whole_steps
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.bench.measure import Endless
+from pixtral_runtime.errors import InputError, MemoryShortageError
 from pixtral_runtime.generation.feature_cache import FeatureCache
 from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.model_runner import ModelRunner
@@ -308,3 +309,59 @@ def test_an_image_the_engine_does_not_take_fails_alone(model: Model) -> None:
     finish(scheduler, generations)
     assert [generation.error is None for generation in generations] == [True, True, False, True, True]
     assert generations[0].token_ids == list(alone(model, generations[0].prompt, 4))
+
+
+class Small:
+    """A session on a device with room for few slots, or few images, at a time."""
+
+    def __init__(self, session: Any, most: int, fed: str) -> None:
+        self._session, self._most, self._fed = session, most, fed
+        self.refused = 0
+
+    def run(self, feeds: Any, cache: Any = None) -> Any:
+        if len(feeds[self._fed]) > self._most:
+            self.refused += 1
+            raise MemoryShortageError("too little memory")
+        return self._session.run(feeds, cache)
+
+    def new_cache(self, slots: int, rows: int) -> Any:
+        return self._session.new_cache(slots, rows)
+
+
+def test_where_memory_runs_out_fewer_slots_finish_the_work(model: Model) -> None:
+    """Also in the midst of it; what was finished in the same step is not lost."""
+    asked = prompts(model, 7)
+    expected = [alone(model, prompt, 3 + index) for index, prompt in enumerate(asked)]
+    decoder = Small(model.runner.sessions.decoder, 2, "write_index")
+    runner = ModelRunner(model.bundle, replace(model.runner.sessions, decoder=decoder))
+    scheduler = Scheduler(model.bundle, runner, 6)
+    assert finish(scheduler, [Generation(prompt, 3 + index) for index, prompt in enumerate(asked)]) == expected
+    assert decoder.refused == 2 and scheduler.slots == 1
+
+
+def test_where_one_slot_is_too_much_a_request_fails_with_the_reason(model: Model) -> None:
+    decoder = Small(model.runner.sessions.decoder, 0, "write_index")
+    runner = ModelRunner(model.bundle, replace(model.runner.sessions, decoder=decoder))
+    generations = [Generation(prompt, 3) for prompt in prompts(model, 3)]
+    finish(Scheduler(model.bundle, runner, 2), generations)
+    assert all(isinstance(generation.error, MemoryShortageError) for generation in generations)
+
+
+def test_an_answer_under_a_schema_cannot_begin_again(model: Model) -> None:
+    decoder = Small(model.runner.sessions.decoder, 1, "write_index")
+    runner = ModelRunner(model.bundle, replace(model.runner.sessions, decoder=decoder))
+    bound, free = (
+        Generation(prompt, 5, constraint=constraint)
+        for prompt, constraint in zip(prompts(model, 2), (Endless(model.bundle.model.eos), None), strict=True)
+    )
+    finish(Scheduler(model.bundle, runner, 2), [bound, free])
+    assert isinstance(bound.error, MemoryShortageError) and free.error is None
+
+
+def test_images_that_are_too_many_together_are_encoded_one_by_one(model: Model) -> None:
+    asked = prompts(model, 4)
+    expected = [alone(model, prompt, 4) for prompt in asked]
+    vision = Small(model.runner.sessions.vision, 1, "pixels")
+    runner = ModelRunner(model.bundle, replace(model.runner.sessions, vision=vision))
+    assert finish(Scheduler(model.bundle, runner, 4), [Generation(prompt, 4) for prompt in asked]) == expected
+    assert vision.refused == 1
