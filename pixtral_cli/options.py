@@ -37,6 +37,17 @@ def output_file_or_stdout(text: str) -> Path:
 
 
 BundleArgument = Annotated[Path, typer.Argument(help="Bundle folder, made by 'pixtral export'.")]
+
+
+def use_gpu(index: int | None) -> int | None:
+    """A callback: before anything opens a GPU."""
+    if index is not None:
+        from pixtral_runtime.backends.cuda import use_gpu
+
+        use_gpu(index)
+    return index
+
+
 PromptOption = Annotated[str, typer.Option("-p", "--prompt", help="What to ask; @FILE reads it from a file.")]
 SystemOption = Annotated[str | None, typer.Option(help="System prompt.")]
 MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
@@ -78,6 +89,10 @@ MethodOption = Annotated[
 ]
 KeepActivationsOption = Annotated[
     bool, typer.Option("--keep-activations", help="Keep a gelu that config.json names; silu is published Pixtral's.")
+]
+DeviceOption = Annotated[
+    int | None,
+    typer.Option(min=0, callback=use_gpu, help="The GPU to use, numbered as nvidia-smi -L does. Default: the first."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 

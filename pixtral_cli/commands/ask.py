@@ -12,6 +12,7 @@ from pixtral_cli import output
 from pixtral_cli.options import (
     BackendOption,
     BundleArgument,
+    DeviceOption,
     ExifOption,
     ImageTokensOption,
     JsonOption,
@@ -53,6 +54,7 @@ def ask(
     exif: ExifOption = True,
     threads: ThreadsOption = 0,
     backend: BackendOption = "auto",
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Ask one question about images, and see the answer as it comes."""

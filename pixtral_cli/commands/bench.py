@@ -13,6 +13,7 @@ from pixtral_cli.bench_tables import check_bench_outputs, show
 from pixtral_cli.options import (
     BackendOption,
     BundleArgument,
+    DeviceOption,
     JsonOption,
     ThreadsOption,
     open_model,
@@ -56,6 +57,7 @@ def bench(
     force: Annotated[bool, typer.Option("--force", help="Replace existing files.")] = False,
     threads: ThreadsOption = 0,
     backend: BackendOption = "auto",
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure every stage against what this machine could do.

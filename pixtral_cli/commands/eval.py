@@ -15,6 +15,7 @@ from pixtral_cli.options import (
     BackendOption,
     BatchOption,
     BundleArgument,
+    DeviceOption,
     ImageTokensOption,
     JsonOption,
     MaxImageSideOption,
@@ -69,6 +70,7 @@ def eval(
     preprocess: PreprocessOption = "mistral",
     threads: ThreadsOption = 0,
     backend: BackendOption = "auto",
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Score a bundle on a benchmark, and test it against another.

@@ -16,6 +16,7 @@ from pixtral_cli.options import (
     BackendOption,
     BatchOption,
     BundleArgument,
+    DeviceOption,
     DraftsOption,
     EmbeddingCacheOption,
     ExifOption,
@@ -102,6 +103,7 @@ def run(
     exif: ExifOption = True,
     threads: ThreadsOption = 0,
     backend: BackendOption = "auto",
+    device: DeviceOption = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output file.")] = False,
     as_json: JsonOption = False,
 ) -> None:

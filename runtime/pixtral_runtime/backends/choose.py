@@ -11,7 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from pixtral_runtime.backends.cuda import CudaDevice
-from pixtral_runtime.backends.ort_cuda import lists_cuda, open_cuda_sessions, refuse_wide_products, require_cuda
+from pixtral_runtime.backends.ort_cuda import (
+    lists_cuda,
+    load_libraries,
+    open_cuda_sessions,
+    refuse_wide_products,
+    require_provider,
+)
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
 from pixtral_runtime.backends.session import Sessions
 from pixtral_runtime.backends.trt_package import Flavor, import_tensorrt, version_of
@@ -71,8 +77,10 @@ def open_backend(
 
 def _open_cuda(bundle: Bundle, gpu: Callable[[], CudaDevice], reason: str) -> Opened:
     refuse_wide_products(bundle)
-    require_cuda()
-    return Opened(open_cuda_sessions(bundle, gpu()), "ort-cuda", reason)
+    require_provider()
+    device = gpu()  # says best what is wrong with a driver
+    load_libraries()
+    return Opened(open_cuda_sessions(bundle, device), "ort-cuda", reason)
 
 
 def _open_engines(bundle: Bundle, flavor: Flavor, gpu: Callable[[], CudaDevice]) -> Opened:

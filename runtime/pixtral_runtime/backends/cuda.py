@@ -9,16 +9,31 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import os
 import weakref
 from typing import Any, Protocol
 
 import numpy as np
 
 from pixtral_runtime.backends.session import Array
-from pixtral_runtime.errors import MachineError, MemoryShortageError, extra_missing
+from pixtral_runtime.errors import MachineError, MemoryShortageError, Option, extra_missing
 
 STAGING_BYTES = 16 << 20  # pinned; the feeds of thousands of steps, or the pixels of one large image
 STAGING_STEP = 256  # bytes; where the next array starts
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+
+
+def use_gpu(index: int) -> None:
+    """Let this process, and those that it starts, see one GPU only, counted as nvidia-smi does.
+
+    Of those that CUDA_VISIBLE_DEVICES names, where it is set. To be called before anything opens a GPU.
+    """
+    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    names = [name.strip() for name in os.environ.get(VISIBLE, "").split(",") if name.strip()]
+    if names and index >= len(names):
+        raise MachineError(f"{VISIBLE} names {len(names)} GPUs, and GPU {index} is asked for", Option("device", 0))
+    os.environ[VISIBLE] = names[index] if names else str(index)
 
 
 class DeviceStream(Protocol):
@@ -162,7 +177,17 @@ class CudaDevice:
         if status == self._cuda.cudaError_t.cudaSuccess:
             return results if len(results) > 1 else next(iter(results), None)
         text = self._cuda.cudaGetErrorString(status)[1].decode()
-        if status == self._cuda.cudaError_t.cudaErrorMemoryAllocation:
+        errors = self._cuda.cudaError_t
+        if status == errors.cudaErrorInsufficientDriver:
+            raise MachineError(
+                f"the NVIDIA driver is missing, or too old for CUDA 13: {text}",
+                "nvidia-smi: 580 or newer is needed",
+            )
+        if status in (errors.cudaErrorNoDevice, errors.cudaErrorInvalidDevice):
+            seen = os.environ.get(VISIBLE)
+            where = "" if seen is None else f" with {VISIBLE}={seen}"
+            raise MachineError(f"CUDA finds no such GPU{where}: {text}", "nvidia-smi -L", Option("device", 0))
+        if status == errors.cudaErrorMemoryAllocation:
             raise MemoryShortageError(
                 f"the GPU has too little memory: {name} of {arguments[0]} bytes: {text}",
                 "pixtral build BUNDLE with a smaller --context or --batch, and nvidia-smi for what else uses it",

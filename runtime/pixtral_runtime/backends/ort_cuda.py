@@ -14,6 +14,7 @@ Not yet run on a device. Tests run it with host memory as the device, which is a
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import math
 import os
 import sys
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     import onnxruntime as ort
 
 CHUNK_TOKENS = 2048  # of a prompt at a time: on CUDA int4 weights are widened once a chunk
+CUDNN = "libcudnn.so.9"
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 BLOCK_OF_BATCHED_KERNELS = 32  # the groups of int4 weights for which ONNX Runtime has kernels that serve many slots
 CANDIDATES = 64  # of a row of logits, picked on the device
@@ -277,8 +279,8 @@ def lists_cuda() -> bool:
     return CUDA in ort.get_available_providers()
 
 
-def require_cuda() -> None:
-    """Raise MachineError where ONNX Runtime is built without CUDA or cannot open a device."""
+def require_provider() -> None:
+    """Raise MachineError where ONNX Runtime is built without CUDA."""
     try:
         import onnxruntime as ort
     except ImportError as error:
@@ -288,11 +290,21 @@ def require_cuda() -> None:
             f"onnxruntime {ort.__version__} is built without CUDA",
             "pip uninstall -y onnxruntime && pip install 'pixtral[gpu]'",
         )
+
+
+def load_libraries() -> None:
+    """Load CUDA's libraries and cuDNN. Raises MachineError where ONNX Runtime cannot open a device with them."""
+    import onnxruntime as ort
+
     with contextlib.redirect_stdout(sys.stderr):  # it prints what it does not find
-        ort.preload_dlls()  # CUDA and cuDNN where pip installed them
+        ort.preload_dlls()  # where pip installed them
     try:
         ort.OrtValue.ortvalue_from_shape_and_type((1,), np.float32, "cuda")
     except RuntimeError as error:
         raise MachineError(
             f"ONNX Runtime cannot open a CUDA device: {error}", "nvidia-smi, then pixtral doctor"
         ) from error
+    try:
+        ctypes.CDLL(CUDNN)
+    except OSError as error:
+        raise MachineError(f"cuDNN 9 is missing, which pictures need: {error}", "pip install 'pixtral[gpu]'") from error

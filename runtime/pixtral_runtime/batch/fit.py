@@ -66,15 +66,13 @@ def choose_slots(model: Model, requests: Sequence[Request], wanted: int | None, 
                 f"pixtral build {bundle.path} --batch {wanted}",
             )
         return wanted or sessions.slots
-    if memory_bytes is None and (wanted or sessions.free_bytes is None):
-        return wanted or MOST_SLOTS
-    blocks = max((len(request.images) for request in requests), default=0) * model.prompts.preprocess.largest_block
-    longest = max((request.max_new_tokens for request in requests), default=0)
-    context = min(blocks + longest + 512, bundle.limits.max_context)  # 512 of text
+    context = _longest_context(model, requests)
+    if sessions.free_bytes is not None:
+        free = min(sessions.free_bytes, memory_bytes or sessions.free_bytes)
+        slot = whole_rows(context, bundle.limits.max_context) * bundle.kv_cache_bytes_per_token
+        return wanted or max(1, min(int(SHARE_FOR_CACHES * free) // slot, MOST_DEVICE_SLOTS))
     if memory_bytes is None:
-        rows = whole_rows(context, bundle.limits.max_context)
-        fitting = int(SHARE_FOR_CACHES * (sessions.free_bytes or 0)) // (rows * bundle.kv_cache_bytes_per_token)
-        return max(1, min(fitting, MOST_DEVICE_SLOTS))
+        return wanted or MOST_SLOTS
     device = KnownDevice("this machine", memory_bytes, CPU_RESERVE_BYTES, 0)
     fitting = Footprint.of(bundle).largest_batch(device, context)
     if fitting < (wanted or 1):
@@ -85,3 +83,10 @@ def choose_slots(model: Model, requests: Sequence[Request], wanted: int | None, 
             *(() if fitting else (f"pixtral plan {bundle.path}",)),
         )
     return wanted or min(fitting, MOST_SLOTS)
+
+
+def _longest_context(model: Model, requests: Sequence[Request]) -> int:
+    """Tokens of the longest prompt and answer that these requests may have."""
+    blocks = max((len(request.images) for request in requests), default=0) * model.prompts.preprocess.largest_block
+    longest = max((request.max_new_tokens for request in requests), default=0)
+    return min(blocks + longest + 512, model.bundle.limits.max_context)  # 512 of text

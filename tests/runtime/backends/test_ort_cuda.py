@@ -15,10 +15,19 @@ from helpers.trt_standin import EagerDevice, HostDevice
 from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Model, load
+from pixtral_runtime.backends import ort_cuda
 from pixtral_runtime.backends.choose import open_backend
+from pixtral_runtime.backends.cuda import CudaDevice
 from pixtral_runtime.backends.device_buffers import LEAST_ROWS
 from pixtral_runtime.backends.ort_caches import CACHE_STEP_ROWS
-from pixtral_runtime.backends.ort_cuda import CPU, CUDA, CudaSettings, OrtCudaSession, open_cuda_sessions, require_cuda
+from pixtral_runtime.backends.ort_cuda import (
+    CPU,
+    CUDA,
+    CudaSettings,
+    OrtCudaSession,
+    load_libraries,
+    open_cuda_sessions,
+)
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
 from pixtral_runtime.backends.session import KVCache
 from pixtral_runtime.bundle.manifest import Bundle
@@ -208,12 +217,24 @@ def test_a_build_with_cuda_and_no_device_is_refused_and_auto_says_so(
     bundle: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ort, "get_available_providers", lambda: [CUDA, CPU])
-    with pytest.raises(MachineError, match="cannot open a CUDA device") as caught:
-        require_cuda()
-    assert "nvidia-smi" in caught.value.hint
-    found = open_backend(bundle, "auto")
-    assert found.backend == "ort-cpu"
-    assert found.reason.startswith("the bundle lists no engines; ort-cuda: ONNX Runtime cannot open a CUDA device")
+
+    def no_gpu() -> CudaDevice:
+        raise MachineError("no driver")
+
+    with pytest.raises(MachineError, match="no driver"):
+        open_backend(bundle, "ort-cuda", gpu=no_gpu)
+    found = open_backend(bundle, "auto", gpu=no_gpu)
+    assert (found.backend, found.reason) == ("ort-cpu", "the bundle lists no engines; ort-cuda: no driver")
+
+
+def test_libraries_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(MachineError, match="cannot open a CUDA device"):
+        load_libraries()
+    monkeypatch.setattr(ort.OrtValue, "ortvalue_from_shape_and_type", lambda *arguments: None)
+    monkeypatch.setattr(ort_cuda, "CUDNN", "libcudnn.so.0")
+    with pytest.raises(MachineError, match=r"cuDNN 9 is missing.*libcudnn\.so\.0") as caught:
+        load_libraries()
+    assert caught.value.hint == "pip install 'pixtral[gpu]'"
 
 
 @pytest.mark.filterwarnings("ignore:Specified provider")

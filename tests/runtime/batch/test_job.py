@@ -15,7 +15,7 @@ from helpers.bundles import export_tiny
 from helpers.tiny import tiny_config, write_checkpoint
 from pixtral_cli.output import hint_of
 from pixtral_runtime import Message, Model, load
-from pixtral_runtime.batch.fit import MOST_SLOTS, check_fit, choose_slots
+from pixtral_runtime.batch.fit import MOST_DEVICE_SLOTS, MOST_SLOTS, SHARE_FOR_CACHES, check_fit, choose_slots
 from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Record, Request, Settings
 from pixtral_runtime.errors import InputError, MachineError, Option
@@ -192,6 +192,21 @@ def test_slots_follow_the_wish_the_memory_and_the_engines(model: Model, pictures
     with pytest.raises(MachineError, match="hold 1 answers") as raised:
         choose_slots(model, requests, 2, needed)
     assert raised.value.remedies == (Option("batch", 1),)
+
+
+def test_on_a_device_slots_follow_what_is_free_there(model: Model, pictures: list[Path]) -> None:
+    requests, bundle = asked(pictures), model.bundle
+    slot = bundle.limits.max_context * bundle.kv_cache_bytes_per_token  # the context is the shorter of the two
+
+    def chosen(free: int, wanted: int | None = None, memory: int | None = None) -> int:
+        sessions = replace(model.runner.sessions, free_bytes=free)
+        there = Model(bundle, sessions, model.prompts)
+        return choose_slots(there, requests, wanted, memory)
+
+    assert chosen(1 << 40) == MOST_DEVICE_SLOTS
+    assert chosen(int(5.5 * slot / SHARE_FOR_CACHES)) == 5
+    assert chosen(1 << 40, memory=int(3.5 * slot / SHARE_FOR_CACHES)) == 3
+    assert chosen(0) == 1 and chosen(0, wanted=7) == 7
 
 
 def _holds(model: Model, requests: Sequence[Request], size: int) -> bool:
