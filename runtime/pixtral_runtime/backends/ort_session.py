@@ -37,7 +37,7 @@ ORT_DTYPES = {"tensor(float)": "float32"} | {
     f"tensor({name})": name for name in ("float16", "bfloat16", "int64", "int8")
 }
 LONGEST_REASON = 300  # characters of a foreign message that are shown
-NO_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc", "out of memory")
+NO_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc", "out of memory", "ALLOC_FAILED")
 DEVICE_FAILURES = ("CUDA", "CUBLAS", "CUDNN", "cudaError")
 FATAL = 4  # the least severe messages that ONNX Runtime logs
 MOST_THREADS_PER_CORE = 16  # ONNX Runtime starts as many as it is told: with a thousand on two cores it hangs
@@ -131,12 +131,13 @@ def ort_errors(model: Path | bytes, fault: str) -> Iterator[None]:
 
 def _as_ours(path: Path, fault: str, error: Exception) -> PixtralError:
     """What an error of ONNX Runtime means."""
-    reason = next(iter(str(error).splitlines()), "")[:LONGEST_REASON]
-    if any(words in reason for words in NO_MEMORY):
+    line = next(iter(str(error).splitlines()), "")
+    reason = line[:LONGEST_REASON]
+    if any(words in line for words in NO_MEMORY):  # of an allocation in a step they come late
         return MemoryShortageError(f"too little memory for {path.name}: {reason}", "pixtral plan BUNDLE")
     if type(error).__name__ == "NotImplemented":
         return MachineError(f"ONNX Runtime has no kernel for {path}: {reason}", "pip install --upgrade onnxruntime")
-    if any(words in reason for words in DEVICE_FAILURES):
+    if any(words in line for words in DEVICE_FAILURES):
         return MachineError(f"{path} {fault} on this GPU: {reason}", "nvidia-smi, then pixtral doctor")
     weights = path.parent / WEIGHTS
     if weights.is_symlink():

@@ -21,10 +21,10 @@ from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends.device_buffers import DeviceCache
 from pixtral_runtime.backends.ort_caches import CACHE_STEP_ROWS, OrtCache
 from pixtral_runtime.backends.ort_cuda import CudaSettings, OrtCudaSession
-from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings, open_graph
+from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings, open_graph, ort_errors
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS, CachePairs, TensorSpec
-from pixtral_runtime.errors import BundleError, InputError
+from pixtral_runtime.errors import BundleError, InputError, MemoryShortageError
 
 
 @pytest.fixture(scope="module")
@@ -220,6 +220,27 @@ def test_a_graph_that_cannot_be_computed_is_the_bundles_fault(bundle: Bundle, tm
     with pytest.raises(BundleError, match=r"embed\.onnx cannot be computed: .*") as raised:
         embed.run({"token_ids": zero + 10**6, "image_features": features, "feature_index": zero - 1})
     assert "--verify" in raised.value.hint
+
+
+ARENA = "/onnxruntime_src/onnxruntime/core/framework/bfc_arena.cc:360 void* onnxruntime::BFCArena::AllocateRawInternal"
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        f"{ARENA}(size_t, bool, onnxruntime::Stream*) Failed to allocate memory for requested buffer of size 2097152\n",
+        "CUDA failure 2: out of memory ; GPU=0 ; file=cuda_allocator.cc ; line=48 ; expr=cudaMalloc(p, s); ",
+        "CUBLAS failure 3: CUBLAS_STATUS_ALLOC_FAILED ; GPU=0 ; expr=cublasCreate(&cublas_handle_); ",
+    ],
+)
+def test_too_little_memory_is_said_wherever_the_reason_stands(reason: str) -> None:
+    start = "Error in execution: Non-zero status code returned while running Gather node. Name:"
+    start += "'tok_embeddings.node_embedding_1' "
+    with (
+        pytest.raises(MemoryShortageError, match=r"too little memory for embed\.onnx"),
+        ort_errors(Path("b/embed.onnx"), "cannot be computed"),
+    ):
+        raise RuntimeError(f"{start}Status Message: {reason}")
 
 
 def test_a_graph_without_a_cache_refuses_one(bundle: Bundle) -> None:
