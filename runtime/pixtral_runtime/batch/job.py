@@ -93,7 +93,7 @@ class Job:
                         _cancel(loading)
                         scheduler.cancel()
                     else:
-                        ahead = 2 * scheduler.slots + READER_THREADS - len(loading)
+                        ahead = max(0, 2 * scheduler.slots + READER_THREADS - len(loading))  # slots may become fewer
                         loading += [pool.submit(self._load, request) for request in islice(requests, ahead)]
                     if not loading and not scheduler.busy:
                         return

@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from helpers.bundles import export_tiny
+from helpers.small_memory import Small
 from helpers.tiny import tiny_config, write_checkpoint
 from pixtral_cli.output import hint_of
 from pixtral_runtime import Message, Model, load
@@ -207,6 +208,14 @@ def test_on_a_device_slots_follow_what_is_free_there(model: Model, pictures: lis
     assert chosen(int(5.5 * slot / SHARE_FOR_CACHES)) == 5
     assert chosen(1 << 40, memory=int(3.5 * slot / SHARE_FOR_CACHES)) == 3
     assert chosen(0) == 1 and chosen(0, wanted=7) == 7
+
+
+def test_a_job_goes_on_with_fewer_slots_than_it_read_ahead_for(model: Model, pictures: list[Path]) -> None:
+    requests = [Request(str(index), user_message("What is this?", [pictures[0]]), 3) for index in range(24)]
+    decoder = Small(model.runner.sessions.decoder, 1, "write_index")
+    small = Model(model.bundle, replace(model.runner.sessions, decoder=decoder), model.prompts)
+    records = run(small, requests, JobOptions(slots=8))
+    assert decoder.refused and len(records) == 24 and not any(record.error for record in records.values())
 
 
 def _holds(model: Model, requests: Sequence[Request], size: int) -> bool:

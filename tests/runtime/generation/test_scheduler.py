@@ -15,6 +15,7 @@ from PIL import Image
 
 from helpers.bundles import exported
 from helpers.places import DEMO
+from helpers.small_memory import Small
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Message, Model, Sampling, load
 from pixtral_runtime.backends.ort_caches import whole_steps
@@ -309,23 +310,6 @@ def test_an_image_the_engine_does_not_take_fails_alone(model: Model) -> None:
     finish(scheduler, generations)
     assert [generation.error is None for generation in generations] == [True, True, False, True, True]
     assert generations[0].token_ids == list(alone(model, generations[0].prompt, 4))
-
-
-class Small:
-    """A session on a device with room for few slots, or few images, at a time."""
-
-    def __init__(self, session: Any, most: int, fed: str) -> None:
-        self._session, self._most, self._fed = session, most, fed
-        self.refused = 0
-
-    def run(self, feeds: Any, cache: Any = None) -> Any:
-        if len(feeds[self._fed]) > self._most:
-            self.refused += 1
-            raise MemoryShortageError("too little memory")
-        return self._session.run(feeds, cache)
-
-    def new_cache(self, slots: int, rows: int) -> Any:
-        return self._session.new_cache(slots, rows)
 
 
 def test_where_memory_runs_out_fewer_slots_finish_the_work(model: Model) -> None:
