@@ -18,11 +18,13 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
 TABLE_LINES = 40
+LEAST_S = 3  # that a stage is begun with
 
 
 @dataclass(frozen=True)
@@ -31,19 +33,23 @@ class Stage:
 
     function: str
     limit_s: int
-    needs: tuple[str, ...] = ()
+    needs: tuple[str, ...] = ("smoke",)
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 STAGES = {
-    "facts": Stage("device_plumbing.facts", 15),
-    "plumbing": Stage("device_plumbing.plumbing", 30),
-    "smoke": Stage("device_smoke.smoke", 40),
-    "graphs": Stage("device_smoke.graphs_on_its_stream", 15, ("smoke",)),
-    "graphs-own": Stage("device_smoke.graphs_on_our_stream", 15, ("smoke",)),
-    "answers": Stage("device_smoke.answers", 25, ("smoke",)),
-    "int4": Stage("device_large.int4", 90, ("smoke",)),
-    "peer-smoke": Stage("device_peer.smoke", 30),
+    "facts": Stage("device_plumbing.facts", 15, ()),
+    "plumbing": Stage("device_plumbing.plumbing", 30, ()),
+    "smoke": Stage("device_compare.smoke", 45, ()),
+    "answers": Stage("device_compare.answers", 30),
+    "widths": Stage("device_compare.widths", 90),
+    "int4": Stage("device_speed.int4", 110),
+    "float16": Stage("device_speed.float16", 110),
+    "transformers": Stage("device_peer.transformers", 75, ()),
+    "int4-32-fpa": Stage("device_speed.int4_in_groups_of_32", 60, environment={"ORT_FPA_INTB_GEMM": "1"}),
+    "int4-32": Stage("device_speed.int4_in_groups_of_32", 60),
 }
+"""In the order of their worth, should the time not suffice for all."""
 
 
 class Results:
@@ -67,13 +73,36 @@ class Results:
         partial.replace(self._path)
 
 
-def run_stage(name: str, limit_s: float, results: Results, log: IO[str], command: list[str]) -> str:
-    """Run a stage until its end or its limit, which ends it and all its children. Returns how it ended."""
-    passed = [stage for stage, state in results.data["stages"].items() if state["outcome"] == "ok"]
-    environment = os.environ | {
-        "DEVICE_CHECK_DEADLINE": str(time.time() + limit_s),
-        "DEVICE_CHECK_PASSED": ",".join(passed),
-    }
+def own_command(name: str) -> list[str]:
+    return [sys.executable, str(Path(__file__).resolve()), "--one", name]
+
+
+def run_stages(
+    names: Sequence[str], results: Results, log: IO[str], end: float, command: Callable[[str], list[str]] = own_command
+) -> None:
+    """Run stages one after the other until `end` (`time.time`), but for those whose needs failed."""
+    states = results.data["stages"]
+    for name in names:
+        stage, began = STAGES[name], time.time()
+        print(f"== {name}", file=log, flush=True)
+        if lacking := [need for need in stage.needs if need in states and states[need]["outcome"] != "ok"]:
+            outcome = f"skipped: {lacking[0]} failed"
+        elif (limit := min(stage.limit_s, end - began)) < LEAST_S:
+            outcome = "skipped: no time left"
+        else:
+            outcome = run_stage(name, limit, results, log, command(name), stage.environment)
+        results.end(name, outcome, time.time() - began)
+        print(f"== {name}: {outcome}, {time.time() - began:.1f} s", flush=True)
+
+
+def run_stage(
+    name: str, limit_s: float, results: Results, log: IO[str], command: list[str], more: Mapping[str, str]
+) -> str:
+    """Run a stage until its end or its limit, which ends it and all its children. Returns how it ended.
+
+    `more` is added to the environment.
+    """
+    environment = os.environ | more | {"DEVICE_CHECK_DEADLINE": str(time.time() + limit_s)}
     deadline = time.monotonic() + limit_s
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True, text=False
@@ -117,17 +146,39 @@ def take_line(stage: str, line: str, results: Results, log: IO[str]) -> None:
 
 
 def table(data: dict[str, Any], lines: int = TABLE_LINES) -> list[str]:
-    """Stages first, then the figures with an expectation, then as many of the others as fit."""
-    shown = [f"{name:12} {state['outcome']:28} {state['seconds']:6.1f} s" for name, state in data["stages"].items()]
-    figures = sorted(data["figures"], key=lambda figure: not figure.get("expected"))
-    rows = [
-        f"{figure['stage'][:10]:10} {figure['figure'][:46]:46} {_short(figure['value']):>22} {figure.get('unit', ''):8}"
-        f" {figure.get('expected', '')}".rstrip()[:130]
-        for figure in figures
+    """How each stage ended and how much of it was as it must be; what was not; then speeds beside what was expected."""
+    figures = data["figures"]
+    rows = []
+    for name, state in data["stages"].items():
+        checks = [met for figure in figures if figure["stage"] == name and (met := as_expected(figure)) is not None]
+        right = f"{sum(checks)} of {len(checks)} as they must be" if checks else ""
+        rows.append(f"{name:14} {state['outcome']:28} {state['seconds']:6.1f} s  {right}".rstrip())
+    wrong = [figure for figure in figures if as_expected(figure) is False]
+    speeds = [figure for figure in figures if figure.get("expected") and as_expected(figure) is None]
+    shown = [
+        f"{figure['figure'][:50]:50} {_short(figure['value']):>16} {figure.get('unit', ''):8} {figure['expected']}"[
+            :120
+        ]
+        for figure in (*wrong, *speeds)
     ]
-    room = lines - len(shown) - 1
-    more = [] if len(rows) <= room else [f"and {len(rows) - room + 1} more in results.json"]
-    return [*shown, "-" * 60, *rows[: room - len(more)], *more]
+    room = lines - len(rows) - 2
+    more = [f"and {len(shown) - room} more of these"] if len(shown) > room else []
+    return [*rows, "", *shown[:room], *more, f"{len(figures)} figures in results.json"][:lines]
+
+
+def as_expected(figure: dict[str, Any]) -> bool | None:
+    """Whether a figure is what it must be: `True`, `0`, or less than a limit. None where there is no must."""
+    expected, value = str(figure.get("expected", "")), figure["value"]
+    if str(value).startswith("failed"):
+        return False
+    if expected.startswith("< "):
+        return isinstance(value, int | float) and value < float(expected[2:])
+    return str(value) == expected if expected in ("True", "0") else None
+
+
+def _row(figure: dict[str, Any]) -> str:
+    value, unit, expected = (_short(figure.get(name, "")) for name in ("value", "unit", "expected"))
+    return f"{figure['figure'][:50]:50} {value:>16} {unit:8} {expected}".rstrip()[:120]
 
 
 def _short(value: object) -> str:
@@ -149,19 +200,7 @@ def main() -> None:
     results = Results(arguments.out)
     end = float(os.environ.get("DEVICE_CHECK_BEGAN", time.time())) + arguments.total
     with open(arguments.out / "log.txt", "w", encoding="utf-8") as log:
-        for name in arguments.stages.split(","):
-            stage, began = STAGES[name], time.time()
-            print(f"== {name}", file=log, flush=True)
-            states = results.data["stages"]
-            if lacking := [need for need in stage.needs if need in states and states[need]["outcome"] != "ok"]:
-                outcome = f"skipped: {lacking[0]} failed"
-            elif (limit := min(stage.limit_s, end - began)) < 3:
-                outcome = "skipped: no time left"
-            else:
-                command = [sys.executable, str(Path(__file__).resolve()), "--one", name]
-                outcome = run_stage(name, limit, results, log, command)
-            results.end(name, outcome, time.time() - began)
-            print(f"== {name}: {outcome}, {time.time() - began:.1f} s", flush=True)
+        run_stages(arguments.stages.split(","), results, log, end)
     print("\n".join(table(results.data)), flush=True)
 
 

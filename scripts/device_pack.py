@@ -18,16 +18,15 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import onnx
 import onnx_ir as ir
 
 from demo_bundles import HALF, make_bundle
-from device_lowering import by_length, packed_products
 from make_synthetic_checkpoint import pixtral_12b
 from pixtral_export.graphs.assemble import build_graph
 from pixtral_export.quantization.recipes import make_recipe
 from pixtral_export.weight_names import ExternalWeight
 from pixtral_export.weights.plan import aligned, plan_weights, weight_file_bytes
+from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.manifest import TOKENIZER, WEIGHTS, Bundle, FileEntry, Limits
 from pixtral_runtime.bundle.spec import GRAPHS
 
@@ -36,8 +35,10 @@ DEMOS = {
     "float16": HALF,
     "int4-128": replace(HALF, precision="int4", group_size=128),
     "int4-32": replace(HALF, precision="int4", group_size=32),
+    "float16-kv8": replace(HALF, kv_cache="int8"),
 }
 LARGE = {"int4": ("int4", 128), "int4-32": ("int4", 32), "float16": ("float16", None)}
+WIDTHS = (2, 1, 8192)  # layers, vision layers and tokens of the large bundles that a CPU is to compute
 PACKAGES = (
     "annotated_types", "typing_inspection", "typing_extensions.py", "pydantic", "pydantic_core", "pydantic_extra_types",
     "pycountry", "jsonschema", "jsonschema_specifications", "referencing", "rpds", "mistral_common",
@@ -51,9 +52,9 @@ UNUSED_LIBRARIES = ("libonnxruntime.so", "libonnxruntime_providers_cuda", "libon
 LEFT_OUT = shutil.ignore_patterns("__pycache__", "tests", "*.pyi", *(f"{name}*" for name in UNUSED_LIBRARIES))
 
 
-def large_bundle(folder: Path, precision: str, group: int | None, layers: int, vision_layers: int, vocab: int) -> None:
-    """Pixtral-12B's graphs and manifest without its weights; those by length are decoders lowered."""
-    config, limits = pixtral_12b(layers, vision_layers, vocab), Limits(16_384, 1024)
+def large_bundle(folder: Path, config: ModelConfig, precision: str, group: int | None) -> None:
+    """A bundle's graphs and manifest without its weights."""
+    limits = Limits(16_384, 1024)
     method = "rtn" if precision == "int4" else None
     recipe = make_recipe(precision, "float16", group_size=group, method=method)
     plan = plan_weights(config, "float16", limits, recipe)
@@ -66,10 +67,6 @@ def large_bundle(folder: Path, precision: str, group: int | None, layers: int, v
     for graph in GRAPHS:
         model = ir.to_proto(build_graph(graph, config, "float16", None, places, {}, WEIGHTS))
         (folder / f"{graph}.onnx").write_bytes(model.SerializeToString(deterministic=True))
-        if graph == "decoder":
-            packed = packed_products(model)
-            onnx.save(packed, folder / "packed-masked.onnx")
-            onnx.save(by_length(packed), folder / "packed-by-length.onnx")
     (folder / TOKENIZER).write_text("{}", encoding="utf-8")
     files = {path.name: FileEntry(path.stat().st_size, "0" * 64) for path in folder.iterdir()}
     files[WEIGHTS] = FileEntry(weight_file_bytes(plan), "0" * 64)
@@ -127,7 +124,8 @@ def main() -> None:
             shutil.copytree(bundle.path, stage / "demo" / name, ignore=shutil.ignore_patterns(".*"))
         shape = (arguments.layers, arguments.vision_layers, arguments.vocab)
         for name, recipe in LARGE.items():
-            large_bundle(stage / "large" / name, *recipe, *shape)
+            large_bundle(stage / "large" / name, pixtral_12b(*shape), *recipe)
+            large_bundle(stage / "large" / f"widths-{name}", pixtral_12b(*WIDTHS), *recipe)
         (stage / "images").mkdir()
         for image in arguments.images:
             shutil.copy(image, stage / "images")

@@ -20,7 +20,7 @@ from device_results import WORK, emit, median_ms, reported
 PACKAGES = (
     "torch", "transformers", "numpy", "onnx", "onnxruntime", "cuda-bindings", "nvidia-ml-py", "nvidia-cublas",
     "nvidia-cudnn-cu13", "nvidia-cuda-runtime", "nvidia-curand", "safetensors", "pillow", "opencv-python-headless",
-    "typer", "rich", "tiktoken", "ml-dtypes", "pyarrow", "pydantic", "pydantic_core", "mistral_common", "requests",
+    "typer", "rich", "tiktoken", "ml-dtypes", "pyarrow", "pydantic", "pydantic_core", "mistral_common",
 )  # fmt: skip
 SIZES = {"4 KB": 4 << 10, "64 KB": 64 << 10, "1 MB": 1 << 20, "64 MB": 64 << 20}
 LARGE = 1 << 28
@@ -68,21 +68,15 @@ def facts() -> None:
             emit(f"writes to {folder}", round(speed / 1e9, 2), "GB/s", free_gb=round(free / 1e9, 1))
 
 
-def open_device() -> Any:
-    if os.environ.get("DEVICE_CHECK_HOST_DEVICE"):  # a rehearsal, with `tests` on the path
-        return importlib.import_module("helpers.trt_standin").HostDevice()
-    from pixtral_runtime.backends.cuda import CudaDevice
-
-    return CudaDevice()
-
-
 def plumbing() -> None:
     with reported("state by NVML"):
         from pixtral_runtime.device.state import read_state
 
         emit("state by NVML", read_state().to_dict())
     with reported("CudaDevice opens"):
-        device = open_device()
+        from pixtral_runtime.backends.cuda import CudaDevice
+
+        device = CudaDevice()
         with reported("capability"):
             emit("capability", device.capability, expected="90")
         for name, check in {"overwritten after copy_to_device": overwritten, "2-D copies": two_dimensional,
@@ -92,7 +86,7 @@ def plumbing() -> None:
         with reported("copy within the device"):
             from pixtral_runtime.bench.gpu_rates import measure_copy_bandwidth
 
-            rate = measure_copy_bandwidth(device, LARGE if hasattr(device, "_cuda") else 1 << 20)
+            rate = measure_copy_bandwidth(device, LARGE)
             emit("copy within the device", round(rate.p50 / 1e12, 3), "TB/s", expected="3.0 H100, 4.3 H200")
     with reported("ceilings by torch"):
         ceilings()
@@ -100,7 +94,7 @@ def plumbing() -> None:
 
 def overwritten(device: Any) -> None:
     """Arrays that change as soon as `copy_to_device` returns, behind a stream that is busy."""
-    busy = 1 << 28 if hasattr(device, "_cuda") else 1 << 20
+    busy = 1 << 28
     first, second = device.alloc(busy), device.alloc(busy)
     for name, nbytes in SIZES.items():
         wrong = 0
@@ -123,16 +117,20 @@ def overwritten(device: Any) -> None:
 
 
 def two_dimensional(device: Any) -> None:
-    rows, pitch, width = 1000, 1024, 256
-    source, target = device.alloc(rows * pitch), device.alloc(rows * pitch)
-    array = np.random.default_rng(0).integers(0, 256, (rows, pitch), np.uint8)
-    seen = np.zeros_like(array)
-    device.copy_to_device(source, array)
-    device.zero(target, array.nbytes)
-    device.copy_rows(target, source, width, pitch, rows)
-    device.copy_to_host(seen, target)
-    right = (seen[:, :width] == array[:, :width]).all() and not seen[:, width:].any()
-    emit("2-D copies right", bool(right), expected="True")
+    """Rows of one pitch into rows of another, as a cache that grows and a slot that is copied do."""
+    rows, width, pitches, right = 1000, 256, ((1024, 512), (512, 1024), (768, 768)), []
+    for target_pitch, source_pitch in pitches:
+        target, source = device.alloc(rows * target_pitch), device.alloc(rows * source_pitch)
+        array = np.random.default_rng(0).integers(0, 256, (rows, source_pitch), np.uint8)
+        seen = np.ones((rows, target_pitch), np.uint8)
+        device.copy_to_device(source, array)
+        device.zero(target, seen.nbytes)
+        device.copy_rows(target, source, width, (target_pitch, source_pitch), rows)
+        device.copy_to_host(seen, target)
+        right.append(bool((seen[:, :width] == array[:, :width]).all() and not seen[:, width:].any()))
+        device.free(target)
+        device.free(source)
+    emit("2-D copies right", all(right), expected="True", pitches=pitches)
 
 
 def captured(device: Any) -> None:
@@ -162,13 +160,12 @@ def captured(device: Any) -> None:
 
 def speeds(device: Any) -> None:
     """Pageable memory as `copy_to_device` takes it, and pinned memory through the same calls."""
-    nbytes = LARGE if hasattr(device, "_cuda") else 1 << 20
+    nbytes = LARGE
     address = device.alloc(nbytes)
     arrays = {"pageable": np.ones(nbytes, np.uint8)}
-    if hasattr(device, "_cuda"):
-        pinned = int(device._call("cudaMallocHost", nbytes))
-        arrays["pinned"] = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(pinned))
-        arrays["pinned"][:] = 1
+    pinned = int(device._call("cudaMallocHost", nbytes))
+    arrays["pinned"] = np.ctypeslib.as_array((ctypes.c_uint8 * nbytes).from_address(pinned))
+    arrays["pinned"][:] = 1
     done = np.zeros(1, np.uint8)
     for kind, array in arrays.items():
 
@@ -181,9 +178,7 @@ def speeds(device: Any) -> None:
 
         for way, work in {"up": up, "down": down}.items():
             rate = nbytes / median_ms(work, 5, 1) / 1e6
-            emit(
-                f"{kind} memory, {way}", round(rate, 2), "GB/s", expected="pinned 50" if kind == "pinned" else "4 to 12"
-            )
+            emit(f"{kind} memory, {way}", round(rate, 2), "GB/s")
         small = array[: 131_072 * 4]
         emit(f"512 KB to {kind} memory", median_ms(lambda: down(small)), "ms")  # noqa: B023 - called at once
     device.free(address)

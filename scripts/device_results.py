@@ -16,6 +16,7 @@ from typing import Any
 
 WORK = Path(os.environ.get("DEVICE_CHECK_WORK", "/tmp/device-check"))
 """Where `device_check.sh` unpacked everything."""
+NEW_TOKENS, TEXT_TOKENS = 128, 20  # of whole requests, the project's and others'
 
 
 def emit(figure: str, value: object, unit: str = "", *, expected: str = "", **more: object) -> None:
