@@ -85,6 +85,9 @@ class HostDevice:
         self._flush()
         np.copyto(array, self.view(address, array.shape, array.dtype))
 
+    def wait(self) -> None:
+        self._flush()
+
     def begin_capture(self) -> None:
         self._recording = []
 

@@ -64,6 +64,9 @@ class DeviceStream(Protocol):
     def copy_to_host(self, array: Array, address: int) -> None:
         """Fill a contiguous array. Waits for all that was queued before."""
 
+    def wait(self) -> None:
+        """Until all that was queued is done."""
+
     def begin_capture(self) -> None:
         """Record what is queued from here on instead of running it."""
 

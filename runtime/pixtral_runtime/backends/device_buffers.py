@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,27 +21,54 @@ LEAST_ROWS = 512  # of a cache that grows
 
 
 class DeviceBuffer:
-    """An output on the device. Its memory serves another run once nobody holds this object."""
+    """An output on the device. Its memory serves another run once nobody holds this object, or a part of it."""
 
     def __init__(
         self, device: DeviceStream, pool: list[Memory], memory: Memory, shape: Shape, dtype: np.dtype[Any]
     ) -> None:
-        self._device, self._memory, self.shape, self.dtype = device, memory, shape, dtype
+        self._device, self.address, self.shape, self.dtype = device, memory.address, shape, dtype
+        self._whole: DeviceBuffer | None = None  # of which this is a part
         weakref.finalize(self, pool.append, memory).atexit = False
-
-    @property
-    def address(self) -> int:
-        return self._memory.address
 
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, index: int | slice) -> DeviceBuffer:
+        """A row, or consecutive rows, over the same memory."""
+        start, stop, _ = (index if isinstance(index, slice) else slice(index, index + 1)).indices(len(self))
+        part = copy.copy(self)
+        part._whole = self
+        part.address += start * self.nbytes // max(1, len(self))
+        part.shape = (stop - start, *self.shape[1:]) if isinstance(index, slice) else self.shape[1:]
+        return part
 
     def numpy(self) -> Array:
         """Copy to the host. Waits for the run that makes it."""
         array = np.empty(self.shape, self.dtype)
         self._device.copy_to_host(array, self.address)
         return array
+
+    def wait(self) -> None:
+        """Until the run that makes it is done."""
+        self._device.wait()
+
+    @classmethod
+    def join(cls, parts: Sequence[DeviceBuffer]) -> DeviceBuffer:
+        """Their rows below each other; a single one as it is."""
+        first, *others = parts
+        if not others:
+            return first
+        shape = (sum(map(len, parts)), *first.shape[1:])
+        memory = Memory(first._device, sum(part.nbytes for part in parts))
+        joined, end = cls(first._device, [], memory, shape, first.dtype), memory.address
+        for part in parts:
+            first._device.copy_within(end, part.address, part.nbytes)
+            end += part.nbytes
+        return joined
 
 
 class DeviceCache:

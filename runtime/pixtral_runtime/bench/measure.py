@@ -33,6 +33,7 @@ from pixtral_runtime.device.energy_meters import open_meters
 from pixtral_runtime.errors import ContextError, Option, SettingError
 from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.model import Model
+from pixtral_runtime.generation.model_runner import Features
 from pixtral_runtime.generation.sampling import Sampler, Sampling
 from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import user_message
@@ -229,7 +230,7 @@ def _energy(energy: Energy, case: Case, runs: int) -> dict[str, Any]:
     return asdict(energy) | {"joules_per_image": each, "joules_per_token": token}
 
 
-def _encode(model: Model, prompts: Sequence[Prompt]) -> Iterator[npt.NDArray[Any]]:
+def _encode(model: Model, prompts: Sequence[Prompt]) -> Iterator[Features]:
     """Features of each prompt's image: small ones of one grid together, as the scheduler does."""
     images = [prompt.images[0] for prompt in prompts]
     side = model.bundle.limits.max_image_side // 2

@@ -9,13 +9,11 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
-import numpy as np
-
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.errors import MemoryShortageError, PixtralError
 from pixtral_runtime.generation.feature_cache import FeatureCache
 from pixtral_runtime.generation.generation import Generation, StageTimes, milliseconds_since
-from pixtral_runtime.generation.model_runner import ModelRunner
+from pixtral_runtime.generation.model_runner import Features, ModelRunner, on_host
 from pixtral_runtime.inputs.prompt import Prompt
 
 
@@ -28,16 +26,15 @@ class ImageFeatures:
     def __init__(self, runner: ModelRunner, max_image_side_px: int, slots: int, disk: FeatureCache | None) -> None:
         self._runner, self._max_side_px, self._slots, self._disk = runner, max_image_side_px, slots, disk
         self._together = slots  # until memory runs out
-        self._kept: dict[bytes, Array] = {}  # (P, D) by `Prompt.image_keys`, the newest last
+        self._kept: dict[bytes, Features] = {}  # (P, D) by `Prompt.image_keys`, the newest last
 
     def has(self, prompt: Prompt) -> bool:
         """Whether all images of a prompt are encoded."""
         return all(key in self._kept for key in prompt.image_keys)
 
-    def of(self, prompt: Prompt) -> Array:
+    def of(self, prompt: Prompt) -> Features:
         """Features of a prompt's images, (F, D), all of which are encoded; one row of zeros if there is no image."""
-        features = [self._kept[key] for key in prompt.image_keys]
-        return np.concatenate(features) if features else self._runner.no_features
+        return self._runner.join([self._kept[key] for key in prompt.image_keys])
 
     def encode_next(self, waiting: Sequence[Generation], total: StageTimes) -> list[Generation]:
         """Encode the first image that waits for it, with others of its grid.
@@ -80,16 +77,16 @@ class ImageFeatures:
         for key in spare[: max(0, len(spare) - self._slots)]:
             del self._kept[key]
 
-    def _encoded(self, images: dict[bytes, Array]) -> dict[bytes, Array]:
+    def _encoded(self, images: dict[bytes, Array]) -> dict[bytes, Features]:
         """Features of images of one grid, from the disk where they are kept there."""
         found = {key: self._disk.get(key) for key in images} if self._disk is not None else {}
-        features = {key: value for key, value in found.items() if value is not None}
+        features: dict[bytes, Features] = {key: value for key, value in found.items() if value is not None}
         missing = {key: image for key, image in images.items() if key not in features}
         if missing:
             features |= zip(missing, self._runner.encode(list(missing.values())), strict=True)
             if self._disk is not None:
                 for key in missing:
-                    self._disk.put(key, features[key])
+                    self._disk.put(key, on_host(features[key]))
         return features
 
     def _most_together(self, shape: tuple[int, ...]) -> int:

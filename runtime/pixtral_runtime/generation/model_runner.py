@@ -10,12 +10,21 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from pixtral_runtime.backends.device_buffers import DeviceBuffer
 from pixtral_runtime.backends.session import Array, Buffer, KVCache, Sessions
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.generation.logits import Logits
 from pixtral_runtime.inputs.prompt import Prompt
 
 LARGEST_INVERSE = 1e30  # of a temperature: below its own, only the best token has any weight
+
+
+Features = Array | DeviceBuffer
+"""Of one image, (P, D), or of a prompt's, (F, D): where the backend keeps them, or on the host."""
+
+
+def on_host(features: Features) -> Array:
+    return features.numpy() if isinstance(features, DeviceBuffer) else features
 
 
 class ModelRunner:
@@ -26,19 +35,30 @@ class ModelRunner:
         self.sessions = sessions
         self.no_features = np.zeros((1, bundle.model.decoder.dim), bundle.dtype)
 
-    def encode(self, images: Sequence[Array]) -> list[Array]:
+    def encode(self, images: Sequence[Array]) -> list[Features]:
         """Features (P, D) of each image, (3, H, W) float32. All must have one shape: they share a vision batch."""
         pixels = np.stack(images).astype(self._bundle.dtype)  # (B, 3, H, W)
-        return list(self.sessions.vision.run({"pixels": pixels})["image_features"].numpy())
+        features = self.sessions.vision.run({"pixels": pixels})["image_features"]
+        if isinstance(features, DeviceBuffer):
+            features.wait()  # so that whoever measures this stage measures it
+            return [features[index] for index in range(len(images))]
+        return list(features.numpy())
+
+    def join(self, features: Sequence[Features]) -> Features:
+        """Features (F, D) of images in the order of a prompt; one row of zeros where there is no image."""
+        if not features:
+            return self.no_features
+        there = [one for one in features if isinstance(one, DeviceBuffer)]
+        if len(there) == len(features):
+            return DeviceBuffer.join(there)
+        return np.concatenate([on_host(one) for one in features])
 
     def encode_images(self, prompt: Prompt) -> Array:
-        """Features of all images, (F, D), in the order of the prompt; one row of zeros where there is no image."""
-        if not prompt.images:
-            return self.no_features
-        return np.concatenate([self.encode([image])[0] for image in prompt.images])
+        """Features of all images on the host, (F, D), as `join` orders them."""
+        return on_host(self.join([self.encode([image])[0] for image in prompt.images]))
 
     def prefill(
-        self, prompt: Prompt, features: Array, cache: KVCache, *, start: int = 0, all_logits: bool = False
+        self, prompt: Prompt, features: Features, cache: KVCache, *, start: int = 0, all_logits: bool = False
     ) -> Array:
         """Fill a cache of one slot with the prompt from token `start` on; the rows before must be there already.
 
@@ -57,7 +77,7 @@ class ModelRunner:
     def prefill_chunk(
         self,
         prompt: Prompt,
-        features: Array,
+        features: Features,
         cache: KVCache,
         start: int,
         *,
@@ -103,7 +123,7 @@ class ModelRunner:
         self,
         token_ids: Array,
         feature_index: Array,
-        features: Array,
+        features: Features,
         positions: Array,
         wanted: Array,
         temperatures: Array,

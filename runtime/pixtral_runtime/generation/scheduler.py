@@ -25,14 +25,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.errors import ContextError, MemoryShortageError, Option
 from pixtral_runtime.generation.drafts import look_up
 from pixtral_runtime.generation.feature_cache import FeatureCache
 from pixtral_runtime.generation.generation import Generation, StageTimes, milliseconds_since
 from pixtral_runtime.generation.image_features import ImageFeatures
-from pixtral_runtime.generation.model_runner import ModelRunner
+from pixtral_runtime.generation.model_runner import Features, ModelRunner
 from pixtral_runtime.generation.sampling import Sampler
 from pixtral_runtime.generation.slots import RunningSlot, SlotCache
 
@@ -204,7 +203,7 @@ class Scheduler:
                 break
         return finished
 
-    def _begin(self, running: RunningSlot) -> Array:
+    def _begin(self, running: RunningSlot) -> Features:
         """Give a slot the rows of its prompt that are there already. Returns the features of its images, (F, D)."""
         generations = [running.generation for running in self._running]
         self._cache.shrink(1 + max(len(one.prompt.token_ids) + len(one.token_ids) for one in generations))

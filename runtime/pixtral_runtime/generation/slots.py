@@ -12,10 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from pixtral_runtime.backends.session import Array, KVCache, Session
+from pixtral_runtime.backends.session import KVCache, Session
 from pixtral_runtime.errors import PixtralError
 from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.logits import LogitsRow
+from pixtral_runtime.generation.model_runner import Features
 from pixtral_runtime.generation.sampling import Sampler
 from pixtral_runtime.inputs.prompt import Prompt
 
@@ -52,7 +53,7 @@ class RunningSlot:
     slot: Slot
     generation: Generation
     sampler: Sampler
-    features: Array | None = None  # (F, D) of the prompt's images
+    features: Features | None = None  # (F, D) of the prompt's images
 
     def choose(self, logits: Sequence[LogitsRow], draft: list[int], eos: int) -> bool:
         """Take the next tokens: one for the first row of logits, and one more for each drafted token that was right.
