@@ -43,11 +43,11 @@ STAGES = {
     "smoke": Stage("device_compare.smoke", 45, ()),
     "answers": Stage("device_compare.answers", 30),
     "widths": Stage("device_compare.widths", 90),
-    "int4": Stage("device_speed.int4", 110),
+    "int4": Stage("device_speed.int4", 130),
     "float16": Stage("device_speed.float16", 110),
     "transformers": Stage("device_peer.transformers", 75, ()),
-    "int4-32-fpa": Stage("device_speed.int4_in_groups_of_32", 60, environment={"ORT_FPA_INTB_GEMM": "1"}),
-    "int4-32": Stage("device_speed.int4_in_groups_of_32", 60),
+    "int4-32-fpa": Stage("device_speed.int4_in_groups_of_32", 80, environment={"ORT_FPA_INTB_GEMM": "1"}),
+    "int4-32": Stage("device_speed.int4_in_groups_of_32", 80),
 }
 """In the order of their worth, should the time not suffice for all."""
 

@@ -18,6 +18,7 @@ from PIL import Image
 
 from device_compare import BY_LENGTH, LARGE_CASES, compare_decoder, device
 from device_results import NEW_TOKENS, TEXT_TOKENS, emit, median_ms, reported, time_left
+from device_slots import short_of_memory, slots_alike
 from device_weights import weighted
 from pixtral_runtime.backends.ort_cuda import CudaSettings, OrtCudaSession, open_cuda_sessions
 from pixtral_runtime.backends.session import GraphUse, Sessions
@@ -65,7 +66,10 @@ def int4() -> None:
             decode("int4 drawn at 0.7", bundle, sessions, slots, 2048, sampling=Sampling(0.7), most_s=0.5)
         prefill("int4", bundle, sessions, expected="200")
         energy_of_steps("int4", bundle, sessions, 1)
+        requests("int4", bundle, sessions, 32, expected="6 to 7")
         requests("int4", bundle, sessions, 16, expected="4 to 6")
+        slots_alike("int4", bundle, sessions)
+        short_of_memory("int4", bundle, sessions)
         with reported("int4 masked"):
             form = OrtCudaSession(bundle, "decoder", device(), CudaSettings(by_length=False))
             masked = replace(sessions, decoder=form)
@@ -93,13 +97,13 @@ def int4_in_groups_of_32() -> None:
         compare_decoder(name, bundle, BY_LENGTH, LARGE_CASES[1:6])
     with weighted("int4-32") as bundle:
         started = time.perf_counter()
-        decoder = OrtCudaSession(bundle, "decoder", device(), CudaSettings())
-        emit(f"{name}: decoder loads", round(time.perf_counter() - started, 1), "s", gpu_bytes=gpu_bytes())
-        embed = OrtCudaSession(bundle, "embed", device(), CudaSettings())
-        sessions = Sessions(decoder, embed, decoder, chunk=2048, replays=True, picks=True)  # vision is not used
+        sessions = open_cuda_sessions(bundle, device(), CudaSettings())
+        emit(f"{name}: load", round(time.perf_counter() - started, 1), "s", gpu_bytes=gpu_bytes())
         for (slots, filled), expected in GROUPS_OF_32_STEPS.items():
             decode(name, bundle, sessions, slots, filled, expected=expected if name.endswith("1") else "")
         prefill(name, bundle, sessions, tokens=2048, expected="70" if name.endswith("1") else "")
+        for slots in (32, 16):
+            requests(name, bundle, sessions, slots, expected="7" if name.endswith("1") else "")
 
 
 # Measurements

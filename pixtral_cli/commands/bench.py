@@ -91,7 +91,7 @@ def bench(
     read = (*prompts.bundle.own_files, *pictures, *([compare] if compare else []))
     check_bench_outputs(table, save, plot, html, force=force, inputs=read)
     started = time.perf_counter()
-    model = open_model(prompts, backend, threads)
+    model = open_model(prompts, backend, threads, max(case.batch for case in cases))
     load_s = time.perf_counter() - started
     warn_of_unused(context, model.backend)
     effort = Effort(runs, min_seconds, warmup)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from pixtral_runtime.backends.cuda import CudaDevice
 from pixtral_runtime.backends.ort_cuda import (
+    CudaSettings,
     lists_cuda,
     load_libraries,
     open_cuda_sessions,
@@ -28,6 +29,7 @@ from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import Option, PixtralError, SettingError
 
 BACKENDS = ("auto", "ort-cpu", "ort-cuda", "rtx", "trt")
+FEW_SLOTS = 4  # up to which kernels for one slot are faster
 FLAVORS: tuple[Flavor, ...] = ("rtx", "trt")
 
 
@@ -41,9 +43,14 @@ class Opened:
 
 
 def open_backend(
-    bundle: Bundle, backend: str = "auto", *, threads: int = 0, gpu: Callable[[], CudaDevice] = CudaDevice
+    bundle: Bundle,
+    backend: str = "auto",
+    *,
+    threads: int = 0,
+    slots: int | None = 1,
+    gpu: Callable[[], CudaDevice] = CudaDevice,
 ) -> Opened:
-    """Open a bundle's sessions.
+    """Open a bundle's sessions, for about so many answers at a time; None: as many as fit.
 
     Raises SettingError for an unknown backend, EngineError for engines that are missing or stale, MachineError for a
     machine that cannot run them.
@@ -54,7 +61,7 @@ def open_backend(
         if backend == flavor:
             return _open_engines(bundle, flavor, gpu)
     if backend == "ort-cuda":
-        return _open_cuda(bundle, gpu, "asked for")
+        return _open_cuda(bundle, gpu, slots, "asked for")
     reason = "asked for"
     if backend == "auto":
         reasons = []
@@ -68,19 +75,20 @@ def open_backend(
         reason = "; ".join(reasons) or "the bundle lists no engines"
         if lists_cuda():
             try:
-                return _open_cuda(bundle, gpu, reason)
+                return _open_cuda(bundle, gpu, slots, reason)
             except PixtralError as error:
                 reason += f"; ort-cuda: {error}"
     sessions = Sessions(*(OrtSession(bundle, graph, OrtSettings(threads)) for graph in GRAPHS))
     return Opened(sessions, "ort-cpu", reason)
 
 
-def _open_cuda(bundle: Bundle, gpu: Callable[[], CudaDevice], reason: str) -> Opened:
+def _open_cuda(bundle: Bundle, gpu: Callable[[], CudaDevice], slots: int | None, reason: str) -> Opened:
     refuse_wide_products(bundle)
     require_provider()
     device = gpu()  # says best what is wrong with a driver
     load_libraries()
-    return Opened(open_cuda_sessions(bundle, device), "ort-cuda", reason)
+    settings = CudaSettings(many_slots=slots is None or slots > FEW_SLOTS)
+    return Opened(open_cuda_sessions(bundle, device, settings), "ort-cuda", reason)
 
 
 def _open_engines(bundle: Bundle, flavor: Flavor, gpu: Callable[[], CudaDevice]) -> Opened:

@@ -61,7 +61,8 @@ class Worker:
     @cached_property
     def model(self) -> Model:
         options = self._options
-        return load_bundle(self.prompts.bundle, self.prompts, threads=options.threads, backend=options.backend)
+        bundle, slots = self.prompts.bundle, options.batch
+        return load_bundle(bundle, self.prompts, threads=options.threads, backend=options.backend, slots=slots)
 
     def job(self, requests: Sequence[Request], done: Mapping[str, Record]) -> Job:
         """A job of these requests; those whose record in `done`, by id, still holds are left out."""

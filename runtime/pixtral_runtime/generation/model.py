@@ -120,7 +120,9 @@ def load(path: str | Path, *, threads: int = 0, preprocess: Preprocess | None = 
     )
 
 
-def load_bundle(bundle: Bundle, prompts: PromptBuilder, *, threads: int = 0, backend: str = "auto") -> Model:
-    """Open a bundle's sessions on a backend of `backend.BACKENDS`."""
-    opened = open_backend(bundle, backend, threads=threads)
+def load_bundle(
+    bundle: Bundle, prompts: PromptBuilder, *, threads: int = 0, backend: str = "auto", slots: int | None = 1
+) -> Model:
+    """Open a bundle's sessions on a backend of `choose.BACKENDS`, for about so many answers at a time."""
+    opened = open_backend(bundle, backend, threads=threads, slots=slots)
     return Model(bundle, opened.sessions, prompts, f"{opened.backend}: {opened.reason}")
