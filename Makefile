@@ -7,7 +7,7 @@ DEMO := artifacts/demo
 .PHONY: test lint demo clean
 
 test: lint
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --dist loadfile
 	scripts/check_wheel.sh
 
 lint: .venv/installed

@@ -38,6 +38,7 @@ EXTRA_PACKAGES = {
         ("onnx_ir", "onnx-ir"),
         ("huggingface_hub", "huggingface-hub"),
     ),
+    "gpu": (("onnx", "onnx"), ("cuda.bindings", "cuda-bindings")),  # beside onnxruntime-gpu
     "tensorrt": (
         ("tensorrt", "tensorrt"),
         ("onnx", "onnx"),
@@ -135,12 +136,12 @@ def _is_importable(module: str) -> bool:
 
 def _extras(rows: list[Finding]) -> Iterator[str]:
     """The extras whose packages are all there."""
-    for extra, name in zip(("cpu", "gpu"), ORT_PACKAGES, strict=True):
-        if distribution_version(name):
-            yield extra
+    has_cpu, has_gpu = (bool(distribution_version(name)) for name in ORT_PACKAGES)
+    if has_cpu:
+        yield "cpu"
     absent = {row.name for row in rows if row.status == "missing"}
     for extra, packages in EXTRA_PACKAGES.items():
-        if not absent.intersection(names[0] for _, *names in packages):
+        if not absent.intersection(names[0] for _, *names in packages) and (extra != "gpu" or has_gpu):
             yield extra
 
 

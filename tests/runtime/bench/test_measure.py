@@ -272,7 +272,7 @@ def test_settings_that_differ_are_named_and_no_others() -> None:
         (["--format", "xml"], "table|md|csv|json", 3),
         (["--compare", "nowhere.json"], "nowhere.json", 3),
         (["--images", "nowhere"], "nowhere", 3),
-        (["--backend", "rtx"], "pixtral doctor", 4),
+        (["--backend", "rtx"], "nvidia-smi", 4),
     ],
 )
 def test_bad_input_is_refused(bundle: Path, arguments: list[str], words: str, code: int) -> None:
