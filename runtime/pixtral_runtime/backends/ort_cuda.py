@@ -31,7 +31,7 @@ from pixtral_runtime.backends.ort_session import open_graph, ort_errors, refuse_
 from pixtral_runtime.backends.session import Array, Buffer, GraphUse, KVCache, Sessions, own_cache
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS, GraphSpec, TensorSpec
-from pixtral_runtime.errors import MachineError, Option, extra_missing
+from pixtral_runtime.errors import MachineError, Option, PixtralError, extra_missing
 
 if TYPE_CHECKING:
     import onnxruntime as ort
@@ -45,6 +45,7 @@ SMALL_FEEDS_BYTES = 256 << 10  # of a run that travel together
 ALIGNMENT = 256  # bytes, of every tensor
 MOST_CUDA_GRAPHS = 64  # a session never forgets one
 REPEATS_BEFORE_GRAPH = 2  # runs of a step before it is recorded
+NO_CAPTURE = "cannot use the graph capture"  # ONNX Runtime's words where a node runs elsewhere
 NO_GRAPH = "-1"  # ONNX Runtime's number for a run that is neither recorded nor replayed
 
 
@@ -98,9 +99,9 @@ class OrtCudaSession:
         self._candidates = min(CANDIDATES, bundle.model.decoder.vocab_size)
         self._spec = with_candidates(bundle.graph_spec(graph), self._candidates)
         self._path = bundle.graph_path(graph)
+        self.graph_use = GraphUse("captured" if settings.cuda_graphs and graph != "vision" else "off")
         self._session = self._open()
         refuse_other_graph(self._session, bundle, self._spec)
-        self.graph_use = GraphUse("captured" if settings.cuda_graphs and graph != "vision" else "off")
         pasts, presents = ({pair[end] for pair in self._spec.caches} for end in (0, 1))
         self._inputs = {tensor.name: tensor for tensor in self._spec.inputs if tensor not in pasts}
         self._outputs = [tensor for tensor in self._spec.outputs if tensor not in presents]
@@ -130,10 +131,19 @@ class OrtCudaSession:
     # Loading
 
     def _open(self) -> ort.InferenceSession:
+        try:
+            return self._open_with(self.graph_use.kind == "captured")
+        except PixtralError as error:
+            if NO_CAPTURE not in str(error):
+                raise
+            self.graph_use.refused = str(error)
+            return self._open_with(False)
+
+    def _open_with(self, cuda_graphs: bool) -> ort.InferenceSession:
         options = {
             "device_id": str(self._settings.device),
             "user_compute_stream": str(self._device.stream),
-            "enable_cuda_graph": str(int(self._settings.cuda_graphs and self._spec.name != "vision")),
+            "enable_cuda_graph": str(int(cuda_graphs)),
             "arena_extend_strategy": "kSameAsRequested",
             "cudnn_conv_algo_search": "HEURISTIC",  # otherwise every new image size is tried with all of them
             "use_tf32": "0",
@@ -199,7 +209,7 @@ class OrtCudaSession:
         step = self._steps.get(key)
         if step is None:
             step = _Step(self._bind(bound, past))
-            if may_recur and self.graph_use.kind != "off":
+            if may_recur and self.graph_use.kind != "off" and not self.graph_use.refused:
                 self._steps[key] = step
         elif step.runs == REPEATS_BEFORE_GRAPH and self.graph_use.graphs < MOST_CUDA_GRAPHS:
             self.graph_use.graphs += 1

@@ -49,7 +49,7 @@ def open_gpu() -> Gpu:
     chosen = os.environ.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0].strip()
     try:
         pynvml.nvmlInit()
-        if chosen.startswith("GPU-"):
+        if chosen.startswith(("GPU-", "MIG-")):
             return Gpu(pynvml, pynvml.nvmlDeviceGetHandleByUUID(chosen))
         if not chosen.isdecimal():
             raise MachineError(f"CUDA_VISIBLE_DEVICES={chosen} names no GPU that NVML knows", "nvidia-smi -L")

@@ -16,6 +16,8 @@ from pixtral_runtime.generation.generation import Generation, StageTimes, millis
 from pixtral_runtime.generation.model_runner import Features, ModelRunner, on_host
 from pixtral_runtime.inputs.prompt import Prompt
 
+LARGE_ON_DEVICE = 4  # images; a GPU gains little beyond
+
 
 class ImageFeatures:
     """Features by image content.
@@ -26,6 +28,7 @@ class ImageFeatures:
     def __init__(self, runner: ModelRunner, max_image_side_px: int, slots: int, disk: FeatureCache | None) -> None:
         self._runner, self._max_side_px, self._slots, self._disk = runner, max_image_side_px, slots, disk
         self._together = slots  # until memory runs out
+        self._large_together = 1 if runner.sessions.free_bytes is None else LARGE_ON_DEVICE
         self._kept: dict[bytes, Features] = {}  # (P, D) by `Prompt.image_keys`, the newest last
 
     def has(self, prompt: Prompt) -> bool:
@@ -90,6 +93,6 @@ class ImageFeatures:
         return features
 
     def _most_together(self, shape: tuple[int, ...]) -> int:
-        """Images (3, H, W) of a shape that are encoded together: large ones, whose attention takes the memory, one by
-        one."""
-        return self._together if max(shape[1:]) <= self._max_side_px // 2 else 1
+        """Images (3, H, W) of a shape that are encoded together: few large ones, whose attention takes the memory."""
+        is_large = max(shape[1:]) > self._max_side_px // 2
+        return min(self._together, self._large_together) if is_large else self._together

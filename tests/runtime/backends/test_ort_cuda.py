@@ -128,6 +128,26 @@ def test_without_cuda_graphs_nothing_is_replayed(bundle: Bundle) -> None:
     assert (decoder.graph_use.kind, decoder.graph_use.replayed, decoder.graph_use.graphs) == ("off", 0, 0)
 
 
+def test_a_graph_that_cannot_be_captured_runs_plain(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """ONNX Runtime says so when the session is made, where a node has no kernel on CUDA."""
+    asked: list[bool] = []
+    opened = OrtCudaSession._open_with
+
+    def refusing(session: OrtCudaSession, cuda_graphs: bool) -> ort.InferenceSession:
+        asked.append(cuda_graphs)
+        if cuda_graphs:
+            raise MachineError("This session cannot use the graph capture feature as requested by the user")
+        return opened(session, cuda_graphs)
+
+    monkeypatch.setattr(OrtCudaSession, "_open_with", refusing)
+    decoder, _ = decoder_on_device(bundle)
+    assert asked == [True, False] and "graph capture" in decoder.graph_use.refused
+    cache = decoder.new_cache(1, 1)
+    for position in range(4):
+        decoder.run(also(feeds(bundle, 1, position, 1)), cache)
+    assert (decoder.graph_use.graphs, decoder.graph_use.plain) == (0, 4)
+
+
 def test_a_grown_cache_keeps_its_rows_and_the_rest_is_zero(bundle: Bundle) -> None:
     decoder, device = decoder_on_device(bundle)
     cache = decoder.new_cache(2, 1)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 from PIL import Image
@@ -15,6 +16,10 @@ from helpers.job_records import by_id
 from helpers.places import DEMO
 from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
+from pixtral_runtime.batch.ray_job import RayJob
+from pixtral_runtime.batch.records import Settings
+from pixtral_runtime.batch.worker import WorkerOptions
+from pixtral_runtime.errors import MachineError, Option
 
 
 @pytest.fixture(scope="module")
@@ -54,3 +59,15 @@ def test_a_cluster_that_is_not_there_is_refused(bundle: Path, tmp_path: Path) ->
     assert done.exit_code == 4, done.stderr
     assert "127.0.0.1:1" in done.stderr
     assert "ray start --head" in done.stderr
+
+
+def test_workers_ask_for_a_gpu_each_where_there_are_any() -> None:
+    def gpus(there: float, backend: str = "auto", workers: int = 2) -> int | None:
+        job = RayJob(Path("b"), [], settings, WorkerOptions(backend), {}, workers=workers)
+        return job._gpus_of_worker(SimpleNamespace(cluster_resources=lambda: {"CPU": 8.0, "GPU": there}))
+
+    settings = cast(Settings, None)  # of the answers, which are not looked at
+    assert (gpus(0.0), gpus(2.0), gpus(2.0, "ort-cpu", 4)) == (None, 1, None)
+    with pytest.raises(MachineError, match="3 workers are to have a GPU each, and the cluster has 2") as raised:
+        gpus(2.0, workers=3)
+    assert raised.value.options == (Option("ray_workers", 2), Option("backend", "ort-cpu"))

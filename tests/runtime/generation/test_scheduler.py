@@ -23,6 +23,7 @@ from pixtral_runtime.bench.measure import Endless
 from pixtral_runtime.errors import InputError, MemoryShortageError
 from pixtral_runtime.generation.feature_cache import FeatureCache
 from pixtral_runtime.generation.generation import Generation
+from pixtral_runtime.generation.image_features import LARGE_ON_DEVICE
 from pixtral_runtime.generation.model_runner import ModelRunner
 from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.generation.slots import LEAST_COPIED_ROWS
@@ -157,6 +158,16 @@ def test_images_of_one_grid_share_a_vision_batch_and_one_image_is_encoded_once(m
     assert sum(shape[0] for shape in batches) == 1 + 4
     assert max(shape[0] for shape in batches) > 1
     assert {shape[2:] for shape in batches} == {(64, 64), (32, 48)}
+
+
+@pytest.mark.parametrize(("free_bytes", "together"), [(None, 1), (1 << 40, LARGE_ON_DEVICE)])
+def test_large_images_share_a_vision_batch_on_a_device(model: Model, free_bytes: int | None, together: int) -> None:
+    vision = Watched(model.runner.sessions.vision)
+    runner = ModelRunner(model.bundle, replace(model.runner.sessions, vision=vision, free_bytes=free_bytes))
+    side = model.bundle.limits.max_image_side // 2 + model.bundle.model.vision.patch_size
+    asked = [model.prompts.build(user_message("?", [picture(n, (side, 32))])) for n in range(6)]
+    finish(Scheduler(model.bundle, runner, 6), [Generation(prompt, 2) for prompt in asked])
+    assert max(shapes["pixels"][0] for shapes in vision.shapes) == together
 
 
 def test_images_are_encoded_once_where_features_are_kept_on_disk(model: Model, tmp_path: Path) -> None:
