@@ -272,22 +272,32 @@ class TrtSession:
 
     def _execute(self, is_repeated: bool) -> None:
         """Run as bound. A repetition is captured: the run before it was the warm-up that TensorRT asks for."""
-        stream, use = self._device.stream, self.graph_use
+        use = self.graph_use
         if use.kind == "captured" and is_repeated and self._bound.captured is None and not use.refused:
-            if self._context.is_stream_capturable(stream):
-                self._device.begin_capture()
-                try:
-                    self._do("execute_async_v3", stream)
-                finally:
-                    self._note(replace(self._bound, captured=self._device.end_capture()))
-            else:
-                use.refused = "TensorRT says that this engine cannot be captured"
+            self._capture()
         if self._bound.captured is not None:
             self._device.launch(self._bound.captured)
             use.replayed += 1
         else:
-            self._do("execute_async_v3", stream)
+            self._do("execute_async_v3", self._device.stream)
             use.plain += 1
+
+    def _capture(self) -> None:
+        """Record a run. Where that is refused or fails, it is said once, and runs are plain from then on."""
+        is_capturable = getattr(self._context, "is_stream_capturable", None)  # which only TensorRT-RTX has
+        if is_capturable is not None and not is_capturable(self._device.stream):
+            self.graph_use.refused = "TensorRT says that this engine cannot be captured"
+            return
+        self._device.begin_capture()
+        try:
+            try:
+                self._do("execute_async_v3", self._device.stream)
+            finally:  # what was recorded until an error is worth nothing, but the stream has to run again
+                recorded = self._device.end_capture()
+        except (RuntimeError, MachineError) as error:
+            self.graph_use.refused = f"a capture failed: {error}"
+            return
+        self._note(replace(self._bound, captured=recorded))
 
     def _do(self, method: str, *arguments: Any) -> None:
         """A call of the context that says False where it refuses. All that feeds can cause was ruled out before."""

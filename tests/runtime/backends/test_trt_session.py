@@ -5,10 +5,12 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
+from helpers import trt_standin
 from helpers.bundles import exported
 from helpers.networks import RTX
 from helpers.places import DEMO, IMAGES
@@ -442,6 +444,33 @@ def test_a_recurring_step_is_captured_and_replayed(bundle: Bundle) -> None:
     assert decoder.graph_use.plain == 3  # the warm-ups of whole chunks, of the last chunk and of steps
     assert decoder.graph_use.plain + decoder.graph_use.replayed == chunks + 2 * steps + 1  # read once, but a token
     assert device.events.count("decoder") == decoder.graph_use.plain + 2  # chunks and steps run once while captured
+
+
+def test_a_package_that_cannot_be_asked_whether_it_captures_is_tried(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorRT proper has no `is_stream_capturable`."""
+    monkeypatch.delattr(trt_standin.Context, "is_stream_capturable")
+    model = engines(StandIn(HostDevice()), bundle, TrtSettings(cuda_graphs=True))
+    assert answer(model, IMAGE) == answer(load(bundle.path), IMAGE)
+    decoder = model.runner.sessions.decoder
+    assert isinstance(decoder, TrtSession) and decoder.graph_use.replayed and not decoder.graph_use.refused
+
+
+def test_a_capture_that_fails_leaves_plain_runs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    device = HostDevice()
+    end_capture = device.end_capture
+
+    def failing() -> Any:
+        end_capture()
+        raise MachineError("CUDA: cudaStreamEndCapture: operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(device, "end_capture", failing)
+    model = engines(StandIn(device), bundle, TrtSettings(cuda_graphs=True))
+    assert answer(model, IMAGE) == answer(load(bundle.path), IMAGE)
+    decoder = model.runner.sessions.decoder
+    assert isinstance(decoder, TrtSession) and not decoder.graph_use.replayed
+    assert "operation not permitted" in decoder.graph_use.refused
 
 
 def test_a_captured_step_is_dropped_where_a_buffer_moves(bundle: Bundle) -> None:

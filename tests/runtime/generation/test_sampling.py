@@ -139,7 +139,7 @@ def test_candidates_choose_what_the_whole_row_does() -> None:
 
         row = LogitsRow(whole, picked(logits, sampling.temperature, 32, random))
         ours, theirs = Sampler(sampling, constraint), Sampler(sampling, constraint)
-        for _ in range(3):  # the random numbers of later tokens too
+        for _ in range(3 if case % 10 == 0 else 1):  # the random numbers of later tokens too
             assert ours(row) == theirs(logits), (case, sampling, spread, size)
         asked += bool(fetched)
     assert 500 < asked < 5_000
