@@ -98,8 +98,13 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON documen
 
 
 FLAVORS = ("rtx", "trt")
-NOT_FOR_ENGINES = ("threads", "drafts", "memory_limit")
-"""Parameters of commands that engines do not read: they have a fixed share of memory and decode a token a step."""
+UNREAD = {
+    "ort-cpu": ("device",),
+    "ort-cuda": ("threads",),
+    "rtx": ("threads", "drafts", "memory_limit"),
+    "trt": ("threads", "drafts", "memory_limit"),
+}
+"""Parameters of commands that a backend does not read. Engines have their share of memory and decode a token a step."""
 
 
 def typed_options(context: typer.Context, parameters: Collection[str]) -> list[str]:
@@ -130,21 +135,32 @@ def refuse_unused(context: typer.Context, parameters: Collection[str], reason: s
         raise InputError(f"{option} would do nothing {reason}", f"{remedy and remedy + ', or '}leave {option} away")
 
 
-def refuse_unused_by_engines(context: typer.Context, backend: str) -> None:
-    """Raise InputError for what engines do not read, if the user asked for engines."""
-    if backend in FLAVORS:
-        present = {option.name for option in context.command.params} & set(NOT_FOR_ENGINES)
-        refuse_unused(context, present, f"with --backend {backend}", "--backend ort-cpu")
+def refuse_unused_by_backend(context: typer.Context, backend: str) -> None:
+    """Raise InputError for what a backend does not read, if the user asked for it by name."""
+    for parameter in unread(context, backend):
+        refuse_unused(context, (parameter,), f"with --backend {backend}", f"--backend {_reader_of(parameter)}")
 
 
 def warn_of_unused(context: typer.Context, backend: str) -> None:
-    """Say what engines do not read, if `auto` found some: the same command must run on any machine.
+    """Say what a backend does not read, if `auto` took it: the same command must run on any machine.
 
     `backend` is what runs the bundle, and why, as `Model.backend` says it.
     """
-    if backend.partition(":")[0] in FLAVORS:
-        for option in typed_options(context, NOT_FOR_ENGINES):
-            output.warn(f"{option} does nothing with engines; --backend ort-cpu reads it")
+    name = backend.partition(":")[0]
+    for parameter in unread(context, name):
+        for option in typed_options(context, (parameter,)):
+            whom = "engines" if name in FLAVORS else name
+            output.warn(f"{option} does nothing with {whom}; --backend {_reader_of(parameter)} reads it")
+
+
+def unread(context: typer.Context, backend: str) -> list[str]:
+    """The command's parameters that a backend does not read."""
+    known = {option.name for option in context.command.params}
+    return [parameter for parameter in UNREAD.get(backend, ()) if parameter in known]
+
+
+def _reader_of(parameter: str) -> str:
+    return "ort-cuda" if parameter == "device" else "ort-cpu"
 
 
 def read_prompt(text: str) -> str:

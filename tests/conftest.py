@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -30,6 +32,18 @@ def installed(package: str) -> str:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if mark := item.get_closest_marker("gpu"):
         skip_without_gpu(**mark.kwargs)
+
+
+@pytest.fixture(autouse=True)
+def no_lasting_choice_of_a_gpu() -> Iterator[None]:
+    """A command with --device lets its process see one GPU only."""
+    before = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")}
+    yield
+    for name, value in before.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
 
 
 @pytest.fixture(scope="session")

@@ -29,7 +29,7 @@ from pixtral_cli.options import (
     open_prompts,
     read_prompt,
     refuse_unused,
-    refuse_unused_by_engines,
+    refuse_unused_by_backend,
     warn_of_unused,
 )
 
@@ -66,7 +66,7 @@ def ask(
 
     if not images:
         refuse_unused(context, ("max_image_side", "image_tokens", "preprocess", "exif"), "without an image")
-    refuse_unused_by_engines(context, backend)
+    refuse_unused_by_backend(context, backend)
     sampling = Sampling(temperature, top_p, seed)
     pictures = [open_image(path, apply_exif=exif) for path in images or []]
     prompts = open_prompts(bundle, preprocess, max_image_side, image_tokens)

@@ -20,7 +20,7 @@ from pixtral_cli.options import (
     open_prompts,
     output_file,
     refuse_unused,
-    refuse_unused_by_engines,
+    refuse_unused_by_backend,
     warn_of_unused,
 )
 
@@ -83,7 +83,7 @@ def bench(
         refuse_unused(context, ("table",), "with --json")
     if save is None and plot is None and html is None:
         refuse_unused(context, ("force",), "without --save", "--save today.json")
-    refuse_unused_by_engines(context, backend)
+    refuse_unused_by_backend(context, backend)
     cases = _cases(mode, image_side, images, prompt_tokens, decode_tokens, batch, request_rate)
     old = None if compare is None else read_report(compare)
     prompts = open_prompts(bundle, "", None, None)

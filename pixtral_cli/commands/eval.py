@@ -24,7 +24,7 @@ from pixtral_cli.options import (
     ThreadsOption,
     output_file,
     refuse_unused,
-    refuse_unused_by_engines,
+    refuse_unused_by_backend,
     slots_wanted,
     warn_of_unused,
 )
@@ -92,7 +92,7 @@ def eval(
         refuse_unused(context, ("force",), "with --resume, which keeps the answers")
     if judge_url is None:
         refuse_unused(context, ("judge_model",), "without --judge-url", "--judge-url URL")
-    refuse_unused_by_engines(context, backend)
+    refuse_unused_by_backend(context, backend)
     chosen = task_named(task)
     wanted, memory_bytes = slots_wanted(batch, memory_limit)
     worker = WorkerOptions(backend, threads, wanted, memory_bytes, write_hint=output.hint_of)

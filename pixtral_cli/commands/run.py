@@ -34,7 +34,7 @@ from pixtral_cli.options import (
     output_file,
     output_file_or_stdout,
     refuse_unused,
-    refuse_unused_by_engines,
+    refuse_unused_by_backend,
     slots_wanted,
     start_job,
     warn_of_unused,
@@ -132,7 +132,7 @@ def run(
         refuse_unused(context, ("force",), "without --output", "-o results.jsonl")
     if resume:
         refuse_unused(context, ("force",), "with --resume, which keeps the file")
-    refuse_unused_by_engines(context, backend)
+    refuse_unused_by_backend(context, backend)
     schema = None if json_schema is None else read_text(json_schema, "--json-schema FILE.json")
     digest = None if schema is None else sha256(schema.encode()).hexdigest()
     settings = Settings(

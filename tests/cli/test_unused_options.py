@@ -10,7 +10,8 @@ import typer
 from typer.testing import CliRunner
 
 from pixtral_cli.main import COMMANDS, app, application
-from pixtral_cli.options import NOT_FOR_ENGINES, ThreadsOption, refuse_unused, warn_of_unused
+from pixtral_cli.options import UNREAD, ThreadsOption, refuse_unused, warn_of_unused
+from pixtral_runtime.backends.choose import BACKENDS
 from pixtral_runtime.bundle.manifest import MANIFEST
 
 UNUSED = "would do nothing"
@@ -39,9 +40,11 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run bundle a.png", "--force", "without --output", "run bundle a.png -o r.jsonl"),
         ("run bundle a.png -o r.jsonl --resume", "--force", "with --resume", "run bundle a.png -o r.jsonl"),
         ("run bundle a.png --backend rtx", "--threads 4", "with --backend rtx", "run bundle a.png"),
-        ("run bundle a.png --backend trt", "--threads 0", "with --backend trt", "run bundle a.png --backend ort-cuda"),
+        ("run bundle a.png --backend trt", "--threads 0", "with --backend trt", "run bundle a.png --backend ort-cpu"),
         ("run bundle a.png --backend rtx", "--drafts 4", "with --backend rtx", "run bundle a.png --backend ort-cpu"),
         ("run bundle a.png --backend trt", "--memory-limit 8GB", "with --backend trt", "run bundle a.png --batch 2"),
+        ("run bundle a.png --backend ort-cuda", "--threads 4", "with --backend ort-cuda", "run bundle a.png"),
+        ("run bundle a.png --backend ort-cpu", "--device 0", "with --backend ort-cpu", "run bundle a.png"),
         ("ask bundle", "--max-image-side 64", "without an image", "ask bundle a.png"),
         ("ask bundle", "--image-tokens 64", "without an image", "ask bundle a.png"),
         ("ask bundle", "--preprocess hf", "without an image", "ask bundle a.png"),
@@ -109,7 +112,7 @@ def test_harmless_options_are_accepted(command: str, folder: Path) -> None:
     assert UNUSED not in invoke(*command.split()).stderr
 
 
-def test_options_that_engines_do_not_read_are_named_where_auto_found_engines() -> None:
+def test_options_that_a_backend_does_not_read_are_named_where_auto_took_it() -> None:
     def work(context: typer.Context, backend: str, threads: ThreadsOption = 0) -> None:
         warn_of_unused(context, backend)
 
@@ -117,17 +120,19 @@ def test_options_that_engines_do_not_read_are_named_where_auto_found_engines() -
     for backend, option, is_warned in (
         ("rtx: engines for rtx:sm89", ["--threads", "2"], True),
         ("rtx: engines for rtx:sm89", [], False),
+        ("ort-cuda: asked for", ["--threads", "2"], True),
         ("ort-cpu: the bundle lists no engines", ["--threads", "2"], False),
     ):
         done = invoke("work", backend, *option, commands=commands)
         assert done.exit_code == 0
-        assert ("--threads does nothing with engines" in done.stderr) == is_warned
+        whom = "ort-cuda" if backend.startswith("ort-cuda") else "engines"
+        assert (f"--threads does nothing with {whom}" in done.stderr) == is_warned
 
 
 def test_names_of_parameters_in_these_checks_exist() -> None:
     """A name that no command has would switch a check off."""
     known = set().union(*(function.__annotations__ for function, _ in COMMANDS))
-    assert set(NOT_FOR_ENGINES) <= known
+    assert set().union(*UNREAD.values()) <= known and set(UNREAD) == set(BACKENDS) - {"auto"}
 
 
 def test_a_check_for_a_parameter_that_does_not_exist_is_a_bug() -> None:
