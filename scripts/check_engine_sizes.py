@@ -1,6 +1,6 @@
 """TensorRT-RTX builds every recipe at the real layer widths, and engines are as large as was predicted. No GPU needed.
 
-    python scripts/check_engine_sizes.py artifacts/engine-sizes             # some 6 minutes on two cores
+    python scripts/check_engine_sizes.py artifacts/engine-sizes             # some 8 minutes on two cores
     python scripts/check_engine_sizes.py artifacts/engine-sizes --recipes int4
 
 Two decoder and two vision layers of the 12B's width, with random weights, are exported in each recipe and built for
@@ -29,6 +29,8 @@ from pixtral_runtime.bundle.engine_list import EngineSet
 
 RECIPES = {
     "float16": (ExportSettings(), ("rtx:sm86", "rtx:sm89", "rtx:sm120")),
+    "bfloat16": (ExportSettings(dtype="bfloat16"), ("rtx:sm86", "rtx:sm89", "rtx:sm120")),
+    "int8-cache": (ExportSettings(kv_cache="int8"), ("rtx:sm86", "rtx:sm89", "rtx:sm120")),
     "int8": (ExportSettings(precision="int8"), ("rtx:sm80", "rtx:sm86", "rtx:sm89", "rtx:sm120")),
     "int4": (ExportSettings(precision="int4", method="rtn"), ("rtx:sm80", "rtx:sm86", "rtx:sm89", "rtx:sm120")),
     "fp8": (ExportSettings(precision="fp8"), ("rtx:sm89", "rtx:sm120")),
