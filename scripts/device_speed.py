@@ -27,6 +27,7 @@ from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.device.energy import measure_energy
 from pixtral_runtime.device.energy_meters import open_meters
 from pixtral_runtime.device.nvml import open_gpu
+from pixtral_runtime.errors import MachineError
 from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.model_runner import ModelRunner
 from pixtral_runtime.generation.sampling import Sampler, Sampling
@@ -145,10 +146,10 @@ def opened(name: str, bundle: Bundle) -> Sessions:
 
 
 def gpu_bytes() -> int | None:
-    """Memory in use on the GPU, by whomever."""
+    """Memory in use on the GPU, by whomever; None without NVML."""
     try:
         return getattr(open_gpu().read("MemoryInfo"), "used", None)
-    except Exception:
+    except MachineError:
         return None
 
 

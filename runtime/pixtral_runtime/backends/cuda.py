@@ -193,6 +193,7 @@ class CudaDevice:
         if status == errors.cudaErrorMemoryAllocation:
             raise MemoryShortageError(
                 f"the GPU has too little memory: {name} of {arguments[0]} bytes: {text}",
+                Option("batch", "SMALLER"),
                 "pixtral build BUNDLE with a smaller --context or --batch, and nvidia-smi for what else uses it",
             )
         raise MachineError(f"CUDA: {name}: {text}", "nvidia-smi, then pixtral doctor")

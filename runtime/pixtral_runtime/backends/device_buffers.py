@@ -112,7 +112,8 @@ class DeviceCache:
         return {past.name: address for (past, _), address in zip(self.tensors, self.addresses, strict=True)}
 
     def reserve(self, rows: int) -> None:
-        """Raises ContextError beyond an engine's rows, MemoryShortageError where the device has no more memory."""
+        """Raises ContextError beyond an engine's rows, MemoryShortageError where the device has no more memory: the
+        cache is lost then."""
         if rows <= self.rows:
             return
         if rows > self._most:

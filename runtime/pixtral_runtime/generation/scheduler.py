@@ -108,7 +108,8 @@ class Scheduler:
         finished: list[Generation] = []
         try:
             for part in (self._admit, self._prefill, self._decode):
-                finished += part()
+                for generation in part():  # one by one: what is finished before memory runs out is not lost
+                    finished.append(generation)
         except MemoryShortageError as error:
             finished += self._give_slots_up(error)
         return finished
@@ -173,9 +174,8 @@ class Scheduler:
 
     # Prefill
 
-    def _prefill(self) -> list[Generation]:
-        """Read chunks of prompts, first come first served. Returns generations that ended with their first token."""
-        finished = []
+    def _prefill(self) -> Iterator[Generation]:
+        """Read chunks of prompts, first come first served. Yields generations that ended with their first token."""
         while self._prefilling:
             running = self._prefilling[0]
             slot, generation = running.slot, running.generation
@@ -195,13 +195,12 @@ class Scheduler:
                 self._prefilling.popleft()
                 running.features = None
                 if running.choose(rows, [], self._bundle.model.eos):
-                    finished.append(generation)
+                    yield generation
                 else:
                     insort(self._decoding, running, key=lambda running: running.slot.index)
             del logits, rows  # the next chunk's may lie where these do
             if len(self._decoding) >= len(self._prefilling):
                 break
-        return finished
 
     def _begin(self, running: RunningSlot) -> Features:
         """Give a slot the rows of its prompt that are there already. Returns the features of its images, (F, D)."""

@@ -334,6 +334,24 @@ def test_where_memory_runs_out_fewer_slots_finish_the_work(model: Model) -> None
     assert decoder.refused == 2 and scheduler.slots == 1
 
 
+def test_what_ends_with_its_first_token_is_not_lost_where_the_next_prompt_finds_no_memory(model: Model) -> None:
+    """Both are read in one step; the second one's chunk is what does not fit."""
+    first, second = (Generation(prompt, limit) for prompt, limit in zip(prompts(model, 2), (1, 3), strict=True))
+    session, chunks = model.runner.sessions.decoder, itertools.count(1)
+
+    class FullOnce(Small):
+        def run(self, feeds: Any, cache: Any = None) -> Any:
+            if next(chunks) == 2:
+                raise MemoryShortageError("too little memory")
+            return super().run(feeds, cache)
+
+    decoder = FullOnce(session, 2, "write_index")
+    runner = ModelRunner(model.bundle, replace(model.runner.sessions, decoder=decoder))
+    finish(Scheduler(model.bundle, runner, 2), [first, second])
+    assert len(first.token_ids) == 1 and first.error is None
+    assert len(second.token_ids) == 3 and second.error is None
+
+
 def test_where_one_slot_is_too_much_a_request_fails_with_the_reason(model: Model) -> None:
     decoder = Small(model.runner.sessions.decoder, 0, "write_index")
     runner = ModelRunner(model.bundle, replace(model.runner.sessions, decoder=decoder))
