@@ -5,42 +5,46 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from helpers import trt_standin
 from helpers.bundles import exported
 from helpers.networks import RTX
 from helpers.places import DEMO, IMAGES
-from helpers.trt_standin import HostDevice, StandIn, StandInError, write_engine
+from helpers.trt_engines import (
+    IMAGE,
+    SHAPES,
+    TOKENS,
+    answer,
+    engine_file,
+    engines,
+    hidden_of,
+    prompt_of,
+    session,
+    step_feeds,
+)
+from helpers.trt_standin import HostDevice, StandIn, StandInError
 from pixtral_engines.build import BuildSettings, build, plan_build
-from pixtral_engines.profiles import Shapes, profiles
 from pixtral_engines.targets import Target
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Model, load
 from pixtral_runtime.backends.cuda import CudaDevice, Memory
 from pixtral_runtime.backends.device_buffers import DeviceBuffer
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
-from pixtral_runtime.backends.session import Array, Buffer, GraphUse
+from pixtral_runtime.backends.session import Array
 from pixtral_runtime.backends.trt_package import version_of
 from pixtral_runtime.backends.trt_session import TrtSession, TrtSettings, open_sessions
-from pixtral_runtime.bundle.engine_list import Engine, EngineSet, open_engines
+from pixtral_runtime.bundle.engine_list import open_engines
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.compare.parity import relative_error
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image_files import open_image
-from pixtral_runtime.inputs.prompt import Prompt
 
-QUESTION = "Describe this image in one short sentence."
 SYSTEM = "You look at pictures of one shape on a plain ground. Answer in as few words as you can."
-IMAGE = "gray_circle_99x70.png"
-SHAPES = Shapes(context=256, batch=2, chunk=16)
 TOLERANCE = {"bundle": 6e-3, "coded": 6e-2}  # of the largest logit; seen 2.2e-3 and 2.0e-2: one code
 RECIPES = {
     "int4": ExportSettings(precision="int4", method="rtn"),
@@ -48,8 +52,6 @@ RECIPES = {
     "fp8": ExportSettings(precision="fp8"),
 }
 TIE = {"int4": 0.005, "int8": 0.0, "fp8": 0.15}  # of the largest logit; seen: 0.0024 and 0.093, in one prompt of three
-TOKENS = 12
-PLAIN = TrtSettings()
 
 
 @pytest.fixture(scope="module")
@@ -61,45 +63,6 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 def coded(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     """With an int8 KV cache."""
     return exported(DEMO, tmp_path_factory.mktemp("int8") / "b", ExportSettings(kv_cache="int8"))
-
-
-def engine_file(bundle: Bundle, graph: str) -> Path:
-    return write_engine(bundle.path / f"{graph}.engine", bundle, graph, SHAPES.context, profiles(bundle, graph, SHAPES))
-
-
-def session(trt: StandIn, bundle: Bundle, graph: str, settings: TrtSettings = PLAIN) -> TrtSession:
-    return TrtSession(trt, engine_file(bundle, graph), bundle, graph, trt.device, settings)
-
-
-def engines(trt: StandIn, bundle: Bundle, settings: TrtSettings = PLAIN) -> Model:
-    listed = {graph: Engine(engine_file(bundle, graph).name, 0, "", "", []) for graph in GRAPHS}
-    listing = EngineSet("stand-in", "", "", SHAPES.context, SHAPES.batch, SHAPES.chunk, listed)
-    sessions = open_sessions(trt, bundle, listing, trt.device, settings)
-    return Model(bundle, sessions, load(bundle.path).prompts)
-
-
-def answer(model: Model, *images: str) -> tuple[int, ...]:
-    return model.generate(QUESTION, [IMAGES / image for image in images], max_new_tokens=TOKENS).token_ids
-
-
-def prompt_of(model: Model, *images: str) -> Prompt:
-    return model.prompts.build(user_message(QUESTION, [open_image(IMAGES / image) for image in images], None))
-
-
-def step_feeds(bundle: Bundle, hidden: Array, positions: Array) -> dict[str, Array]:
-    """A step of the decoder with logits of every slot's last token."""
-    slots, tokens = positions.shape
-    return {
-        "hidden": hidden,
-        "position_ids": positions,
-        "write_index": positions[:, 0].copy(),
-        "logits_index": np.arange(slots) * tokens + tokens - 1,
-    }
-
-
-def hidden_of(bundle: Bundle, slots: int, tokens: int, seed: int = 0) -> Array:
-    shape = (slots, tokens, bundle.model.decoder.dim)
-    return np.random.default_rng(seed).standard_normal(shape).astype(bundle.dtype)
 
 
 # Answers
@@ -427,84 +390,6 @@ def test_the_scheduler_fills_slots_and_copies_shared_rows(name: str, request: py
     assert len(set(map(tuple, answers[0]))) > 2
     assert min(reused[1][1:]) > 16
     assert reused[1][2] > asked[2].image_tokens  # the same image: only the question is read
-
-
-# CUDA graphs
-
-
-def test_a_recurring_step_is_captured_and_replayed(bundle: Bundle) -> None:
-    device = HostDevice()
-    model = engines(StandIn(device), bundle, TrtSettings(cuda_graphs=True))
-    expected = answer(load(bundle.path), IMAGE)
-    for _ in range(2):
-        assert answer(model, IMAGE) == expected
-    decoder, steps = model.runner.sessions.decoder, len(expected) - 1
-    assert isinstance(decoder, TrtSession) and decoder.graph_use.kind == "captured"
-    chunks = -(-len(prompt_of(model, IMAGE).token_ids) // SHAPES.chunk)
-    assert decoder.graph_use.plain == 3  # the warm-ups of whole chunks, of the last chunk and of steps
-    assert decoder.graph_use.plain + decoder.graph_use.replayed == chunks + 2 * steps + 1  # read once, but a token
-    assert device.events.count("decoder") == decoder.graph_use.plain + 2  # chunks and steps run once while captured
-
-
-def test_a_package_that_cannot_be_asked_whether_it_captures_is_tried(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """TensorRT proper has no `is_stream_capturable`."""
-    monkeypatch.delattr(trt_standin.Context, "is_stream_capturable")
-    model = engines(StandIn(HostDevice()), bundle, TrtSettings(cuda_graphs=True))
-    assert answer(model, IMAGE) == answer(load(bundle.path), IMAGE)
-    decoder = model.runner.sessions.decoder
-    assert isinstance(decoder, TrtSession) and decoder.graph_use.replayed and not decoder.graph_use.refused
-
-
-def test_a_capture_that_fails_leaves_plain_runs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    device = HostDevice()
-    end_capture = device.end_capture
-
-    def failing() -> Any:
-        end_capture()
-        raise MachineError("CUDA: cudaStreamEndCapture: operation not permitted when stream is capturing")
-
-    monkeypatch.setattr(device, "end_capture", failing)
-    model = engines(StandIn(device), bundle, TrtSettings(cuda_graphs=True))
-    assert answer(model, IMAGE) == answer(load(bundle.path), IMAGE)
-    decoder = model.runner.sessions.decoder
-    assert isinstance(decoder, TrtSession) and not decoder.graph_use.replayed
-    assert "operation not permitted" in decoder.graph_use.refused
-
-
-def test_a_captured_step_is_dropped_where_a_buffer_moves(bundle: Bundle) -> None:
-    """Logits that the caller still holds keep their memory, so the next ones lie elsewhere."""
-    sessions = [session(StandIn(HostDevice()), bundle, "decoder", TrtSettings(graphs)) for graphs in (True, False)]
-    caches = [decoder.new_cache(1, 6) for decoder in sessions]
-    kept: list[Buffer] = []
-    for position in range(6):
-        feeds = step_feeds(bundle, hidden_of(bundle, 1, 1, seed=position), np.array([[position]]))
-        runs = [decoder.run(feeds, cache)["logits"] for decoder, cache in zip(sessions, caches, strict=True)]
-        np.testing.assert_array_equal(runs[0].numpy(), runs[1].numpy())
-        kept += runs if position == 2 else []
-        del runs
-    assert sessions[0].graph_use == GraphUse("captured", plain=2, replayed=4)  # step 0 and the first with moved logits
-
-
-def test_which_way_a_session_runs_is_on_record(bundle: Bundle) -> None:
-    for trt, settings, kind, refused in (
-        (StandIn(HostDevice()), TrtSettings(), "off", ""),
-        (StandIn(HostDevice(), capturable=False), TrtSettings(cuda_graphs=True), "captured", "cannot be captured"),
-        (StandIn(HostDevice(), built_in_graphs=True), TrtSettings(cuda_graphs=True), "built-in", ""),
-        (StandIn(HostDevice(), built_in_graphs=True), TrtSettings(), "off", ""),
-    ):
-        decoder = session(trt, bundle, "decoder", settings)
-        cache = decoder.new_cache(1, 4)
-        for position in range(4):
-            feeds = step_feeds(bundle, hidden_of(bundle, 1, 1), np.array([[position]]))
-            decoder.run(feeds, cache)
-        assert decoder.graph_use.kind == kind and refused in decoder.graph_use.refused
-        assert (decoder.graph_use.plain, decoder.graph_use.replayed) == (4, 0)
-        config = trt.contexts[0].config
-        assert (config is not None) == (kind == "built-in")
-        if config is not None:
-            assert config.cuda_graph_strategy == RTX.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
 
 
 # The stand-in must refuse, or these tests show nothing
