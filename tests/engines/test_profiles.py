@@ -11,8 +11,9 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from helpers.bundles import exported
+from helpers.host_device import HostDevice
 from helpers.places import DEMO, ROOT
-from helpers.trt_standin import HostDevice, StandIn, write_engine
+from helpers.trt_standin import StandIn, write_engine
 from pixtral_cli.main import app
 from pixtral_engines.profiles import Shapes, profiles, read_profiles
 from pixtral_export.plan import ExportSettings

@@ -17,9 +17,10 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from helpers.bundles import exported
+from helpers.host_device import HostDevice
 from helpers.networks import RTX
 from helpers.places import DEMO, IMAGES
-from helpers.trt_standin import HostDevice, StandIn, write_engine
+from helpers.trt_standin import StandIn, write_engine
 from pixtral_cli.main import app
 from pixtral_engines import build as building
 from pixtral_engines.profiles import Shapes, profiles

@@ -20,8 +20,8 @@ from device_check import Results, Stage, as_expected, run_stages, table
 from device_compare import Case, compare_decoder
 from device_weights import CODES_STD, FLOAT16, INT4, INT8, Stored, random_codes, stored_tensors, write_weights
 from helpers.bundles import exported
+from helpers.host_device import EagerDevice
 from helpers.places import DEMO
-from helpers.trt_standin import EagerDevice
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends import ort_cuda, ort_cuda_lowering
 from pixtral_runtime.backends.ort_cuda import CudaSettings, OrtCudaSession

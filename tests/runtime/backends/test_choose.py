@@ -9,8 +9,9 @@ import pytest
 from typer.testing import CliRunner
 
 from helpers.bundles import exported
+from helpers.host_device import HostDevice
 from helpers.places import DEMO, IMAGES
-from helpers.trt_standin import HostDevice, StandIn, write_engine
+from helpers.trt_standin import StandIn, write_engine
 from pixtral_cli.main import app
 from pixtral_engines.profiles import Shapes, profiles
 from pixtral_runtime import Model, load

@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from helpers.bundles import exported
 from helpers.places import DEMO, IMAGES
-from helpers.trt_standin import EagerDevice, HostDevice
+from helpers.host_device import EagerDevice, HostDevice
 from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Model, load

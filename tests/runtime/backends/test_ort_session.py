@@ -15,8 +15,8 @@ import pytest
 from onnx import helper, numpy_helper
 
 from helpers.bundles import exported
+from helpers.host_device import EagerDevice
 from helpers.places import DEMO
-from helpers.trt_standin import EagerDevice
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends.device_buffers import DeviceCache
 from pixtral_runtime.backends.ort_caches import CACHE_STEP_ROWS, OrtCache

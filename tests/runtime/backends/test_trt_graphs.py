@@ -9,6 +9,7 @@ import pytest
 
 from helpers import trt_standin
 from helpers.bundles import exported
+from helpers.host_device import HostDevice
 from helpers.networks import RTX
 from helpers.places import DEMO
 from helpers.trt_engines import (
@@ -21,7 +22,7 @@ from helpers.trt_engines import (
     session,
     step_feeds,
 )
-from helpers.trt_standin import HostDevice, StandIn
+from helpers.trt_standin import StandIn
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import load
 from pixtral_runtime.backends.session import Buffer, GraphUse

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from helpers.bundles import exported
+from helpers.host_device import HostDevice, StandInError
 from helpers.networks import RTX
 from helpers.places import DEMO, IMAGES
 from helpers.trt_engines import (
@@ -24,7 +25,7 @@ from helpers.trt_engines import (
     session,
     step_feeds,
 )
-from helpers.trt_standin import HostDevice, StandIn, StandInError
+from helpers.trt_standin import StandIn
 from pixtral_engines.build import BuildSettings, build, plan_build
 from pixtral_engines.targets import Target
 from pixtral_export.plan import ExportSettings

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from helpers.bundles import exported
+from helpers.host_device import HostDevice
 from helpers.places import DEMO
-from helpers.trt_standin import HostDevice
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import load
 from pixtral_runtime.bench.gpu_rates import (
