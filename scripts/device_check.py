@@ -18,8 +18,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -34,7 +34,6 @@ class Stage:
     function: str
     limit_s: int
     needs: tuple[str, ...] = ("smoke",)
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 STAGES = {
@@ -46,7 +45,8 @@ STAGES = {
     "int4": Stage("device_speed.int4", 130),
     "float16": Stage("device_speed.float16", 110),
     "transformers": Stage("device_peer.transformers", 75, ()),
-    "int4-32-fpa": Stage("device_speed.int4_in_groups_of_32", 80, environment={"ORT_FPA_INTB_GEMM": "1"}),
+    "int4-many": Stage("device_speed.int4_for_many_slots", 100),
+    "int4-32-many": Stage("device_speed.int4_in_groups_of_32_for_many_slots", 100),
     "int4-32": Stage("device_speed.int4_in_groups_of_32", 80),
 }
 """In the order of their worth, should the time not suffice for all."""
@@ -90,19 +90,14 @@ def run_stages(
         elif (limit := min(stage.limit_s, end - began)) < LEAST_S:
             outcome = "skipped: no time left"
         else:
-            outcome = run_stage(name, limit, results, log, command(name), stage.environment)
+            outcome = run_stage(name, limit, results, log, command(name))
         results.end(name, outcome, time.time() - began)
         print(f"== {name}: {outcome}, {time.time() - began:.1f} s", flush=True)
 
 
-def run_stage(
-    name: str, limit_s: float, results: Results, log: IO[str], command: list[str], more: Mapping[str, str]
-) -> str:
-    """Run a stage until its end or its limit, which ends it and all its children. Returns how it ended.
-
-    `more` is added to the environment.
-    """
-    environment = os.environ | more | {"DEVICE_CHECK_DEADLINE": str(time.time() + limit_s)}
+def run_stage(name: str, limit_s: float, results: Results, log: IO[str], command: list[str]) -> str:
+    """Run a stage until its end or its limit, which ends it and all its children. Returns how it ended."""
+    environment = os.environ | {"DEVICE_CHECK_DEADLINE": str(time.time() + limit_s)}
     deadline = time.monotonic() + limit_s
     child = subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=log, env=environment, start_new_session=True, text=False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -16,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from device_compare import BY_LENGTH, LARGE_CASES, compare_decoder, device
+from device_compare import LARGE_CASES, compare_decoder, device
 from device_results import NEW_TOKENS, TEXT_TOKENS, emit, median_ms, reported, time_left
 from device_slots import short_of_memory, slots_alike
 from device_weights import weighted
@@ -35,22 +34,22 @@ from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.preprocess import Preprocess
 from pixtral_runtime.inputs.prompt import Prompt
 
-GREEDY = Sampling()
+GREEDY, ONE_SLOT = Sampling(), CudaSettings()
 STEPS, MOST_S = 60, 1.0  # of a measurement, whichever ends first
 WARM_STEPS = 6  # a CUDA graph is recorded within
 COHORTS = 2  # as many requests as there are slots, measured; one more comes before
 
 # What a step takes in milliseconds, written before it was measured, by slots and rows of each.
 INT4_STEPS = {
-    (1, 256): "5.0",
-    (1, 2048): "5.0",
-    (1, 4864): "5.2",
-    (8, 2048): "12",
-    (16, 2048): "18 to 25",
-    (32, 2048): "25 to 35",
+    (1, 256): "4.5",
+    (1, 2048): "4.5",
+    (1, 4864): "4.8",
+    (8, 2048): "11",
+    (16, 2048): "21",
+    (32, 2048): "18",
 }
-FLOAT16_STEPS = {(1, 2048): "7 to 8", (16, 2048): "9 to 11", (32, 2048): "11 to 14"}
-GROUPS_OF_32_STEPS = {(1, 2048): "4", (8, 2048): "6", (16, 2048): "8", (32, 2048): "12"}
+FLOAT16_STEPS = {(1, 2048): "7.9", (16, 2048): "9.3", (32, 2048): "10.9"}
+MANY_SLOTS_STEPS = {(1, 2048): "5.8", (8, 2048): "7.5", (16, 2048): "8.2", (32, 2048): "10.5"}
 
 
 # Stages
@@ -91,20 +90,29 @@ def float16() -> None:
         requests("float16", bundle, sessions, 1, expected="0.8")
 
 
+def int4_for_many_slots() -> None:
+    _int4("int4", "widths-int4", many_slots=True)
+
+
 def int4_in_groups_of_32() -> None:
-    """With ORT_FPA_INTB_GEMM=1 in the environment the products are other kernels', which load their weights anew."""
-    name = f"int4-32, fpA {os.environ.get('ORT_FPA_INTB_GEMM', '0')}"
-    with reported(f"{name} widths"), weighted("widths-int4-32") as bundle:
-        compare_decoder(name, bundle, BY_LENGTH, LARGE_CASES[1:6])
-    with weighted("int4-32") as bundle:
-        started = time.perf_counter()
-        sessions = open_cuda_sessions(bundle, device(), CudaSettings())
-        emit(f"{name}: load", round(time.perf_counter() - started, 1), "s", gpu_bytes=gpu_bytes())
-        for (slots, filled), expected in GROUPS_OF_32_STEPS.items():
-            decode(name, bundle, sessions, slots, filled, expected=expected if name.endswith("1") else "")
-        prefill(name, bundle, sessions, tokens=2048, expected="70" if name.endswith("1") else "")
+    _int4("int4-32", "widths-int4-32", many_slots=False)
+
+
+def int4_in_groups_of_32_for_many_slots() -> None:
+    _int4("int4-32", "widths-int4-32", many_slots=True)
+
+
+def _int4(large: str, narrow: str, *, many_slots: bool) -> None:
+    name = f"{large}, many slots" if many_slots else large
+    with reported(f"{name} widths"), weighted(narrow) as bundle:
+        compare_decoder(name, bundle, {"by length": CudaSettings(many_slots=many_slots)}, LARGE_CASES[1:6])
+    with weighted(large) as bundle:
+        sessions = opened(name, bundle, CudaSettings(many_slots=many_slots))
+        for (slots, filled), expected in MANY_SLOTS_STEPS.items():
+            decode(name, bundle, sessions, slots, filled, expected=expected if many_slots else "")
+        prefill(name, bundle, sessions, expected="330" if many_slots else "225")
         for slots in (32, 16):
-            requests(name, bundle, sessions, slots, expected="7" if name.endswith("1") else "")
+            requests(name, bundle, sessions, slots, expected="7.5" if many_slots else "6.5")
 
 
 # Measurements
@@ -138,9 +146,9 @@ class Watched:
         return self.session.new_cache(slots, rows)
 
 
-def opened(name: str, bundle: Bundle) -> Sessions:
+def opened(name: str, bundle: Bundle, settings: CudaSettings = ONE_SLOT) -> Sessions:
     started = time.perf_counter()
-    sessions = open_cuda_sessions(bundle, device(), CudaSettings())
+    sessions = open_cuda_sessions(bundle, device(), settings)
     emit(f"{name}: load", round(time.perf_counter() - started, 1), "s", expected="< 20", gpu_bytes=gpu_bytes())
     return sessions
 

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from cuda_standin.records import COPIED_CACHE, CPU_NODE, HOST_COPY
 from pixtral_runtime.backends.ort_cuda import OrtCudaSession
-from pixtral_runtime.backends.ort_cuda_lowering import lowered
+from pixtral_runtime.backends.ort_cuda_lowering import Lowered, lowered
 from pixtral_runtime.generation.logits import Logits
 
 
@@ -43,9 +43,10 @@ def _fetch_all(make: Any) -> Any:
     return init
 
 
-def _lowered_with_cpu_node(path: Path, *arguments: Any, **settings: Any) -> bytes:
+def _lowered_with_cpu_node(path: Path, *arguments: Any, **settings: Any) -> Lowered:
     """A decoder in which `write_index` goes through Asinh, of which CUDA has no kernel."""
-    model = onnx.load_from_string(lowered(path, *arguments, **settings))
+    graph, weights = lowered(path, *arguments, **settings)
+    model = onnx.load_from_string(graph)
     if any(value.name == "write_index" for value in model.graph.input):
         for node in model.graph.node:
             node.input[:] = ["planted" if name == "write_index" else name for name in node.input]
@@ -57,8 +58,7 @@ def _lowered_with_cpu_node(path: Path, *arguments: Any, **settings: Any) -> byte
         nodes = added + list(helper.make_graph(model.graph.node, "copy", [], []).node)
         del model.graph.node[:]
         model.graph.node.extend(nodes)
-    data: bytes = model.SerializeToString()
-    return data
+    return Lowered(model.SerializeToString(), weights)
 
 
 def _bind_apart(bind: Any) -> Any:

@@ -39,7 +39,15 @@ if TYPE_CHECKING:
 CHUNK_TOKENS = 2048  # of a prompt at a time: on CUDA int4 weights are widened once a chunk
 CUDNN = "libcudnn.so.9"
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
-BLOCK_OF_BATCHED_KERNELS = 32  # the groups of int4 weights for which ONNX Runtime has kernels that serve many slots
+BATCHED_KERNELS = "ORT_FPA_INTB_GEMM"  # ONNX Runtime's variable for kernels that serve many slots
+BLOCK_OF_BATCHED_KERNELS = 32  # rows that share a scale: the only size for which it has them
+WITH_BATCHED_KERNELS = {
+    "ep.cuda.fpa_intb_gemm": "1",
+    # Which kernel is best is tried for so many tokens when a session is made, and for others when they come.
+    "ep.cuda.fpa_intb_profile_m": "1,2,4,8,16,32",
+    # They have weights of their own: those that were read are given back one by one.
+    "session.use_device_allocator_for_initializers": "1",
+}
 CANDIDATES = 64  # of a row of logits, picked on the device
 SMALL_FEEDS_BYTES = 256 << 10  # of a run that travel together
 ALIGNMENT = 256  # bytes, of every tensor
@@ -53,8 +61,8 @@ NO_GRAPH = "-1"  # ONNX Runtime's number for a run that is neither recorded nor 
 class CudaSettings:
     """`device` is the GPU's index. The last two are off only to measure what they bring.
 
-    `many_slots`: int4 weights in groups of 32 get kernels that are made for many slots. On an H200 a step of the 12B
-    takes half the time with 16 slots and 1.5 times it with one, a prompt 1.5 times it.
+    `many_slots`: products by int4 get kernels that are made for many slots. On an H200 a step of the 12B takes half
+    the time with 16 slots and 1.2 times it with one, a prompt 1.5 times it. ORT_FPA_INTB_GEMM=0 or 1 decides instead.
 
     `cuda_graphs`: replay steps that recur.
     `by_length`: attention by key length instead of the portable graph's mask.
@@ -149,9 +157,24 @@ class OrtCudaSession:
             "use_tf32": "0",
         }
         providers: list[str | tuple[str, dict[str, str]]] = [(CUDA, options), CPU] if self._place == "cuda" else [CPU]
+        batched = self._settings.many_slots and bool(self._spec.caches) and self._bundle.precision == "int4"
         with ort_errors(self._path, "is damaged"):
-            graph = lowered(self._path, self._candidates, by_length=self._settings.by_length)
-            session = open_graph(graph, providers=providers, weights=self._bundle.path)
+            graph, weights = lowered(
+                self._path,
+                self._candidates,
+                by_length=self._settings.by_length,
+                block=BLOCK_OF_BATCHED_KERNELS if batched else None,
+            )
+            session = open_graph(
+                graph,
+                providers=providers,
+                weights=self._bundle.path,
+                more_weights=weights,
+                entries=WITH_BATCHED_KERNELS if batched else {},
+                plans_memory=not batched,
+            )
+        if self._place == "cpu":  # read where they are; a device has its own copies now
+            self._weights = weights
         if self._place == "cuda" and CUDA not in session.get_providers():
             raise MachineError(
                 f"ONNX Runtime runs the {self._spec.name} graph without {CUDA}: no device, or libraries missing",
@@ -250,8 +273,8 @@ def open_cuda_sessions(
     bundle: Bundle, device: DeviceStream, settings: CudaSettings = CudaSettings(), place: str = "cuda"
 ) -> Sessions:
     """A bundle's three graphs on one device. Raises MachineError as `OrtCudaSession` does."""
-    if settings.many_slots and bundle.quantization.get("group_size") == BLOCK_OF_BATCHED_KERNELS:
-        os.environ.setdefault("ORT_FPA_INTB_GEMM", "1")  # read when a session is made
+    if chosen := os.environ.get(BATCHED_KERNELS):
+        settings = replace(settings, many_slots=chosen not in ("0", "off"))
     vision, embed, decoder = (OrtCudaSession(bundle, graph, device, settings, place) for graph in GRAPHS)
     return Sessions(
         vision,

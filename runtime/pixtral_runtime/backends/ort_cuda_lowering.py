@@ -6,10 +6,14 @@ C cache rows, E head dim, D hidden.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 
 from pixtral_runtime.errors import BundleError, extra_missing
 
@@ -17,14 +21,31 @@ if TYPE_CHECKING:
     import onnx
 
 KEY_LENGTHS = "key_lengths"
+LOWERED = ".lowered"  # what the names of weights made here end with
+WIDE_FLOAT_PRODUCT = 8192  # columns from which a product of float weights fills the device by itself
 
 
-def lowered(path: Path, candidates: int, *, by_length: bool = True) -> bytes:
+class Weight(NamedTuple):
+    """An initializer made here, to be handed over beside the graph. `kind` is onnx.TensorProto's.
+
+    Codes of 4 bits have a byte each in `data` and fill its first half: ONNX Runtime takes arrays of their shape only.
+    """
+
+    data: npt.NDArray[Any]
+    kind: int
+
+
+class Lowered(NamedTuple):
+    graph: bytes
+    weights: dict[str, Weight]
+
+
+def lowered(path: Path, candidates: int, *, by_length: bool = True, block: int | None = None) -> Lowered:
     """A bundle's graph as the CUDA provider is to get it. Raises MissingPackageError without onnx, BundleError for a
     file that is no graph.
 
     `candidates` is how many of a row of logits it picks. `by_length` False leaves attention as it is, to measure what
-    that brings.
+    that brings. `block`: codes get scales for so many rows, each repeated where they have scales for more.
     """
     try:
         import onnx
@@ -38,9 +59,9 @@ def lowered(path: Path, candidates: int, *, by_length: bool = True) -> bytes:
     if by_length:
         attend_by_length(model)
     widen_gathered_codes(model)
+    weights = join_products(model, path.parent, block)
     pick_candidates(model, candidates)
-    serialized: bytes = model.SerializeToString()
-    return serialized
+    return Lowered(model.SerializeToString(), weights)
 
 
 def attend_by_length(model: onnx.ModelProto) -> None:
@@ -75,6 +96,135 @@ def attend_by_length(model: onnx.ModelProto) -> None:
     ]
     _replace_nodes(model, lengths + [node for node in model.graph.node if node not in dropped])
     _drop_unread(model)
+
+
+@dataclass(frozen=True)
+class _Product:
+    """x @ weight, where the weight (K, N) lies in the weight file, or its codes and their scales (K/block, N) do."""
+
+    node: onnx.NodeProto
+    weight: onnx.TensorProto
+    scales: onnx.TensorProto | None = None
+    block: int = 0
+
+
+def join_products(model: onnx.ModelProto, folder: Path, block: int | None = None) -> dict[str, Weight]:
+    """Products of one tensor (queries, keys, values; gate and up) become one, which is split. Returns its weights.
+
+    A step's products are bound by how fast weights are read, and narrow ones read slowly: on an H200 the keys of the
+    12B in int4 at a fourth of the speed that all three have together. `block` is that of `lowered`.
+    """
+    groups: dict[tuple[str, int, int], list[_Product]] = {}
+    for product in _products(model):
+        groups.setdefault((product.node.input[0], product.weight.data_type, product.block), []).append(product)
+    joined = _Joined(model, folder, {}, [])
+    instead: dict[str, list[onnx.NodeProto]] = {}  # of a product's node, by its output
+    for (_, _, own_block), members in groups.items():
+        repeats = own_block // block if block and own_block % block == 0 else 1
+        if repeats > 1 or _gains(members):
+            first, *others = (member.node.output[0] for member in members)
+            instead |= {output: [] for output in others}
+            instead[first] = joined.nodes(members, repeats)
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(lambda copy: np.copyto(*copy), joined.copies))
+    _replace_nodes(model, [new for node in model.graph.node for new in instead.get(node.output[0], [node])])
+    _drop_unread(model)
+    model.graph.initializer.extend(_placeholder(name, weight) for name, weight in joined.weights.items())
+    return joined.weights
+
+
+def _gains(products: Sequence[_Product]) -> bool:
+    """Whether products are faster as one. Codes are read below the device's bandwidth at any width."""
+    is_wide = max(int(product.weight.dims[1]) for product in products) >= WIDE_FLOAT_PRODUCT
+    return len(products) > 1 and (products[0].block > 0 or not is_wide)
+
+
+@dataclass(frozen=True)
+class _Joined:
+    """Weights of joined products. Those of `copies` (to, from) are still to be copied, which threads do together."""
+
+    model: onnx.ModelProto
+    folder: Path
+    weights: dict[str, Weight]
+    copies: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
+
+    def nodes(self, products: Sequence[_Product], repeats: int) -> list[onnx.NodeProto]:
+        """The nodes of several products as one, each scale `repeats` times."""
+        from onnx import helper
+
+        x, weight = products[0].node.input[0], "+".join(product.weight.name for product in products) + LOWERED
+        outputs, nodes = [product.node.output[0] for product in products], []
+        self.weights[weight] = self._side_by_side([product.weight for product in products])
+        if block := products[0].block:
+            scales = [product.scales for product in products if product.scales is not None]
+            values = np.concatenate([_mapped(one, self.folder) for one in scales], 1).repeat(repeats, 0)
+            self.weights[f"{weight}_scale"] = Weight(values, scales[0].data_type)
+            read, weight = [weight, f"{weight}_scale"], f"{weight}.wide"
+            nodes = [helper.make_node("DequantizeLinear", read, [weight], axis=0, block_size=block // repeats)]
+        if len(products) == 1:
+            return [*nodes, helper.make_node("MatMul", [x, weight], outputs)]
+        whole, widths = f"{weight}.product", f"{weight}.widths"
+        _add_constants(self.model, **{widths: [product.weight.dims[1] for product in products]})
+        nodes.append(helper.make_node("MatMul", [x, weight], [whole]))
+        return [*nodes, helper.make_node("Split", [whole, widths], outputs, axis=-1)]
+
+    def _side_by_side(self, tensors: Sequence[onnx.TensorProto]) -> Weight:
+        """Tensors (K, N) as one, (K, sum of N). Codes of 4 bits stay packed, two of a row in a byte."""
+        parts = [_mapped(tensor, self.folder) for tensor in tensors]
+        rows, width, columns = len(parts[0]), sum(part.shape[1] for part in parts), sum(one.dims[1] for one in tensors)
+        data = np.empty((rows, columns), parts[0].dtype)  # memory that is never written is never taken
+        whole, end = data.reshape(-1)[: rows * width].reshape(rows, width), 0
+        for part in parts:
+            self.copies.append((whole[:, end : end + part.shape[1]], part))
+            end += part.shape[1]
+        return Weight(data, tensors[0].data_type)
+
+
+def _products(model: onnx.ModelProto) -> Iterator[_Product]:
+    """Products by float weights, and by codes whose scales stand along their rows in blocks."""
+    from onnx import TensorProto
+
+    stored = {tensor.name: tensor for tensor in model.graph.initializer if tensor.external_data}
+    maker = {output: node for node in model.graph.node for output in node.output}
+    for node in model.graph.node:
+        if node.op_type != "MatMul":
+            continue
+        if node.input[1] in stored:
+            yield _Product(node, stored[node.input[1]])
+            continue
+        wide = maker.get(node.input[1])
+        if wide is None or wide.op_type != "DequantizeLinear" or not all(name in stored for name in wide.input):
+            continue
+        block = {attribute.name: attribute.i for attribute in wide.attribute}.get("block_size", 0)
+        codes, *scales = (stored[name] for name in wide.input)
+        is_even = codes.dims[1] % 2 == 0  # otherwise two rows share a byte of 4 bits each
+        if block and len(scales) == 1 and is_even and codes.data_type in (TensorProto.INT4, TensorProto.INT8):
+            yield _Product(node, codes, scales[0], block)
+
+
+def _mapped(tensor: onnx.TensorProto, folder: Path) -> npt.NDArray[Any]:
+    """A matrix of the weight file, codes of 4 bits as bytes of two."""
+    from onnx import TensorProto, helper
+
+    rows, columns = tensor.dims
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    if tensor.data_type == TensorProto.INT4:
+        dtype, columns = np.dtype(np.uint8), columns // 2
+    else:
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.memmap(folder / place["location"], dtype, "r", int(place["offset"]), (rows, columns))
+
+
+def _placeholder(name: str, weight: Weight) -> onnx.TensorProto:
+    """What says in a graph that its values are handed over."""
+    import onnx
+
+    tensor = onnx.TensorProto(
+        name=name, dims=weight.data.shape, data_type=weight.kind, data_location=onnx.TensorProto.EXTERNAL
+    )
+    for key, value in (("location", "memory"), ("offset", "0"), ("length", str(weight.data.nbytes))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor
 
 
 def pick_candidates(model: onnx.ModelProto, count: int) -> None:
@@ -149,11 +299,14 @@ def _replace_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
 
 
 def _drop_unread(model: onnx.ModelProto) -> None:
-    """Take away nodes whose outputs nothing reads."""
-    nodes = list(model.graph.node)
-    while True:
+    """Take away nodes whose outputs nothing reads, and values that no node reads then."""
+    nodes, size = list(model.graph.node), -1
+    while len(nodes) != size:
+        size = len(nodes)
         read = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
-        live = [node for node in nodes if any(output in read for output in node.output)]
-        if len(live) == len(nodes):
-            return _replace_nodes(model, live)
-        nodes = live
+        nodes = [node for node in nodes if any(output in read for output in node.output)]
+    _replace_nodes(model, nodes)
+    values = [value for value in model.graph.initializer if value.name in read]
+    kept = [type(value).FromString(value.SerializeToString()) for value in values]
+    del model.graph.initializer[:]
+    model.graph.initializer.extend(kept)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -70,12 +71,17 @@ def open_graph(
     accuracy_level: int = 4,
     optimized: Path | None = None,
     weights: Path | None = None,
+    more_weights: Mapping[str, tuple[Array, int]] = MappingProxyType({}),
+    entries: Mapping[str, str] = MappingProxyType({}),
+    plans_memory: bool = True,
 ) -> ort.InferenceSession:
     """A session of ONNX Runtime as all of ours compute; 0 threads are as many as there are cores.
 
     `has_int8_products`: the graph multiplies int8 activations by int8 weights. `accuracy_level` is what int4 weights
     are multiplied in: 4 is int8, 1 float32. `optimized` takes the graph as ONNX Runtime has rewritten it. `weights` is
-    the folder of the weight file of a graph that is handed over as bytes.
+    the folder of the weight file of a graph that is handed over as bytes, `more_weights` those that are not in it
+    as arrays and ONNX's numbers of their types. `entries` are ONNX Runtime's own settings of a session; one that does
+    not plan its memory takes each tensor's apart.
 
     Products of int8 are exact. On x86 without VNNI (AVX2, or AVX-512 alone) ONNX Runtime's kernel for uint8 by int8
     adds pairs of products in 16 bits, which saturate: outputs were seen off by 19 % of the largest. `x64quantprecision`
@@ -99,6 +105,12 @@ def open_graph(
     options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", str(accuracy_level))
     if weights is not None:
         options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(weights))
+    options.enable_mem_pattern = plans_memory
+    for name, value in entries.items():
+        options.add_session_config_entry(name, value)
+    if more_weights:
+        values = [ort.OrtValue.ortvalue_from_numpy_with_onnx_type(*weight) for weight in more_weights.values()]
+        options.add_external_initializers(list(more_weights), values)
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     unwanted = []

@@ -1,0 +1,106 @@
+"""Products that are joined for CUDA hold the numbers of the bundle's graph."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import numpy_helper
+
+from helpers.bundles import exported
+from helpers.places import DEMO
+from pixtral_export.plan import ExportSettings
+from pixtral_runtime.backends.ort_cuda_lowering import LOWERED, WIDE_FLOAT_PRODUCT, Lowered, Weight, lowered
+from pixtral_runtime.bundle.manifest import Bundle
+
+QUERIES, GATE = "layers.0.attention.wq.weight", "layers.0.feed_forward.w1.weight"
+CANDIDATES = 8
+
+
+@pytest.fixture(scope="module")
+def int4(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    settings = ExportSettings(precision="int4", method="rtn", group_size=128)
+    return exported(DEMO, tmp_path_factory.mktemp("int4") / "b", settings)
+
+
+def products(graph: onnx.GraphProto) -> dict[str, list[str]]:
+    """Weights, or what makes them wide, by the tensor that they are multiplied by."""
+    found: dict[str, list[str]] = {}
+    for node in graph.node:
+        if node.op_type == "MatMul":
+            found.setdefault(node.input[0], []).append(node.input[1])
+    return found
+
+
+def portable(bundle: Bundle) -> onnx.GraphProto:
+    return onnx.load(str(bundle.graph_path("decoder"))).graph
+
+
+def unpacked(weight: Weight) -> np.ndarray:
+    """Codes of 4 bits (K, N) as numbers; the first of two lies in a byte's low half."""
+    rows, columns = weight.data.shape
+    pairs = weight.data.reshape(-1)[: rows * columns // 2]
+    nibbles = np.stack([pairs & 15, pairs >> 4], 1).reshape(rows, columns).astype(np.int8)
+    return np.where(nibbles > 7, nibbles - 16, nibbles)
+
+
+def stored(bundle: Bundle, *names: str) -> np.ndarray:
+    values = {tensor.name: tensor for tensor in portable(bundle).initializer}
+    return np.concatenate([numpy_helper.to_array(values[name]).astype(np.float32) for name in names], 1)
+
+
+def others(name: str) -> list[str]:
+    """The layers that read what this one reads, in the graph's order."""
+    layer = name.removesuffix(".weight")
+    return [f"{layer[:-1]}{letter}.weight" for letter in ("qkv" if layer.endswith("q") else "13")]
+
+
+@pytest.mark.parametrize("block", [None, 32])
+def test_products_of_one_tensor_are_one(int4: Bundle, block: int | None) -> None:
+    graph, weights = lowered(int4.graph_path("decoder"), CANDIDATES, block=block)
+    model = onnx.load_from_string(graph)
+    assert all(len(names) == 1 for names in products(model.graph).values())
+    assert max(len(names) for names in products(portable(int4)).values()) == 3
+    for name in (QUERIES, GATE):
+        joined = "+".join(others(name)) + LOWERED
+        np.testing.assert_array_equal(unpacked(weights[joined]), stored(int4, *others(name)))
+        scales = stored(int4, *(f"{other}_scale" for other in others(name)))
+        repeats = 128 // block if block else 1
+        np.testing.assert_array_equal(weights[f"{joined}_scale"].data, scales.repeat(repeats, 0))
+    names = [tensor.name for tensor in model.graph.initializer]
+    read = {name for node in model.graph.node for name in node.input}
+    assert len(names) == len(set(names)) and set(names) <= read and set(weights) <= set(names)
+
+
+def test_every_code_gets_the_small_blocks(int4: Bundle) -> None:
+    """Products that stand alone and the head too, whose codes are of 8 bits."""
+    graph, weights = lowered(int4.graph_path("decoder"), CANDIDATES, block=32)
+    wide = [node for node in onnx.load_from_string(graph).graph.node if node.op_type == "DequantizeLinear"]
+    assert len(wide) == 4 * int4.model.decoder.n_layers + 1
+    assert {attribute.i for node in wide for attribute in node.attribute if attribute.name == "block_size"} == {32}
+    np.testing.assert_array_equal(weights["output.weight" + LOWERED].data, stored(int4, "output.weight"))
+
+
+def test_blocks_that_are_no_multiple_are_left(int4: Bundle) -> None:
+    assert _blocks(lowered(int4.graph_path("decoder"), CANDIDATES, block=48)) == {128}
+
+
+def _blocks(result: Lowered) -> set[int]:
+    nodes = onnx.load_from_string(result.graph).graph.node
+    return {one.i for node in nodes for one in node.attribute if one.name == "block_size"}
+
+
+def test_wide_products_of_floats_stay_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They fill a device by themselves; joined they would be copied for nothing."""
+    bundle = exported(DEMO, tmp_path / "b")
+    assert max(bundle.model.decoder.hidden_dim, bundle.model.decoder.dim) < WIDE_FLOAT_PRODUCT
+    _, weights = lowered(bundle.graph_path("decoder"), CANDIDATES)
+    for name in (QUERIES, GATE):
+        np.testing.assert_array_equal(weights["+".join(others(name)) + LOWERED].data, stored(bundle, *others(name)))
+    monkeypatch.setattr(
+        "pixtral_runtime.backends.ort_cuda_lowering.WIDE_FLOAT_PRODUCT", bundle.model.decoder.hidden_dim
+    )
+    _, weights = lowered(bundle.graph_path("decoder"), CANDIDATES)
+    assert any("attention" in name for name in weights) and not any("feed_forward" in name for name in weights)
