@@ -30,13 +30,12 @@ from pixtral_runtime.backends.ort_cuda_lowering import lowered
 from pixtral_runtime.backends.ort_session import open_graph, ort_errors, refuse_missing_kernels, refuse_other_graph
 from pixtral_runtime.backends.session import Array, Buffer, GraphUse, KVCache, Sessions, own_cache
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.bundle.spec import GRAPHS, GraphSpec, TensorSpec
+from pixtral_runtime.bundle.spec import CUDA_CHUNK_TOKENS, GRAPHS, GraphSpec, TensorSpec
 from pixtral_runtime.errors import MachineError, Option, PixtralError, extra_missing
 
 if TYPE_CHECKING:
     import onnxruntime as ort
 
-CHUNK_TOKENS = 2048  # of a prompt at a time: on CUDA int4 weights are widened once a chunk
 CUDNN = "libcudnn.so.9"
 CUDA, CPU = "CUDAExecutionProvider", "CPUExecutionProvider"
 BATCHED_KERNELS = "ORT_FPA_INTB_GEMM"  # ONNX Runtime's variable for kernels that serve many slots
@@ -280,7 +279,7 @@ def open_cuda_sessions(
         vision,
         embed,
         decoder,
-        chunk=CHUNK_TOKENS,
+        chunk=CUDA_CHUNK_TOKENS,
         replays=settings.cuda_graphs,
         picks=True,
         free_bytes=device.free_bytes(),

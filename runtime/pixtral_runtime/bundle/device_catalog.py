@@ -33,6 +33,11 @@ class KnownDevice:
     capability: int
     peak: PeakRates | None = None
 
+    @property
+    def is_card(self) -> bool:
+        """A GPU with memory of its own: ONNX Runtime's CUDA is published for these, boards run engines."""
+        return self.capability > 0 and self.reserved_bytes == DISCRETE_RESERVE_BYTES
+
 
 KNOWN_DEVICES = {
     device.name: device

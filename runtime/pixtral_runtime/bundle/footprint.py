@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.device_catalog import LEAST_CAPABILITY, NOT_ON_CPU, NOT_ON_GPU, KnownDevice
 from pixtral_runtime.bundle.manifest import WEIGHTS, Bundle, Limits
-from pixtral_runtime.bundle.spec import PREFILL_CHUNK_TOKENS
+from pixtral_runtime.bundle.spec import CUDA_CHUNK_TOKENS, PREFILL_CHUNK_TOKENS
 from pixtral_runtime.errors import Option, Remedy
 
 CPU_WEIGHT_FACTOR = 1.4  # ONNX Runtime packs matrices while the file is mapped; 1.36 seen for the 12B in int4
@@ -46,17 +46,21 @@ class Footprint:
     def activation_bytes(self, device: KnownDevice, context: int) -> int:
         """The larger of encoding one image of the largest size and prefilling one chunk of a prompt.
 
-        A GPU's attention is fused; ONNX Runtime's on a CPU has the scores of all heads in memory, in float32.
+        A GPU's attention is fused; ONNX Runtime's on a CPU has the scores of all heads in memory, in float32. On a card
+        what ONNX Runtime takes is counted, which is more than engines do: longer chunks, and the widest product's int4
+        weights in float16.
         """
         vision, decoder = self.model.vision, self.model.decoder
         patches = (self.limits.max_image_side // vision.patch_size) ** 2
-        chunk = min(PREFILL_CHUNK_TOKENS, context)
+        chunk = min(CUDA_CHUNK_TOKENS if device.is_card else PREFILL_CHUNK_TOKENS, context)
         wide = 4 if self.dtype == "float32" or self.precision in ("int8", "fp8") else 2  # Q/DQ works in float32
         encode = patches * (6 * vision.hidden_size + 3 * vision.intermediate_size + 2 * decoder.dim) * wide
         heads = (decoder.n_heads + 2 * decoder.n_kv_heads) * decoder.head_dim
-        prefill = chunk * (4 * decoder.dim + 3 * decoder.hidden_dim + 2 * heads) * wide
-        groups = decoder.n_heads // decoder.n_kv_heads
-        prefill += groups * chunk * context + 4 * decoder.vocab_size  # mask and logits
+        prefill = chunk * (4 * decoder.dim + 3 * decoder.hidden_dim + 2 * heads) * wide + 4 * decoder.vocab_size
+        if not device.is_card:
+            prefill += decoder.n_heads // decoder.n_kv_heads * chunk * context  # the mask
+        elif self.precision == "int4":
+            prefill += 2 * decoder.hidden_dim * decoder.dim * wide
         if device.capability == 0:
             encode += 4 * vision.num_attention_heads * patches**2
             prefill += 4 * decoder.n_heads * chunk * context

@@ -18,6 +18,7 @@ ACTIVATION_DTYPES = ("float32", "float16", "bfloat16")
 GRAPHS = ("vision", "embed", "decoder")
 
 PREFILL_CHUNK_TOKENS = 256  # tokens; bounds the attention scores to chunk × context per head
+CUDA_CHUNK_TOKENS = 2048  # of ONNX Runtime's CUDA, whose attention holds no scores and which widens int4 once a chunk
 
 
 @dataclass(frozen=True)
