@@ -13,7 +13,7 @@ import argparse
 import json
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -54,16 +54,12 @@ class Size:
     is_right: bool
 
 
-def engine_sizes(recipe: str, targets: Sequence[str], layers: int, folder: Path) -> Iterator[Size]:
-    """Export and build a model of the 12B's width; each engine is deleted once it was looked at."""
-    if not (checkpoint := folder / f"{layers}-layers").is_dir():
-        write_checkpoint(checkpoint, pixtral_12b(layers=layers, vision_layers=layers, vocab_size=4096))
-    settings, _ = RECIPES[recipe]
-    settings = ExportSettings(
-        precision=settings.precision, method=settings.method, max_context=CONTEXT,
-        calibration_samples=2 if settings.precision in ("int8", "fp8") else None,
-    )  # fmt: skip
+def engine_sizes(recipe: str, targets: Sequence[str], checkpoint: Path, folder: Path) -> Iterator[Size]:
+    """Export and build a checkpoint; each engine is deleted once it was looked at."""
+    settings = replace(RECIPES[recipe][0], max_context=CONTEXT)
     opened = open_checkpoint(checkpoint)
+    if plan_export(opened, settings).recipe.calibrated:
+        settings = replace(settings, calibration_samples=2)
     with mock.patch.object(calibrate, "SAMPLE_ROWS", 16):  # how good the scales are is not what is asked here
         bundle = export(opened, plan_export(opened, settings), folder / recipe, force=True, progress=lambda *_: None)
     for target in targets:
@@ -82,9 +78,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--recipes", nargs="+", choices=list(RECIPES), default=list(RECIPES))
     args = parser.parse_args()
+    if not (checkpoint := args.folder / "2-layers").is_dir():
+        write_checkpoint(checkpoint, pixtral_12b(layers=2, vision_layers=2, vocab_size=4096))
     sizes = []
     for recipe in args.recipes:
-        for size in engine_sizes(recipe, RECIPES[recipe][1], 2, args.folder):
+        for size in engine_sizes(recipe, RECIPES[recipe][1], checkpoint, args.folder):
             print(f"{recipe} {size.target} {size.graph}: {size.bytes:,} bytes, {size.predicted_bytes:,} predicted")
             sizes.append(size)
     print(json.dumps([asdict(size) for size in sizes]))
