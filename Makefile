@@ -4,10 +4,15 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := artifacts/demo
 
-.PHONY: test lint demo clean
+.PHONY: test lint tests wheel demo clean
 
-test: lint
+test: .venv/installed
+	$(MAKE) --jobs=3 --output-sync=target lint tests wheel
+
+tests: .venv/installed
 	$(BIN)/pytest -q -n auto --dist loadfile
+
+wheel: .venv/installed
 	scripts/check_wheel.sh
 
 lint: .venv/installed

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
+import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -11,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from helpers.gpu import skip_without_gpu
-from helpers.places import SHARED
+from helpers.places import MADE, SHARED
 
 PACKAGES = ("numpy", "onnxruntime", "mistral-common", "opencv-python-headless", "torch", "onnx", "transformers")
 SHARED_IMAGES = SHARED / "images"
@@ -26,6 +28,17 @@ def installed(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return "missing"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """A folder for the bundles that tests share (`helpers.bundles`), in the process that starts the others."""
+    if not hasattr(config, "workerinput"):
+        os.environ[MADE] = tempfile.mkdtemp(prefix="pixtral-tests-")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    if not hasattr(config, "workerinput"):
+        shutil.rmtree(os.environ.pop(MADE), ignore_errors=True)
 
 
 @pytest.hookimpl(tryfirst=True)  # before fixtures export bundles for a test that is skipped

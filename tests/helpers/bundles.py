@@ -1,14 +1,23 @@
-"""Export for tests: a checkpoint folder to a small bundle."""
+"""Export for tests: a checkpoint folder to a small bundle.
+
+The demo checkpoint is exported once a test run for each of its settings, by whichever of the run's processes comes
+first: tests get copies.
+"""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
+from helpers.places import DEMO, MADE
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.export import export
 from pixtral_export.plan import ExportSettings, plan_export
-from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.manifest import Bundle, open_bundle
 
 CONTEXT = 1024
 
@@ -17,6 +26,18 @@ def exported(checkpoint: Path, target: Path, settings: ExportSettings | None = N
     """Export with a short context unless `settings` have one, and with two samples where it is calibrated."""
     settings = settings or ExportSettings()
     settings = replace(settings, max_context=CONTEXT if settings.max_context is None else settings.max_context)
+    if checkpoint != DEMO or force or target.exists() or MADE not in os.environ:
+        return _export(checkpoint, target, settings, force=force)
+    made = Path(os.environ[MADE]) / hashlib.sha256(repr(settings).encode()).hexdigest()
+    with open(f"{made}.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        if not made.is_dir():
+            _export(checkpoint, made, settings, force=False)
+    shutil.copytree(made, target)
+    return open_bundle(target)
+
+
+def _export(checkpoint: Path, target: Path, settings: ExportSettings, *, force: bool) -> Bundle:
     opened = open_checkpoint(checkpoint)
     plan = plan_export(opened, settings)
     if plan.recipe.calibrated:
