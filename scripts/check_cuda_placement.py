@@ -23,13 +23,18 @@ from cuda_standin.build import HERE, StandIn, build
 from cuda_standin.records import Observation, observation_from_dict
 from cuda_standin.verdict import EXPECTED, faults, shown
 from demo_bundles import HALF, RECIPES, make_bundle
+from pixtral_runtime.backends.ort_cuda import BATCHED_KERNELS
 
 PLACED = {
     **{name: RECIPES[name] for name in ("float32", "float16", "float16, int8 KV cache", "int4, int8 KV cache")},
     "int4 by 128": replace(HALF, precision="int4", group_size=128),
     "int4 by 32": replace(HALF, precision="int4", group_size=32),
 }
-CHOICES = {"as chosen": {}, "Flash": {"ORT_ENABLE_CUDNN_FLASH_ATTENTION": "0"}}  # cuDNN's kernels have no grid here
+CHOICES = {
+    "as chosen": {},
+    "Flash": {"ORT_ENABLE_CUDNN_FLASH_ATTENTION": "0"},  # cuDNN's kernels have no grid here
+    "for many slots": {BATCHED_KERNELS: "1"},
+}
 
 
 def observe(standin: StandIn, bundle: Path, fault: str | None, variables: Mapping[str, str]) -> Observation:
@@ -51,6 +56,8 @@ def main() -> None:
     for recipe in args.recipes:
         bundle = make_bundle(recipe, PLACED[recipe], None, args.folder / "bundles")
         for choice, variables in CHOICES.items():
+            if BATCHED_KERNELS in variables and bundle.precision != "int4":
+                continue
             observation = observe(standin, bundle.path, None, variables)
             wrong = faults(observation)
             passed &= not wrong
