@@ -35,6 +35,10 @@ class HostDevice:
         self._queue: list[Callable[[], None]] = []
         self._recording: list[Callable[[], Callable[[], None]]] | None = None
 
+    @property
+    def is_recording(self) -> bool:
+        return self._recording is not None
+
     def alloc(self, nbytes: int) -> int:
         self.calls["alloc"] += 1
         raw = np.full(nbytes + ALIGNMENT, GARBAGE, np.uint8)

@@ -26,17 +26,17 @@ TOKENS = 12
 PLAIN = TrtSettings()
 
 
-def engine_file(bundle: Bundle, graph: str) -> Path:
-    return write_engine(bundle.path / f"{graph}.engine", bundle, graph, SHAPES.context, profiles(bundle, graph, SHAPES))
+def engine_file(bundle: Bundle, graph: str, shapes: Shapes = SHAPES) -> Path:
+    return write_engine(bundle.path / f"{graph}.engine", bundle, graph, shapes.context, profiles(bundle, graph, shapes))
 
 
 def session(trt: StandIn, bundle: Bundle, graph: str, settings: TrtSettings = PLAIN) -> TrtSession:
     return TrtSession(trt, engine_file(bundle, graph), bundle, graph, trt.device, settings)
 
 
-def engines(trt: StandIn, bundle: Bundle, settings: TrtSettings = PLAIN) -> Model:
-    listed = {graph: Engine(engine_file(bundle, graph).name, 0, "", "", []) for graph in GRAPHS}
-    listing = EngineSet("stand-in", "", "", SHAPES.context, SHAPES.batch, SHAPES.chunk, listed)
+def engines(trt: StandIn, bundle: Bundle, settings: TrtSettings = PLAIN, shapes: Shapes = SHAPES) -> Model:
+    listed = {graph: Engine(engine_file(bundle, graph, shapes).name, 0, "", "", []) for graph in GRAPHS}
+    listing = EngineSet("stand-in", "", "", shapes.context, shapes.batch, shapes.chunk, listed)
     sessions = open_sessions(trt, bundle, listing, trt.device, settings)
     return Model(bundle, sessions, load(bundle.path).prompts)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from itertools import pairwise
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -17,12 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from helpers.host_device import ALIGNMENT, HostDevice, Shape, StandInError
+from helpers.host_device import ALIGNMENT, GARBAGE, HostDevice, Shape, StandInError
 from helpers.networks import RTX
 from pixtral_engines.arrays import NUMPY_DTYPES
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import parse_graph
 from pixtral_engines.profiles import Profile, ranges
+from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
 
 
@@ -39,6 +40,7 @@ class StandIn(ModuleType):
     def __init__(self, device: HostDevice, *, built_in_graphs: bool = False, capturable: bool = True) -> None:
         super().__init__("tensorrt_standin")
         self.ILogger, self.TensorIOMode, self.device = RTX.ILogger, RTX.TensorIOMode, device
+        self.ExecutionContextAllocationStrategy = RTX.ExecutionContextAllocationStrategy
         self.capturable = capturable
         if built_in_graphs:
             self.CudaGraphStrategy = RTX.CudaGraphStrategy
@@ -46,6 +48,10 @@ class StandIn(ModuleType):
 
     def Runtime(self, logger: Any) -> Runtime:
         return Runtime(self, logger)
+
+    def runs(self, graph: str) -> list[tuple[int, int]]:
+        """Profile and runs of each context of a graph, as they were made."""
+        return [(context.profiles[0], context.runs) for context in self.contexts if context.graph == graph]
 
 
 class Runtime:
@@ -71,6 +77,8 @@ def interpreter_of(bundle: str, graph: str, rows: int) -> tuple[Interpreter, dic
 
 
 class Engine:
+    device_memory_size_v2 = 4096
+
     def __init__(self, trt: StandIn, logger: Any, text: bytes) -> None:
         self.trt, self.logger = trt, logger
         data = json.loads(text)
@@ -108,23 +116,34 @@ class Engine:
         return self.aliases.get(name)
 
     def create_runtime_config(self) -> Any:
-        return SimpleNamespace(cuda_graph_strategy=RTX.CudaGraphStrategy.DISABLED)
+        config = SimpleNamespace(cuda_graph_strategy=RTX.CudaGraphStrategy.DISABLED, strategy=None)
+        config.set_execution_context_allocation_strategy = partial(setattr, config, "strategy")
+        return config
 
-    def create_execution_context(self, config: Any = None) -> Context:
+    def create_execution_context(self, config: Any) -> Context:
+        """With a runtime configuration, or with an allocation strategy alone."""
+        strategy = config.strategy if isinstance(config, SimpleNamespace) else config
+        assert strategy == RTX.ExecutionContextAllocationStrategy.USER_MANAGED
         context = Context(self, config)
         self.trt.contexts.append(context)
         return context
 
 
 class Context:
-    """IExecutionContext. `profiles` has every profile switch."""
+    """IExecutionContext. `profiles` has every profile switch, `runs` counts what was queued and not captured."""
 
     def __init__(self, engine: Engine, config: Any) -> None:
-        self.config, self.profiles = config, list[int]()
+        self.config, self.profiles, self.runs = config, list[int](), 0
+        self.graph = engine.spec.name
         self._engine, self._device = engine, engine.trt.device
         self._profile, self._version = 0, 0
         self._shapes: dict[str, Shape] = {}
         self._addresses: dict[str, int] = {}
+        self._scratch = (0, 0)
+
+    def set_device_memory(self, address: int, nbytes: int) -> None:
+        self._changed()
+        self._scratch = (address, nbytes)
 
     def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
         if stream != self._device.stream or not 0 <= profile < self._engine.num_optimization_profiles:
@@ -179,18 +198,21 @@ class Context:
             for name in names
         }
         self._check_memory(views)
+        scratch = self._device.view(self._scratch[0], self._scratch[1:], np.dtype(np.uint8))
         version = self._version
 
         def check() -> None:
             if self._version != version:
                 raise StandInError("a captured graph of a context that was changed since")
 
+        self.runs += not self._device.is_recording
         self._device.events.append(self._engine.spec.name)
-        self._device.enqueue(lambda: self._run(views), check)
+        self._device.enqueue(lambda: self._run(views, scratch), check)
         return True
 
-    def _run(self, views: Mapping[str, tuple[int, Shape, np.dtype[Any]]]) -> None:
+    def _run(self, views: Mapping[str, tuple[int, Shape, np.dtype[Any]]], scratch: Array) -> None:
         feeds = {name: self._device.view(*views[name]) for name in self._engine.inputs}
+        scratch[:] = GARBAGE
         outputs = self._engine.interpreter.run(feeds)
         for name, value in outputs.items():
             np.copyto(self._device.view(*views[name]), value)
@@ -200,12 +222,16 @@ class Context:
         for output, source in self._engine.aliases.items():
             if views[output] != views[source]:
                 raise StandInError(f"{output} is updated in place, and is not bound where {source} is")
-        spans = sorted(
+        address, nbytes = self._scratch
+        if nbytes < self._engine.device_memory_size_v2:
+            raise StandInError(f"{nbytes} bytes to compute in")
+        spans = [(address, address + nbytes, "the scratch")]
+        spans += [
             (address, address + int(np.prod(shape)) * dtype.itemsize, name)
             for name, (address, shape, dtype) in views.items()
             if name not in self._engine.aliases
-        )
-        for (_, end, name), (start, _, other) in pairwise(spans):
+        ]
+        for (_, end, name), (start, _, other) in pairwise(sorted(spans)):
             if start < end:
                 raise StandInError(f"{name} and {other} overlap")
         for view in views.values():

@@ -79,7 +79,7 @@ class GraphUse:
     """Whether a session records runs that recur as CUDA graphs, and how often it ran which way.
 
     `kind` is "built-in" where TensorRT-RTX records graphs by itself, and does not say when it replays one. `graphs`
-    counts those of ONNX Runtime. `refused` says why a session that was to capture does not.
+    counts what was recorded. `refused` says why a session that was to capture does not.
     """
 
     kind: Literal["off", "built-in", "captured"]

@@ -27,6 +27,10 @@ class TensorRTLog:
     errors: list[str] = field(default_factory=list)
     logger: Any = None
 
+    def complaint(self, before: int) -> str:
+        """The first error after so many."""
+        return next(iter(self.errors[before:]), "no reason given")
+
 
 def import_tensorrt(flavor: Flavor) -> ModuleType:
     """Import a TensorRT. Raises MachineError where it is not installed."""

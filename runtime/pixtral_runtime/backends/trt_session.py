@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,6 +26,7 @@ import numpy as np
 from pixtral_runtime.backends.cuda import DeviceStream, Memory
 from pixtral_runtime.backends.device_buffers import DeviceBuffer, DeviceCache, Shape
 from pixtral_runtime.backends.session import Array, Buffer, GraphUse, KVCache, Sessions, own_cache
+from pixtral_runtime.backends.trt_context import Scratch, TrtContext
 from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.bundle.engine_list import EngineSet
 from pixtral_runtime.bundle.manifest import Bundle
@@ -58,22 +59,11 @@ class _Profile:
         return abs(math.log(sum(map(math.prod, shapes.values())) / usual))
 
 
-@dataclass(frozen=True)
-class _Bound:
-    """What an execution context is set to. Where something is empty, it has to be set before the next run."""
-
-    profile: int = -1
-    shapes: Mapping[str, Shape] = field(default_factory=dict)  # of inputs
-    output_shapes: Mapping[str, Shape] = field(default_factory=dict)
-    addresses: Mapping[str, int] = field(default_factory=dict)  # of inputs and outputs
-    captured: Any = None  # a CUDA graph of a run over exactly this
-
-
 class TrtSession:
     """One engine of a bundle.
 
-    `path` is the engine's file, `device` the one that all sessions of the bundle share. Raises EngineError where the
-    engine is not one of the bundle's graph, MachineError where TensorRT cannot load it here.
+    `path` is the engine's file; all sessions of the bundle share `device`, and `scratch` to compute in. Raises
+    EngineError where the engine is not one of the bundle's graph, MachineError where TensorRT cannot load it here.
     """
 
     def __init__(
@@ -84,8 +74,10 @@ class TrtSession:
         graph: str,
         device: DeviceStream,
         settings: TrtSettings = TrtSettings(),
+        scratch: Scratch | None = None,
     ) -> None:
         self._graph, self._device = graph, device
+        self._trt, self._scratch = trt, scratch or Scratch(device)
         self._log = log_of(trt)
         self._bundle_path = bundle.path
         self._rebuild = f"pixtral build {bundle.path}"
@@ -97,10 +89,12 @@ class TrtSession:
         )
         self._refuse_other_graph(trt, path)
         self._profiles = [self._profile(index) for index in range(self._engine.num_optimization_profiles)]
-        self._aliases = {name: self._engine.get_aliased_input_tensor(name) for name in self._outputs}
-        self.graph_use = GraphUse("off")
-        self._context = self._create_context(trt, settings)
-        self._bound = _Bound()
+        alias = getattr(self._engine, "get_aliased_input_tensor", lambda _: None)  # from TensorRT 10.15 on
+        self._aliases = {name: alias(name) for name in self._outputs}
+        has_own_graphs = hasattr(trt, "CudaGraphStrategy")
+        self.graph_use = GraphUse("off" if not settings.cuda_graphs else "built-in" if has_own_graphs else "captured")
+        self._scratch.reserve(self._engine.device_memory_size_v2)
+        self._contexts: dict[tuple[int, int], TrtContext] = {}
         self._capacity = self._largest_outputs()
         self._fed: dict[str, Memory] = {}
         self._pools: dict[str, list[Memory]] = {name: [] for name in self._outputs}
@@ -113,14 +107,16 @@ class TrtSession:
         pasts = past.by_name() if past else {}
         shapes |= dict.fromkeys(pasts, past.shape) if past else {}
         self._refuse_wrong_feeds({name: value.dtype for name, value in values.items()}, shapes)
-        self._bind_shapes(self._profile_for(shapes, fed=values), shapes)
-        outputs = {name: self._output(name) for name, alias in self._aliases.items() if alias is None}
+        context = self._context(self._profile_for(shapes, fed=values), shapes)
+        output_shapes = context.bind_shapes(shapes, self._outputs)
+        outputs = {
+            name: self._output(name, output_shapes[name]) for name, alias in self._aliases.items() if alias is None
+        }
         addresses = {name: self._feed(name, value) for name, value in values.items()}
         addresses |= pasts
         addresses |= {name: addresses[alias] for name, alias in self._aliases.items() if alias is not None}
         addresses |= {name: buffer.address for name, buffer in outputs.items()}
-        is_repeated = self._bind_addresses(addresses)
-        self._execute(is_repeated)
+        context.run(addresses, self.graph_use)
         for read, written in self._spec.caches:
             if present := outputs.pop(written.name, None):
                 self._device.copy_within(addresses[read.name], present.address, present.nbytes)
@@ -151,7 +147,7 @@ class TrtSession:
             raise EngineError(f"{path} cannot be read: {error}", self._rebuild) from error
         if engine is None:
             raise MachineError(
-                f"TensorRT cannot load {path}: {self._complaint(before)}", f"{self._rebuild}, or pixtral doctor"
+                f"TensorRT cannot load {path}: {self._log.complaint(before)}", f"{self._rebuild}, or pixtral doctor"
             )
         return engine
 
@@ -173,19 +169,29 @@ class TrtSession:
 
         return _Profile({name: shapes(name) for name in self._inputs})
 
-    def _create_context(self, trt: ModuleType, settings: TrtSettings) -> Any:
-        before = len(self._log.errors)
-        if settings.cuda_graphs and hasattr(trt, "CudaGraphStrategy"):
-            self.graph_use.kind = "built-in"
+    def _context(self, profile: int, shapes: Mapping[str, Shape]) -> TrtContext:
+        """The context of a run: one for each number of slots that decode a token, another for all else of a profile."""
+        sizes: dict[str | int, int] = {}
+        for name, shape in shapes.items():
+            sizes |= zip(self._inputs[name].shape, shape, strict=True)
+        key = (profile, sizes["B"] if sizes.get("T") == 1 and self.graph_use.kind == "captured" else 0)
+        if key not in self._contexts:
+            made = self._create_context()
+            self._contexts[key] = TrtContext(made, profile, self._graph, self._device, self._scratch, self._log)
+        return self._contexts[key]
+
+    def _create_context(self) -> Any:
+        before, strategy = len(self._log.errors), self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if self.graph_use.kind == "built-in":
             config = self._engine.create_runtime_config()
-            config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+            config.set_execution_context_allocation_strategy(strategy)
             context = self._engine.create_execution_context(config)
         else:
-            self.graph_use.kind = "captured" if settings.cuda_graphs else "off"
-            context = self._engine.create_execution_context()
+            context = self._engine.create_execution_context(strategy)
         if context is None:
             raise MachineError(
-                f"TensorRT cannot prepare the {self._graph} engine: {self._complaint(before)}",
+                f"TensorRT cannot prepare the {self._graph} engine: {self._log.complaint(before)}",
                 f"pixtral build {self._bundle_path} with a smaller --context, --batch or --chunk",
             )
         return context
@@ -194,8 +200,8 @@ class TrtSession:
         """Bytes of each output at the largest shapes of any profile."""
         sizes = dict.fromkeys(self._outputs, 0)
         for index, profile in enumerate(self._profiles):
-            self._bind_shapes(index, {name: shapes[2] for name, shapes in profile.ranges.items()})
-            for name, shape in self._bound.output_shapes.items():
+            largest = {name: shapes[2] for name, shapes in profile.ranges.items()}
+            for name, shape in self._context(index, largest).bind_shapes(largest, self._outputs).items():
                 sizes[name] = max(sizes[name], math.prod(shape) * _dtype(self._outputs[name]).itemsize)
         return sizes
 
@@ -226,36 +232,6 @@ class TrtSession:
             else f"pixtral build {self._bundle_path} with a larger --batch or --chunk",
         )
 
-    def _bind_shapes(self, profile: int, shapes: dict[str, Shape]) -> None:
-        if (profile, shapes) == (self._bound.profile, self._bound.shapes):
-            return
-        self._note(_Bound(self._bound.profile))
-        if profile != self._bound.profile:
-            self._do("set_optimization_profile_async", profile, self._device.stream)
-            self._note(_Bound(profile))
-        for name, shape in shapes.items():
-            self._do("set_input_shape", name, shape)
-        if unset := self._context.infer_shapes():
-            raise RuntimeError(f"TensorRT lacks the shapes of {unset}")
-        output_shapes = {name: tuple(self._context.get_tensor_shape(name)) for name in self._outputs}
-        self._note(_Bound(profile, shapes, output_shapes))
-
-    def _bind_addresses(self, addresses: dict[str, int]) -> bool:
-        """Bind every tensor. Returns whether all was bound so already."""
-        if addresses == self._bound.addresses:
-            return True
-        self._note(replace(self._bound, addresses={}, captured=None))
-        for name, address in addresses.items():
-            self._do("set_tensor_address", name, address)
-        self._note(replace(self._bound, addresses=addresses))
-        return False
-
-    def _note(self, bound: _Bound) -> None:
-        """Remember what is bound from now on. A graph that was captured of something else is released."""
-        if self._bound.captured is not None and self._bound.captured is not bound.captured:
-            self._device.release(self._bound.captured)
-        self._bound = bound
-
     def _feed(self, name: str, value: Array | DeviceBuffer) -> int:
         if isinstance(value, DeviceBuffer):
             return value.address
@@ -265,48 +241,10 @@ class TrtSession:
         self._device.copy_to_device(self._fed[name].address, np.ascontiguousarray(value))
         return self._fed[name].address
 
-    def _output(self, name: str) -> DeviceBuffer:
+    def _output(self, name: str, shape: Shape) -> DeviceBuffer:
         pool = self._pools[name]
         memory = pool.pop() if pool else Memory(self._device, self._capacity[name])
-        return DeviceBuffer(self._device, pool, memory, self._bound.output_shapes[name], _dtype(self._outputs[name]))
-
-    def _execute(self, is_repeated: bool) -> None:
-        """Run as bound. A repetition is captured: the run before it was the warm-up that TensorRT asks for."""
-        use = self.graph_use
-        if use.kind == "captured" and is_repeated and self._bound.captured is None and not use.refused:
-            self._capture()
-        if self._bound.captured is not None:
-            self._device.launch(self._bound.captured)
-            use.replayed += 1
-        else:
-            self._do("execute_async_v3", self._device.stream)
-            use.plain += 1
-
-    def _capture(self) -> None:
-        """Record a run. Where that is refused or fails, it is said once, and runs are plain from then on."""
-        is_capturable = getattr(self._context, "is_stream_capturable", None)  # which only TensorRT-RTX has
-        if is_capturable is not None and not is_capturable(self._device.stream):
-            self.graph_use.refused = "TensorRT says that this engine cannot be captured"
-            return
-        self._device.begin_capture()
-        try:
-            try:
-                self._do("execute_async_v3", self._device.stream)
-            finally:  # what was recorded until an error is worth nothing, but the stream has to run again
-                recorded = self._device.end_capture()
-        except (RuntimeError, MachineError) as error:
-            self.graph_use.refused = f"a capture failed: {error}"
-            return
-        self._note(replace(self._bound, captured=recorded))
-
-    def _do(self, method: str, *arguments: Any) -> None:
-        """A call of the context that says False where it refuses. All that feeds can cause was ruled out before."""
-        before = len(self._log.errors)
-        if not getattr(self._context, method)(*arguments):
-            raise RuntimeError(f"TensorRT refuses {method}{arguments} of {self._graph}: {self._complaint(before)}")
-
-    def _complaint(self, before: int) -> str:
-        return next(iter(self._log.errors[before:]), "no reason given")
+        return DeviceBuffer(self._device, pool, memory, shape, _dtype(self._outputs[name]))
 
 
 def open_sessions(
@@ -317,11 +255,13 @@ def open_sessions(
     settings: TrtSettings = TrtSettings(),
 ) -> Sessions:
     """A target's three engines on one device. Raises InputError and MachineError as `TrtSession` does."""
+    scratch = Scratch(device)
     return Sessions(
         *(
-            TrtSession(trt, bundle.path / engines.graphs[graph].file, bundle, graph, device, settings)
+            TrtSession(trt, bundle.path / engines.graphs[graph].file, bundle, graph, device, settings, scratch)
             for graph in GRAPHS
         ),
+        replays=settings.cuda_graphs,
         chunk=engines.chunk,
         slots=engines.batch,
         context=engines.context,

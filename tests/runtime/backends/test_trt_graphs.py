@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,7 @@ from helpers.networks import RTX
 from helpers.places import DEMO
 from helpers.trt_engines import (
     IMAGE,
+    QUESTION,
     SHAPES,
     answer,
     engines,
@@ -29,6 +31,9 @@ from pixtral_runtime.backends.session import Buffer, GraphUse
 from pixtral_runtime.backends.trt_session import TrtSession, TrtSettings
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.errors import MachineError
+from pixtral_runtime.generation.generation import Generation
+from pixtral_runtime.generation.scheduler import Scheduler
+from pixtral_runtime.inputs.conversation import user_message
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +93,9 @@ def test_a_captured_step_is_dropped_where_a_buffer_moves(bundle: Bundle) -> None
         np.testing.assert_array_equal(runs[0].numpy(), runs[1].numpy())
         kept += runs if position == 2 else []
         del runs
-    assert sessions[0].graph_use == GraphUse("captured", plain=2, replayed=4)  # step 0 and the first with moved logits
+    assert sessions[0].graph_use == GraphUse(
+        "captured", plain=2, replayed=4, graphs=2
+    )  # step 0 and the first with moved logits
 
 
 def test_which_way_a_session_runs_is_on_record(bundle: Bundle) -> None:
@@ -106,6 +113,28 @@ def test_which_way_a_session_runs_is_on_record(bundle: Bundle) -> None:
         assert decoder.graph_use.kind == kind and refused in decoder.graph_use.refused
         assert (decoder.graph_use.plain, decoder.graph_use.replayed) == (4, 0)
         config = trt.contexts[0].config
-        assert (config is not None) == (kind == "built-in")
-        if config is not None:
+        assert hasattr(config, "cuda_graph_strategy") == (kind == "built-in")
+        if kind == "built-in":
             assert config.cuda_graph_strategy == RTX.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+
+
+def test_most_steps_of_a_batch_are_replayed(bundle: Bundle) -> None:
+    """18 requests in 4 slots: each number of slots has a context, which the prompts in between do not disturb."""
+    trt = StandIn(HostDevice())
+    ours = engines(trt, bundle, TrtSettings(cuda_graphs=True), replace(SHAPES, batch=4))
+    theirs = load(bundle.path)
+    prompts = [theirs.prompts.build(user_message(f"{QUESTION} {'Be brief. ' * (n % 5)}", [], None)) for n in range(18)]
+    answers = []
+    for model in (theirs, ours):
+        scheduler = Scheduler(bundle, model.runner, 4)
+        generations = [Generation(prompt, 9 + n % 9) for n, prompt in enumerate(prompts)]
+        for generation in generations:
+            scheduler.submit(generation)
+        while scheduler.busy:
+            scheduler.step()
+        answers.append([generation.token_ids for generation in generations])
+    assert answers[0] == answers[1]
+    plain = [runs for profile, runs in trt.runs("decoder") if profile == 1]
+    share = 1 - sum(plain) / scheduler.times.decode_steps
+    print(f"{scheduler.times.decode_steps} steps, {share:.0%} replayed, {len(plain)} contexts")
+    assert share >= 0.9 and len(plain) == 3  # for 1, 2 and 4 slots

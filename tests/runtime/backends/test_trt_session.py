@@ -16,7 +16,6 @@ from helpers.places import DEMO, IMAGES
 from helpers.trt_engines import (
     IMAGE,
     SHAPES,
-    TOKENS,
     answer,
     engine_file,
     engines,
@@ -25,7 +24,7 @@ from helpers.trt_engines import (
     session,
     step_feeds,
 )
-from helpers.trt_standin import StandIn
+from helpers.trt_standin import Engine, StandIn
 from pixtral_engines.build import BuildSettings, build, plan_build
 from pixtral_engines.targets import Target
 from pixtral_export.plan import ExportSettings
@@ -167,7 +166,7 @@ def test_device_memory_is_taken_once(bundle: Bundle) -> None:
     taken = device.calls["alloc"]
     fed = ("pixels", "token_ids", "image_features", "feature_index", "position_ids", "write_index", "logits_index")
     made = ("image_features", "hidden", "logits")
-    assert taken == len(fed) + len(made) + 2 * bundle.model.decoder.n_layers
+    assert taken == len(fed) + len(made) + 2 * bundle.model.decoder.n_layers + 1  # to compute in
     answer(model, IMAGE)
     assert device.calls["alloc"] == taken
     others = ("red_triangle_64x64.png", "blue_circle_64x64.png", "yellow_rectangle_64x64.png", IMAGE)
@@ -211,7 +210,7 @@ def test_the_cache_is_updated_in_place_only_where_the_engine_says_so(bundle: Bun
         taken = device.calls["alloc"]
         run = decoder.run(step_feeds(one, hidden_of(one, 1, 1), np.zeros((1, 1), np.int64)), cache)
         assert list(run) == ["logits"]
-        assert device.calls["alloc"] - taken == 5 + copies  # four feeds, logits, present tensors of their own
+        assert device.calls["alloc"] - taken == 6 + copies  # four feeds, logits, room to compute, present tensors
 
 
 def test_a_buffer_of_another_backend_is_copied(bundle: Bundle) -> None:
@@ -238,25 +237,37 @@ def test_a_buffer_of_another_backend_is_copied(bundle: Bundle) -> None:
 def test_prefill_and_decode_run_in_profiles_of_their_own(bundle: Bundle) -> None:
     trt = StandIn(HostDevice())
     model = engines(trt, bundle)
-    vision, embed, decoder = trt.contexts
-    for context in trt.contexts:
-        context.profiles.clear()
-    answer(model)
-    model.generate("Name the shape in it, and say which color it has.", max_new_tokens=TOKENS)
-    assert not vision.profiles
-    assert embed.profiles == decoder.profiles == [0, 1, 0, 1]
+    steps = len(answer(model)) - 1
+    chunks = -(-len(prompt_of(model).token_ids) // SHAPES.chunk)
+    assert trt.runs("vision") == [(0, 0), (1, 0)]
+    assert trt.runs("embed") == trt.runs("decoder") == [(0, chunks), (1, steps)]
+
+
+def test_a_package_without_aliases_copies_back_what_it_wrote(coded: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT before 10.15 has no cache operator, and no way to ask for what shares memory."""
+    monkeypatch.delattr(Engine, "get_aliased_input_tensor")
+    assert answer(engines(StandIn(HostDevice()), coded), IMAGE) == answer(load(coded.path), IMAGE)
+
+
+def test_contexts_compute_in_one_memory(bundle: Bundle) -> None:
+    """As large as the largest needs; nothing else lies there."""
+    trt = StandIn(device := HostDevice())
+    model = engines(trt, bundle, TrtSettings(cuda_graphs=True))
+    taken = device.calls["alloc"]
+    assert answer(model, IMAGE) == answer(load(bundle.path), IMAGE)
+    assert len({context._scratch for context in trt.contexts if context.runs}) == 1
+    assert taken < device.calls["alloc"]  # it is taken when something runs, not for each context
 
 
 def test_images_run_in_the_profile_of_their_size(bundle: Bundle) -> None:
     trt = StandIn(HostDevice())
     vision = session(trt, bundle, "vision")
     side, patch = bundle.limits.max_image_side, bundle.model.vision.patch_size
-    trt.contexts[0].profiles.clear()
     for images, height, width in ((1, side, patch), (2, side // 2, patch), (1, patch, side)):
         run = vision.run({"pixels": np.zeros((images, 3, height, width), bundle.dtype)})["image_features"]
         assert isinstance(run, DeviceBuffer)
         assert run.shape == (images, height * width // patch**2, bundle.model.decoder.dim)
-    assert trt.contexts[0].profiles == [0, 1]  # loading had left it in the last one
+    assert trt.runs("vision") == [(0, 1), (1, 2)]
 
 
 def test_more_rows_than_the_engine_has_are_refused(bundle: Bundle) -> None:
@@ -402,7 +413,7 @@ def test_the_stand_in_refuses_misuse(bundle: Bundle) -> None:
     cache = decoder.new_cache(1, 4)
     feeds = step_feeds(bundle, hidden_of(bundle, 1, 1), np.zeros((1, 1), np.int64))
     decoder.run(feeds, cache)
-    context, spare = trt.contexts[0], Memory(device, 1 << 20)
+    context, spare = next(one for one in trt.contexts if one.runs), Memory(device, 1 << 20)
     inside = cache.by_name()["past_key_0"]
     assert not context.set_input_shape("hidden", (1, 99, bundle.model.decoder.dim))
     assert not context.set_optimization_profile_async(2, device.stream)
