@@ -16,12 +16,14 @@ from pixtral_runtime.backends.session import GraphUse
 from pixtral_runtime.backends.trt_package import TensorRTLog
 from pixtral_runtime.errors import MachineError
 
+LEAST_SCRATCH_BYTES = 256  # an engine may need none, and a device gives no address for nothing
+
 
 class Scratch:
     """Memory that contexts of one stream compute in, as much as the largest of them needs; taken when first used."""
 
     def __init__(self, device: DeviceStream) -> None:
-        self._device, self._nbytes = device, 0
+        self._device, self._nbytes = device, LEAST_SCRATCH_BYTES
         self._memory: Memory | None = None
 
     def reserve(self, nbytes: int) -> None:
