@@ -85,7 +85,8 @@ GroupSizeOption = Annotated[
     int | None, typer.Option(help="Weights that share a scale in int4: 32, 64 or 128. Default: 128.")
 ]
 MethodOption = Annotated[
-    str | None, typer.Option(help="How codes of int4 and nvfp4 are chosen: gptq, awq or rtn. Default: gptq.")
+    str | None,
+    typer.Option(help="How codes of int4, nvfp4, fp8 are chosen: gptq, awq (not fp8), rtn. Default: gptq."),
 ]
 KeepActivationsOption = Annotated[
     bool, typer.Option("--keep-activations", help="Keep a gelu that config.json names; silu is published Pixtral's.")

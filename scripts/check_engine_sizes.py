@@ -33,7 +33,7 @@ RECIPES = {
     "int8-cache": (ExportSettings(kv_cache="int8"), ("rtx:sm86", "rtx:sm89", "rtx:sm120")),
     "int8": (ExportSettings(precision="int8"), ("rtx:sm80", "rtx:sm86", "rtx:sm89", "rtx:sm120")),
     "int4": (ExportSettings(precision="int4", method="rtn"), ("rtx:sm80", "rtx:sm86", "rtx:sm89", "rtx:sm120")),
-    "fp8": (ExportSettings(precision="fp8"), ("rtx:sm89", "rtx:sm120")),
+    "fp8": (ExportSettings(precision="fp8", method="rtn"), ("rtx:sm89", "rtx:sm120")),
     "nvfp4": (ExportSettings(precision="nvfp4", method="rtn"), ("rtx:sm120",)),
 }
 CONTEXT = 1024

@@ -38,7 +38,7 @@ SETTINGS = {
     "bfloat16": ExportSettings(dtype="bfloat16"),
     "int8": ExportSettings(precision="int8"),
     "int4": ExportSettings(precision="int4", method="rtn"),
-    "fp8": ExportSettings(precision="fp8"),
+    "fp8": ExportSettings(precision="fp8", method="rtn"),
     "nvfp4": ExportSettings(precision="nvfp4", method="rtn"),
     "int8 cache": ExportSettings(kv_cache="int8"),
 }

@@ -34,7 +34,7 @@ SETTINGS = {
     "float16": ExportSettings(),
     "int4": ExportSettings(precision="int4", group_size=32, method="rtn"),
     "int8": ExportSettings(precision="int8"),
-    "fp8": ExportSettings(precision="fp8"),
+    "fp8": ExportSettings(precision="fp8", method="rtn"),
     "int8 cache": ExportSettings(kv_cache="int8"),
 }
 

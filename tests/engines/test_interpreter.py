@@ -31,7 +31,7 @@ SETTINGS = {
     "nvfp4": ExportSettings(precision="nvfp4", method="rtn"),
     "int8": ExportSettings(precision="int8"),
     "int8 in float32": ExportSettings(precision="int8", dtype="float32"),
-    "fp8 in float32": ExportSettings(precision="fp8", dtype="float32"),
+    "fp8 in float32": ExportSettings(precision="fp8", method="rtn", dtype="float32"),
     "int8 cache in float32": ExportSettings(kv_cache="int8", dtype="float32"),
 }
 TOLERANCE = {

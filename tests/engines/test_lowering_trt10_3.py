@@ -31,7 +31,7 @@ SETTINGS = {
     "float16": ExportSettings(),
     "int4": ExportSettings(precision="int4", group_size=32, method="rtn", dtype="float32"),
     "int8": ExportSettings(precision="int8", dtype="float32"),
-    "fp8": ExportSettings(precision="fp8", dtype="float32"),
+    "fp8": ExportSettings(precision="fp8", method="rtn", dtype="float32"),
     "int8 cache": ExportSettings(kv_cache="int8", dtype="float32"),
 }
 TOLERANCE = {
@@ -47,7 +47,7 @@ HALF = {
     "float16": (ExportSettings(), 1e-2),  # seen 1.8e-3
     "int4": (ExportSettings(precision="int4", group_size=32, method="rtn"), 1e-2),  # seen 1.8e-3
     "int8": (ExportSettings(precision="int8"), 0.2),  # seen 5.1e-2: float16 rounds codes the other way
-    "fp8": (ExportSettings(precision="fp8"), 0.2),  # seen 7.0e-2
+    "fp8": (ExportSettings(precision="fp8", method="rtn"), 0.2),  # seen 7.0e-2
     "int8 cache": (ExportSettings(kv_cache="int8"), 5e-2),  # seen 7.9e-3
 }
 """What TensorRT's attention computes in, and the tolerance for the parsed network."""

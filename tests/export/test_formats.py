@@ -175,8 +175,8 @@ def test_factors_are_the_same_at_any_number_of_threads() -> None:
     assert all(torch.equal(found[0].upper, other.upper) for other in found)
 
 
-@pytest.mark.parametrize(("format", "group"), [(INT4, 128), (INT4, 32), (FP4, 16)])
-def test_gptq_changes_outputs_less_than_rounding(format: Format, group: int) -> None:
+@pytest.mark.parametrize(("format", "group"), [(INT4, 128), (INT4, 32), (FP4, 16), (FP8, None)])
+def test_gptq_changes_outputs_less_than_rounding(format: Format, group: int | None) -> None:
     width = 4096 + 256  # more than one span
     x, weight = correlated(400, width), noise(width, 12, seed=3)
     moments = Moments(width)

@@ -21,7 +21,7 @@ METHODS = {
     "float16": [],
     "int4": ["gptq", "awq", "rtn"],
     "int8": ["smoothquant"],
-    "fp8": ["rtn"],
+    "fp8": ["gptq", "rtn"],
     "nvfp4": ["gptq", "awq", "rtn"],
 }
 """Of each precision, its own first."""

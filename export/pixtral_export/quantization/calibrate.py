@@ -2,7 +2,7 @@
 
 The layers that read one tensor form an input group. Three things are decided from its samples: a scale for each input
 channel that can be moved from activations into weights for free (into the norm or the linear layer that produced the
-channel: SmoothQuant and AWQ), the one static scale of quantized activations, and the codes of int4 weights (GPTQ).
+channel: SmoothQuant and AWQ), the one static scale of quantized activations, and codes by GPTQ, but of int8.
 Every seventh sample only judges: where it says so, GPTQ gives way to rounding, and rounded inputs to whole ones.
 
 Shapes: K inputs and N outputs of a linear layer, M tokens.
@@ -22,6 +22,7 @@ from pixtral_export.quantization.formats import (
     FORMATS,
     FP4,
     FP8,
+    OCTAVE,
     Format,
     Storable,
     expand_scales,
@@ -35,6 +36,7 @@ from pixtral_export.quantization.gptq import Factor, Moments, factor, gptq
 from pixtral_export.quantization.recipes import Scheme
 
 SAMPLE_ROWS = 512  # inputs kept of each group to try candidates on, and as many to judge them by
+SCALE_ROWS_EVERY = 4  # of those kept: eight scales are tried
 HOLD_OUT_EVERY = 7  # samples
 SMOOTH_EXPONENTS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 AWQ_EXPONENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -149,7 +151,7 @@ class Outcome:
     name: str
     quantized: Quantized
     snr_db: float
-    gptq_snr_db: float | None = None  # where rounding did better than GPTQ
+    rounded: tuple[float, float] | None = None  # SNR in dB by GPTQ and by rounding, where that did better
 
 
 def quantize_block(
@@ -181,13 +183,14 @@ def quantize_block(
             for name, (layer, scheme) in zip(names, members, strict=True):
                 yield _quantize_weight_alone(name, layer, scheme, seen, factors, dtype)
         else:
-            yield from _quantize_with_inputs(names, members, seen, dtype, judge)
+            yield from _quantize_with_inputs(names, members, seen, factors, dtype, judge)
 
 
 def _quantize_with_inputs(
     names: Sequence[str],
     members: Sequence[tuple[Linear, Scheme]],
     seen: InputStatistics,
+    factors: list[Factor] | None,
     dtype: str,
     judge: Callable[[], list[Tensor]],
 ) -> Iterator[Outcome]:
@@ -198,24 +201,23 @@ def _quantize_with_inputs(
     """
     weights = [layer.weight.clone() for layer, _ in members]
     rows, outcomes, lost_db = torch.cat(seen.held_out), [], 0.0
+    format = FORMATS[next(scheme.activation for _, scheme in members if scheme.activation)]  # one recipe, one format
+    scale = _input_scale([layer.weight for layer, scheme in members if scheme.activation], seen, format)
     for name, (layer, scheme) in zip(names, members, strict=True):
-        if scheme.activation is None:
-            outcomes.append(_quantize_weight_alone(name, layer, scheme, seen, None, dtype))
-            continue
-        format = FORMATS[scheme.activation]
-        scale = stored_as("float32")(seen.largest.max() / format.largest)
-        quantized = replace(quantize_weight(layer.weight, scheme, "float32"), input_scale=scale)
-        expected, weight = rows @ layer.weight, quantized.dequantized()
-        snr_db = snr(expected, fake_quantize(rows, scale, format) @ weight)
-        own_scales = stored_as("float32")(rows.abs().amax(1, keepdim=True) / format.largest)
-        lost_db = max(lost_db, snr(expected, fake_quantize(rows, own_scales, format) @ weight) - snr_db)
-        layer.weight.copy_(weight)
-        outcomes.append(Outcome(name, quantized, snr_db))
+        expected = rows @ layer.weight
+        outcome = _quantize_weight_alone(
+            name, layer, scheme, seen, factors, dtype if scheme.activation is None else "float32"
+        )
+        if scheme.activation is not None:
+            snr_db = snr(expected, fake_quantize(rows, scale, format) @ layer.weight)
+            own_scales = stored_as("float32")(rows.abs().amax(1, keepdim=True) / format.largest)
+            lost_db = max(lost_db, snr(expected, fake_quantize(rows, own_scales, format) @ layer.weight) - snr_db)
+            outcome = replace(outcome, quantized=replace(outcome.quantized, input_scale=scale), snr_db=snr_db)
+        outcomes.append(outcome)
     exact, handles = judge(), []
-    for outcome, (layer, scheme) in zip(outcomes, members, strict=True):
-        if outcome.quantized.input_scale is not None and scheme.activation is not None:
-            rounds = _rounds_input(outcome.quantized.input_scale, FORMATS[scheme.activation])
-            handles.append(layer.register_forward_pre_hook(rounds))
+    for layer, scheme in members:
+        if scheme.activation is not None:
+            handles.append(layer.register_forward_pre_hook(_rounds_input(scale, format)))
     cost = noise(torch.cat(exact, 1)[0], torch.cat(judge(), 1)[0])
     is_costly = cost > MOST_COST and lost_db > MOST_LOST_DB
     is_too_much = is_costly or min(outcome.snr_db for outcome in outcomes) < LEAST_SNR_DB
@@ -225,10 +227,29 @@ def _quantize_with_inputs(
     for outcome, (layer, scheme), weight in zip(outcomes, members, weights, strict=True):
         if is_too_much and outcome.quantized.input_scale is not None:
             layer.weight.copy_(weight)
-            alone = _quantize_weight_alone(outcome.name, layer, replace(scheme, activation=None), seen, None, dtype)
+            alone = _quantize_weight_alone(outcome.name, layer, replace(scheme, activation=None), seen, factors, dtype)
             yield replace(alone, snr_db=outcome.snr_db)
         else:
             yield outcome
+
+
+def _input_scale(weights: Sequence[Tensor], seen: InputStatistics, format: Format) -> Tensor:
+    """The static scale of inputs that layers of `weights` read: nothing seen is clipped.
+
+    Within E4M3's octave the one of least noise. Its steps grow with the values, so that outliers lose most where they
+    fall between two steps, and channels of outliers have about the same value in every token.
+    """
+    full = stored_as("float32")(seen.largest.max() / format.largest)
+    if format is not FP8:
+        return full
+    rows = torch.cat(seen.rows)[::SCALE_ROWS_EVERY]
+    exact = [rows @ weight for weight in weights]
+
+    def cost(scale: Tensor) -> float:
+        rounded = fake_quantize(rows, scale, format)
+        return sum(noise(expected, rounded @ weight) for expected, weight in zip(exact, weights, strict=True))
+
+    return min((full * share for share in OCTAVE), key=cost)
 
 
 def _rounds_input(scale: Tensor, format: Format) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
@@ -243,11 +264,11 @@ def _quantize_weight_alone(
     expected = rows @ layer.weight
     quantized = quantize_weight(layer.weight, scheme, dtype)
     outcome = Outcome(name, quantized, snr(expected, rows @ quantized.dequantized()))
-    if factors is not None and scheme.group is not None:
+    if factors is not None and scheme.is_coarse:
         by_gptq = quantize_weight(layer.weight, scheme, dtype, factors)
         snr_db = snr(expected, rows @ by_gptq.dequantized())
         is_better = snr_db >= outcome.snr_db
-        outcome = Outcome(name, by_gptq, snr_db) if is_better else replace(outcome, gptq_snr_db=snr_db)
+        outcome = Outcome(name, by_gptq, snr_db) if is_better else replace(outcome, rounded=(snr_db, outcome.snr_db))
     layer.weight.copy_(outcome.quantized.dequantized())
     return outcome
 
@@ -257,7 +278,7 @@ def quantize_weight(weight: Tensor, scheme: Scheme, dtype: str, factors: list[Fa
     format = FORMATS[scheme.weight]
     unit = e4m3_unit(weight.abs().amax(), dtype) if format is FP4 else None
     storable: Storable = stored_as(dtype) if unit is None else stored_as_e4m3(unit)
-    if factors is not None and scheme.group is not None:
+    if factors is not None and scheme.is_coarse:
         return Quantized(scheme, *gptq(weight, factors, format, scheme.group, storable), unit)
     scales = group_scales(weight, format, scheme.group, storable)
     return Quantized(scheme, round_to_nearest(weight, scales, format), scales, unit)

@@ -63,6 +63,8 @@ FORMATS = {format.name: format for format in (INT4, INT8, FP8, FP4)}
 
 SCALE_SHARES = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75)
 """Candidates for a scale, as shares of the one that reaches the largest value: clipping it rounds the others finer."""
+OCTAVE = tuple(2 ** (n / 8) for n in range(8))
+"""Those of E4M3, whose steps grow with the values: none is clipped, they only fall elsewhere between the steps."""
 
 
 Storable = Callable[[Tensor], Tensor]
@@ -88,8 +90,8 @@ def group_scales(
     """Scales of a weight (K, N): (K/group, N), or (N,) where `group` is None.
 
     The ends of a group are representable, unless `importance` (K,) weighs the rows: then a scale has the least squared
-    error of the candidates in `SCALE_SHARES` and the one that fits the best of their codes. Without weights that search
-    takes off squared error and adds divergence: it clips what matters.
+    error of the candidates in `SCALE_SHARES` or `OCTAVE` and the one that fits the best of their codes. Without weights
+    that search takes off squared error and adds divergence: it clips what matters.
     """
     blocks = weight[None] if group is None else weight.unflatten(0, (-1, group))  # (G, K/G, N)
     full = storable(torch.maximum(blocks.amax(1) / format.largest, blocks.amin(1) / format.lowest))  # (G, N)
@@ -108,7 +110,7 @@ def _searched(blocks: Tensor, full: Tensor, format: Format, storable: Storable, 
         best = torch.where(error < least, scale, best)
         least = torch.minimum(error, least)
 
-    for share in SCALE_SHARES:
+    for share in OCTAVE if format is FP8 else SCALE_SHARES:
         consider(storable(full * share))
     codes = format.round(blocks / best[:, None])
     fitted = (codes * blocks).mul_(importance).sum(1) / codes.square().mul_(importance).sum(1).clamp_(min=1e-30)

@@ -82,22 +82,23 @@ def one_thread() -> Iterator[None]:
 
 
 def gptq(
-    weight: Tensor, factors: list[Factor], format: Format, group: int, storable: Storable
+    weight: Tensor, factors: list[Factor], format: Format, group: int | None, storable: Storable
 ) -> tuple[Tensor, Tensor]:
-    """Codes (K, N) and scales (K/group, N), both float32, of a weight (K, N), which is left as it is."""
+    """Codes (K, N) and scales (K/group, N) or (N,), both float32, of a weight (K, N), which is left as it is."""
     importance = torch.cat([part.importance for part in factors])
     scales = group_scales(weight, format, group, storable, importance=importance)
-    codes = torch.empty_like(weight)
+    codes, steps = torch.empty_like(weight), expand_scales(scales, len(weight)).expand_as(weight)
     for part, (start, end) in zip(factors, spans(len(weight)), strict=True):
         place = start + part.order
-        rest, steps, upper = weight[place], expand_scales(scales, len(weight))[place], part.upper
+        rest, upper = weight[place], part.upper
         for first in range(0, end - start, BLOCK_ROWS):
             last = min(first + BLOCK_ROWS, end - start)
             errors = torch.empty(last - first, weight.shape[1])
             for row in range(first, last):
-                code = format.round(rest[row] / steps[row])
+                step = steps[place[row]]
+                code = format.round(rest[row] / step)
                 codes[place[row]] = code
-                error = (rest[row] - code * steps[row]) / upper[row, row]
+                error = (rest[row] - code * step) / upper[row, row]
                 rest[row:last].addr_(upper[row, row:last], error, alpha=-1)
                 errors[row - first] = error
             rest[last:].addmm_(upper[first:last, last:].T, errors, alpha=-1)

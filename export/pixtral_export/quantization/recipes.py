@@ -4,7 +4,7 @@
 | --- | --- | --- | --- | --- |
 | `int4` | int4 weights in groups along K | GPTQ, AWQ or rounding | int8 weights | CPU, SM80 and newer |
 | `int8` | int8 weights and activations | SmoothQuant | the same | CPU, SM80 and newer |
-| `fp8` | E4M3 weights and activations | rounding | the same | SM89 and newer |
+| `fp8` | E4M3 weights and activations | GPTQ or rounding | the same | SM89 and newer |
 | `nvfp4` | E2M1 weights in groups of 16, E4M3 scales | GPTQ, AWQ or rounding | int8 weights | SM120 |
 
 int4 groups shrink to 64 or 32 in layers whose inputs they do not divide, unless the user chose their size. The token
@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from pixtral_export.model.parameters import Parameter
-from pixtral_export.quantization.formats import FORMATS, FP4, FP8
+from pixtral_export.quantization.formats import FORMATS, FP4, FP8, INT8
 from pixtral_export.weight_names import global_scale_name, input_scale_name, scale_name
 from pixtral_runtime.errors import Option, SettingError
 
@@ -39,6 +39,11 @@ class Scheme:
     weight: str
     group: int | None = None
     activation: str | None = None  # the format its input is rounded to, by one static scale
+
+    @property
+    def is_coarse(self) -> bool:
+        """Whether rounding costs enough for a choice of codes to be worth its time: of all formats but int8."""
+        return self.weight != INT8.name
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,7 @@ class Recipe:
         """Whether samples decide how a layer is stored."""
         if scheme is None:
             return False
-        return scheme.activation is not None or (scheme.group is not None and self.method in ("gptq", "awq"))
+        return scheme.activation is not None or (scheme.is_coarse and self.method in ("gptq", "awq"))
 
     def scheme(self, parameter: Parameter) -> Scheme | None:
         """How a parameter is stored; None: in the bundle's dtype. Raises SettingError where a group does not fit."""
@@ -156,7 +161,7 @@ class RecipeKind:
 RECIPES = {
     "int4": RecipeKind(int4, METHODS_4_BIT, GROUP_SIZES, 128),
     "int8": RecipeKind(int8, ("smoothquant",)),
-    "fp8": RecipeKind(fp8, ("rtn",)),
+    "fp8": RecipeKind(fp8, ("gptq", "rtn")),
     "nvfp4": RecipeKind(nvfp4, METHODS_4_BIT, (NVFP4_GROUP,), NVFP4_GROUP),
 }
 KV_CACHES = ("int8",)

@@ -259,7 +259,7 @@ class LayerwisePass:
         if not any(self.recipe.needs_samples(scheme) for scheme in schemes.values()):
             return
         groups = ADAPTER_GROUPS if unit == ADAPTER_UNIT else BLOCK_GROUPS
-        gptq = [name for name, scheme in schemes.items() if scheme.group and self.recipe.method == "gptq"]
+        gptq = [name for name, scheme in schemes.items() if scheme.is_coarse and self.recipe.method == "gptq"]
         images = sum(len(prompt.images) for prompt in self.prompts)
         sequences = images if unit.startswith("vision_") else len(self.prompts)
         statistics, handles = watch(module, groups, sequences, gptq)
@@ -280,8 +280,9 @@ class LayerwisePass:
                 journal.input_scales[parameter.name] = input_scale_name(parameter.name)
             elif schemes[outcome.name].activation is not None:
                 journal.fallbacks[layer] = round(outcome.snr_db, 1)
-            if outcome.gptq_snr_db is not None:
-                journal.rounded[layer] = (round(outcome.gptq_snr_db, 1), round(outcome.snr_db, 1))
+            if outcome.rounded is not None:
+                by_gptq, by_rounding = outcome.rounded
+                journal.rounded[layer] = (round(by_gptq, 1), round(by_rounding, 1))
         for name, tensor in module.named_parameters():  # norms and kept layers, some rescaled
             parameter = next(p for p in members if p.name == f"{unit}.{name}")
             if parameter.name not in file.places:
