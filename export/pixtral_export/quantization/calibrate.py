@@ -181,7 +181,7 @@ def quantize_block(
         names = [name for name in group.layers if name in schemes]
         if all(scheme.activation is None for _, scheme in members):
             for name, (layer, scheme) in zip(names, members, strict=True):
-                yield _quantize_weight_alone(name, layer, scheme, seen, factors, dtype)
+                yield _quantize_weight(name, layer, scheme, seen, factors, dtype)
         else:
             yield from _quantize_with_inputs(names, members, seen, factors, dtype, judge)
 
@@ -205,7 +205,7 @@ def _quantize_with_inputs(
     scale = _input_scale([layer.weight for layer, scheme in members if scheme.activation], seen, format)
     for name, (layer, scheme) in zip(names, members, strict=True):
         expected = rows @ layer.weight
-        outcome = _quantize_weight_alone(
+        outcome = _quantize_weight(
             name, layer, scheme, seen, factors, dtype if scheme.activation is None else "float32"
         )
         if scheme.activation is not None:
@@ -227,7 +227,7 @@ def _quantize_with_inputs(
     for outcome, (layer, scheme), weight in zip(outcomes, members, weights, strict=True):
         if is_too_much and outcome.quantized.input_scale is not None:
             layer.weight.copy_(weight)
-            alone = _quantize_weight_alone(outcome.name, layer, replace(scheme, activation=None), seen, factors, dtype)
+            alone = _quantize_weight(outcome.name, layer, replace(scheme, activation=None), seen, factors, dtype)
             yield replace(alone, snr_db=outcome.snr_db)
         else:
             yield outcome
@@ -256,19 +256,24 @@ def _rounds_input(scale: Tensor, format: Format) -> Callable[[nn.Module, tuple[T
     return lambda _, inputs: (fake_quantize(inputs[0], scale, format),)
 
 
-def _quantize_weight_alone(
+def _quantize_weight(
     name: str, layer: Linear, scheme: Scheme, seen: InputStatistics, factors: list[Factor] | None, dtype: str
 ) -> Outcome:
-    """Quantize a layer whose inputs stay: by GPTQ where there are factors, unless rounding does better."""
+    """Quantize a layer's weight: by GPTQ where there are factors, unless rounding does better for whole inputs."""
     rows = torch.cat(seen.held_out)
     expected = rows @ layer.weight
-    quantized = quantize_weight(layer.weight, scheme, dtype)
-    outcome = Outcome(name, quantized, snr(expected, rows @ quantized.dequantized()))
-    if factors is not None and scheme.is_coarse:
-        by_gptq = quantize_weight(layer.weight, scheme, dtype, factors)
-        snr_db = snr(expected, rows @ by_gptq.dequantized())
-        is_better = snr_db >= outcome.snr_db
-        outcome = Outcome(name, by_gptq, snr_db) if is_better else replace(outcome, rounded=(snr_db, outcome.snr_db))
+
+    def quantized(by: list[Factor] | None) -> Outcome:
+        found = quantize_weight(layer.weight, scheme, dtype, by)
+        return Outcome(name, found, snr(expected, rows @ found.dequantized()))
+
+    if factors is None or not scheme.is_coarse:
+        outcome = quantized(None)
+    else:
+        rounding_db = quantized(None).snr_db  # its codes are made again where they are wanted: one set in memory
+        outcome = quantized(factors)
+        if outcome.snr_db < rounding_db:
+            outcome = replace(quantized(None), rounded=(outcome.snr_db, rounding_db))
     layer.weight.copy_(outcome.quantized.dequantized())
     return outcome
 
