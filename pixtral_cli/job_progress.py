@@ -54,6 +54,8 @@ def _open_results(
         try:
             yield file
         except KeyboardInterrupt as error:
+            if not file.done:  # nothing of this run is there to go on with
+                raise
             raise KeyboardInterrupt(f"{len(file.done)} records are in {path}; add --resume to go on") from error
 
 

@@ -143,7 +143,7 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def lock(file: io.FileIO) -> None:
+def lock(file: io.FileIO | io.BufferedWriter) -> None:
     """Lock an open file against other processes; where the file system has no locks it stays unlocked.
 
     Raises BlockingIOError where another one has it.

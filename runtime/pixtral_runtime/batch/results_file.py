@@ -3,6 +3,9 @@
 `ResultsFile` appends, and takes a file up again where a run was stopped: what a power loss left at its end is cut off,
 answers to other questions or under other settings are refused. A record for an id that the file has already takes its
 place; until the file is closed both lines are there, and the later one counts.
+
+A file that is to be replaced stays until there is a record to replace it with. One that somebody deletes or changes
+meanwhile is written again from memory.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import secrets
 import shlex
 import time
 from collections.abc import Iterable, Mapping
@@ -20,7 +24,7 @@ from typing import Any
 
 from pixtral_runtime.batch.records import Record, Request, Settings
 from pixtral_runtime.errors import InputError, Option, unwritable
-from pixtral_runtime.files import open_locked, replacing
+from pixtral_runtime.files import lock, open_locked, replacing
 
 SYNC_EVERY_S = 1.0  # a power loss costs what was answered since; a sync takes milliseconds
 LINE_START = b'{"id": "'  # of every line, and so of one that was cut short
@@ -44,18 +48,18 @@ class ResultsContents:
 class ResultsFile:
     """A results file that one run writes. Open it with `create` or `resume`; then it is locked until `close`."""
 
-    def __init__(self, path: Path, file: io.FileIO, records: dict[str, Record]) -> None:
+    def __init__(self, path: Path, file: io.FileIO, records: dict[str, Record], replaces: bool = False) -> None:
         self.path = path
-        self._file, self._records = file, records
+        self._file, self._records, self._replaces = file, records, replaces
+        self._bytes = os.fstat(file.fileno()).st_size
         self._synced_s = time.monotonic()
         self._superseded = 0
 
     @classmethod
     def create(cls, path: Path, force: bool = False) -> ResultsFile:
-        """A new file, with its folder. Raises InputError where it exists, unless `force` says to empty it."""
+        """A new file, with its folder. Raises InputError where it exists; with `force` the first record replaces it."""
         file = _open_locked(path, 0 if force else os.O_EXCL)
-        file.truncate(0)
-        return cls(path, file, {})
+        return cls(path, file, {}, replaces=os.fstat(file.fileno()).st_size > 0)
 
     @classmethod
     def resume(cls, path: Path, requests: Iterable[Request], settings: Settings) -> ResultsFile:
@@ -79,14 +83,23 @@ class ResultsFile:
         return self._records
 
     def append(self, record: Record) -> None:
-        """Write a record, at once; it survives a crash of this program, and one of the machine a second later."""
-        line, end = _line(record), self._file.seek(0, os.SEEK_END)
+        """Write a record, at once; it survives a crash of this program, and one of the machine a second later.
+
+        Raises InputError where somebody put another file in the place of this one; what that costs is saved beside it.
+        """
+        if self._replaces or not self._is_whole():
+            self._rewrite(record)
+            return
+        line = _line(record)
+        self._file.seek(self._bytes)
         try:
-            while line:
-                line = line[self._file.write(line) :]
+            rest = memoryview(line)
+            while rest:
+                rest = rest[self._file.write(rest) :]
         except OSError:
-            self._file.truncate(end)  # a full disk leaves no half record
+            self._file.truncate(self._bytes)  # a full disk leaves no half record
             raise
+        self._bytes += len(line)
         self._superseded += self._records.pop(record.id, None) is not None
         self._records[record.id] = record
         if time.monotonic() - self._synced_s >= SYNC_EVERY_S:
@@ -98,8 +111,10 @@ class ResultsFile:
             return
         with self._file:
             self._sync()
-            if self._superseded:
-                write_records(self.path, self._records.values())
+            if self._replaces:
+                return  # there was nothing to replace it with
+            if self._superseded or not self._is_whole():
+                self._rewrite()
 
     def __enter__(self) -> ResultsFile:
         return self
@@ -107,9 +122,47 @@ class ResultsFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None and not self._records:
+        if kind is not None and not self._records and not self._replaces:
             self.path.unlink(missing_ok=True)  # nothing was done: the next attempt finds the place as this one did
+            self._file.close()
         self.close()
+
+    def _place(self) -> os.stat_result | None:
+        """What is where the file was opened; None where nothing is."""
+        try:
+            return self.path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    def _is_here(self, there: os.stat_result | None) -> bool:
+        return there is not None and os.path.samestat(os.fstat(self._file.fileno()), there)
+
+    def _is_whole(self) -> bool:
+        """Whether the file is still there, with all that was written to it and nothing else."""
+        there = self._place()
+        return self._is_here(there) and there is not None and there.st_size == self._bytes
+
+    def _rewrite(self, *more: Record) -> None:
+        """Put a file of all records, and more, in the place of what is there. The lock is then on that one."""
+        there = self._place()
+        if there is not None and not self._is_here(there):
+            saved = self.path.with_name(f"{self.path.stem}.{secrets.token_hex(4)}{self.path.suffix}")
+            write_records(saved, (*self._records.values(), *more))
+            self._file.close()
+            raise InputError(
+                f"{self.path} was replaced by another file meanwhile; all records are in {saved}",
+                f"mv {shlex.quote(str(saved))} {shlex.quote(str(self.path))}",
+                Option("resume", note="to go on"),
+            )
+        records = self._records | {record.id: record for record in more}
+        with replacing(self.path) as file:
+            file.writelines(map(_line, records.values()))
+            file.flush()
+            lock(file)
+            held = io.FileIO(os.dup(file.fileno()), "r+")
+        self._file.close()
+        self._file, self._bytes, self._records = held, held.tell(), records
+        self._replaces, self._superseded, self._synced_s = False, 0, time.monotonic()
 
     def _sync(self) -> None:
         os.fsync(self._file.fileno())

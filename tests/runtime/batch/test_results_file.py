@@ -7,8 +7,9 @@ import json
 import multiprocessing
 import os
 import resource
+import shutil
 import signal
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -63,8 +64,9 @@ def test_a_new_file_never_replaces_one_unless_forced(path: Path) -> None:
         ResultsFile.create(path)
     assert "force" in [option.name for option in caught.value.options]
     assert ids(path) == ["a.png", "b.png"]
-    ResultsFile.create(path, force=True).close()
-    assert path.read_bytes() == b""
+    with ResultsFile.create(path, force=True) as file:
+        file.append(answered(REQUESTS[2]))
+    assert ids(path) == ["c.png"]
 
 
 def test_a_run_that_fails_before_its_first_record_leaves_no_file(tmp_path: Path, path: Path) -> None:
@@ -341,3 +343,55 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path, place: str) -
         assert caught.value.options[0].name == "output"
     with pytest.raises(InputError, match="cannot be read"):
         read_results(tmp_path / "nowhere.jsonl")
+
+
+def test_forcing_keeps_the_old_results_until_there_is_a_new_record(path: Path) -> None:
+    before = path.read_bytes()
+    with pytest.raises(ZeroDivisionError), ResultsFile.create(path, force=True):
+        raise ZeroDivisionError  # as where the model cannot be loaded
+    assert path.read_bytes() == before
+    ResultsFile.create(path, force=True).close()
+    assert path.read_bytes() == before
+    with ResultsFile.create(path, force=True) as file:
+        assert not file.done
+        file.append(answered(REQUESTS[2]))
+        assert ids(path) == ["c.png"]
+        with pytest.raises(InputError, match="another run"):
+            resume(path)
+        file.append(answered(REQUESTS[0]))
+    assert ids(path) == ["c.png", "a.png"]
+
+
+def cut(path: Path) -> None:
+    os.truncate(path, 5)
+
+
+def lengthen(path: Path) -> None:
+    path.write_bytes(path.read_bytes() + b"a note\n")
+
+
+@pytest.mark.parametrize("harm", [Path.unlink, lambda path: shutil.rmtree(path.parent), cut, lengthen])
+def test_an_output_that_vanishes_or_is_changed_is_written_again(path: Path, harm: Callable[[Path], None]) -> None:
+    folder = path.parent / "folder"
+    folder.mkdir()
+    path = path.rename(folder / path.name)
+    with resume(path) as file:
+        harm(path)
+        file.append(answered(REQUESTS[2]))
+        assert ids(path) == ["a.png", "b.png", "c.png"]
+        with pytest.raises(InputError, match="another run"):
+            resume(path)
+        harm(path)
+    assert ids(path) == ["a.png", "b.png", "c.png"]
+
+
+def test_records_are_saved_beside_a_file_that_took_the_place_of_theirs(path: Path) -> None:
+    with resume(path) as file:
+        path.unlink()
+        path.write_text("mine")
+        with pytest.raises(InputError, match="replaced by another file") as caught:
+            file.append(answered(REQUESTS[2]))
+    assert path.read_text() == "mine"
+    (saved,) = set(path.parent.iterdir()) - {path}
+    assert ids(saved) == ["a.png", "b.png", "c.png"]
+    assert str(saved) in str(caught.value)
