@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -68,8 +67,13 @@ class Files:
 
 
 def image_cache() -> Path:
-    """Where images of parquet files are kept, unless the user names a place."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pixtral" / "eval"
+    """Where images of parquet files are kept, unless the user names a place. Raises InputError."""
+    from pixtral_runtime.errors import InputError
+    from pixtral_runtime.files import cache_folder
+
+    if (folder := cache_folder()) is None:
+        raise InputError("this user has no home folder to keep images in", "--cache FOLDER")
+    return folder / "eval"
 
 
 def judge_options(task: Task, url: str | None, model: str, save: Path | None) -> JudgeOptions | None:

@@ -21,6 +21,7 @@ from pixtral_engines.profiles import Profile, Shapes, ranges, read_profiles
 from pixtral_engines.targets import Target, parse_targets, refuse_types
 from pixtral_runtime.backends.trt_package import import_tensorrt, log_of, version_of
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, open_engines, source_of, with_engines
+from pixtral_runtime.bundle.integrity import unchanged
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle, writing
 from pixtral_runtime.bundle.onnx_weights import weight_bytes
 from pixtral_runtime.bundle.spec import GRAPHS
@@ -125,8 +126,9 @@ def build_targets(bundle: Bundle, plans: Sequence[BuildPlan], settings: BuildSet
         if now.fingerprint != bundle.fingerprint:
             raise EngineError(f"{bundle.path} was exported anew meanwhile", "build again")
         bundle = replace(bundle, engines=now.engines)
-        for plan in plans:
-            bundle = build(bundle, plan, settings, progress)
+        with unchanged(bundle):
+            for plan in plans:
+                bundle = build(bundle, plan, settings, progress)
     return bundle
 
 

@@ -21,6 +21,7 @@ from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import lower, parse_graph
 from pixtral_runtime.backends.ort_session import ort_errors, refuse_missing_kernels
 from pixtral_runtime.backends.session import Array
+from pixtral_runtime.bundle.integrity import unchanged
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.compare.parity import DECODE_STEPS, TensorCheck, prompt_cases, relative_error, vision_cases
@@ -68,10 +69,11 @@ class NetworkCheck:
         self.tolerance = ROUNDED_TOLERANCE if is_rounded else NETWORK_TOLERANCE[bundle.dtype]
         self._reference: dict[str, Any] = {}
         self._network: dict[str, Interpreter] = {}
-        for graph in GRAPHS:
-            self._reference[graph] = _session(bundle.graph_path(graph))
-            parsed = parse_graph(bundle, graph, package, self.rows, compat=compat)
-            self._network[graph] = Interpreter(parsed.network, package, keep=parsed, cache_constants=True)
+        with unchanged(bundle):
+            for graph in GRAPHS:
+                self._reference[graph] = _session(bundle.graph_path(graph))
+                parsed = parse_graph(bundle, graph, package, self.rows, compat=compat)
+                self._network[graph] = Interpreter(parsed.network, package, keep=parsed, cache_constants=True)
 
     def run(self) -> Iterator[TensorCheck]:
         """Compare every output of every call of the sweep."""

@@ -62,6 +62,7 @@ def export(
 
     with filling(target, force, is_resumable) as folder:
         shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
+        tokenizer = FileEntry((folder / TOKENIZER).stat().st_size, sha256_of_file(folder / TOKENIZER))
         unfinished = Bundle(
             path=folder,
             model=checkpoint.config,
@@ -69,7 +70,7 @@ def export(
             precision=recipe.name,
             limits=plan.limits,
             opset=plan.settings.opset,
-            files={},
+            files={TOKENIZER: tokenizer},
             kv_cache=recipe.kv_cache,
             tools={name: importlib.metadata.version(name) for name in TOOLS},
         )
@@ -98,7 +99,7 @@ def export(
             files[f"{graph}.onnx"] = _write_graph(graph, checkpoint, plan, journal, folder)
         progress("tracing graphs", len(GRAPHS), len(GRAPHS))
         files[WEIGHTS] = weights
-        files[TOKENIZER] = FileEntry((folder / TOKENIZER).stat().st_size, sha256_of_file(folder / TOKENIZER))
+        files[TOKENIZER] = tokenizer
         shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         bundle = replace(unfinished, files=files, quantization=_quantization(plan, journal, notes, fitted))
         bundle.write()

@@ -18,8 +18,9 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show a bundle's model, limits, tensors and files."""
-    from pixtral_runtime.bundle.engine_list import listed_engines
-    from pixtral_runtime.bundle.manifest import open_bundle, verify_bundle
+    from pixtral_runtime.bundle.engine_list import listed_engines, verify_engines
+    from pixtral_runtime.bundle.integrity import verify_bundle
+    from pixtral_runtime.bundle.manifest import open_bundle
     from pixtral_runtime.bundle.spec import GRAPHS
 
     opened = open_bundle(bundle)
@@ -27,6 +28,8 @@ def inspect(
         with output.progress() as bars:
             for done, _ in enumerate(verify_bundle(opened), start=1):
                 bars.stage("verifying files", done, len(opened.files))
+            for target in opened.engines:
+                verify_engines(opened, listed_engines(opened, target))
     summary: dict[str, Any] = {
         "bundle": str(opened.path),
         "fingerprint": opened.fingerprint,

@@ -191,3 +191,11 @@ def sha256_of_file(path: Path) -> str:
         while block := file.read(HASH_BLOCK_BYTES):
             digest.update(block)
     return digest.hexdigest()
+
+
+def cache_folder() -> Path | None:
+    """Where this user's programs keep what can be made again; None where the user has no home."""
+    try:
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "pixtral"
+    except RuntimeError:
+        return None

@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
+from helpers.bundles import seal_again
 from helpers.tiny import tiny_config, write_checkpoint
 from pixtral_cli.main import app
 from pixtral_runtime import load
@@ -86,8 +87,7 @@ def test_export_names_what_is_valid(checkpoint: Path, tmp_path: Path, arguments:
 
 def test_inspect_names_engines_that_are_listed_wrongly(bundle: Path, tmp_path: Path) -> None:
     copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
-    manifest = json.loads((copy / "bundle.json").read_text())
-    (copy / "bundle.json").write_text(json.dumps(manifest | {"engines": {"rtx:sm89": {"graphs": 5}}}))
+    seal_again(copy, engines={"rtx:sm89": {"graphs": 5}})
     shown = invoke("inspect", copy)
     assert (shown.exit_code, "engines for rtx:sm89 cannot be read" in shown.stderr) == (3, True)
 

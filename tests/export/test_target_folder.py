@@ -12,7 +12,8 @@ from helpers.bundles import export_tiny
 from pixtral_export import target_folder
 from pixtral_export.target_folder import check_target, filling
 from pixtral_runtime.bundle import manifest
-from pixtral_runtime.bundle.manifest import MANIFEST, PARTIAL, open_bundle, verify_bundle, writing
+from pixtral_runtime.bundle.integrity import verify_bundle
+from pixtral_runtime.bundle.manifest import MANIFEST, PARTIAL, open_bundle, writing
 from pixtral_runtime.errors import InputError
 
 

@@ -8,16 +8,19 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import json
 import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from helpers.places import DEMO, MADE
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.export import export
 from pixtral_export.plan import ExportSettings, plan_export
-from pixtral_runtime.bundle.manifest import Bundle, open_bundle
+from pixtral_runtime.bundle.manifest import MANIFEST, SEAL, Bundle, open_bundle, seal
+from pixtral_runtime.files import sha256_of_file
 
 CONTEXT = 1024
 
@@ -48,3 +51,13 @@ def _export(checkpoint: Path, target: Path, settings: ExportSettings, *, force: 
 def export_tiny(checkpoint: Path, target: Path, *, dtype: str = "float16", force: bool = False) -> Path:
     """The folder of an unquantized bundle."""
     return exported(checkpoint, target, ExportSettings(dtype=dtype), force=force).path
+
+
+def seal_again(folder: Path, **changes: Any) -> None:
+    """Make a bundle whose files or manifest a test has changed one that an export might have written."""
+    manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8")) | changes
+    del manifest[SEAL]
+    for name in manifest["files"]:
+        path = folder / name
+        manifest["files"][name] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+    (folder / MANIFEST).write_text(json.dumps(manifest | {SEAL: seal(manifest)}), encoding="utf-8")

@@ -23,7 +23,8 @@ from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
 from pixtral_runtime.backends.session import Sessions
 from pixtral_runtime.backends.trt_package import Flavor, import_tensorrt, version_of
 from pixtral_runtime.backends.trt_session import TrtSettings, open_sessions
-from pixtral_runtime.bundle.engine_list import open_engines
+from pixtral_runtime.bundle.engine_list import open_engines, unchanged_engines
+from pixtral_runtime.bundle.integrity import unchanged
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import Option, PixtralError, SettingError
@@ -78,7 +79,8 @@ def open_backend(
                 return _open_cuda(bundle, gpu, slots, reason)
             except PixtralError as error:
                 reason += f"; ort-cuda: {error}"
-    sessions = Sessions(*(OrtSession(bundle, graph, OrtSettings(threads)) for graph in GRAPHS))
+    with unchanged(bundle):
+        sessions = Sessions(*(OrtSession(bundle, graph, OrtSettings(threads)) for graph in GRAPHS))
     return Opened(sessions, "ort-cpu", reason)
 
 
@@ -88,7 +90,9 @@ def _open_cuda(bundle: Bundle, gpu: Callable[[], CudaDevice], slots: int | None,
     device = gpu()  # says best what is wrong with a driver
     load_libraries()
     settings = CudaSettings(many_slots=slots is None or slots > FEW_SLOTS)
-    return Opened(open_cuda_sessions(bundle, device, settings), "ort-cuda", reason)
+    with unchanged(bundle):
+        sessions = open_cuda_sessions(bundle, device, settings)
+    return Opened(sessions, "ort-cuda", reason)
 
 
 def _open_engines(bundle: Bundle, flavor: Flavor, gpu: Callable[[], CudaDevice]) -> Opened:
@@ -96,5 +100,6 @@ def _open_engines(bundle: Bundle, flavor: Flavor, gpu: Callable[[], CudaDevice])
     device = gpu()
     target = "trt" if flavor == "trt" else f"rtx:sm{device.capability}"
     engines = open_engines(bundle, target, version_of(trt))
-    sessions = open_sessions(trt, bundle, engines, device, TrtSettings(cuda_graphs=True))
+    with unchanged_engines(bundle, engines):
+        sessions = open_sessions(trt, bundle, engines, device, TrtSettings(cuda_graphs=True))
     return Opened(sessions, flavor, f"engines for {target} by {engines.tensorrt}")

@@ -11,7 +11,7 @@ from pixtral_runtime.batch.fit import choose_slots
 from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Record, Request, Settings
 from pixtral_runtime.bundle.manifest import open_bundle
-from pixtral_runtime.errors import HintWriter, python_hint
+from pixtral_runtime.errors import BundleError, HintWriter, python_hint
 from pixtral_runtime.generation.feature_cache import FeatureCache
 from pixtral_runtime.generation.json_schema import compile_schema
 from pixtral_runtime.generation.model import Model, load_bundle
@@ -47,6 +47,10 @@ class Worker:
     def __init__(self, bundle: Path, settings: Settings, options: WorkerOptions) -> None:
         self.settings, self._options = settings, options
         opened = open_bundle(bundle)
+        if opened.fingerprint != settings.bundle:  # replaced since, or another one on this machine
+            raise BundleError(
+                f"{bundle} is {opened.fingerprint}, and the job is for {settings.bundle}", "the same command again"
+            )
         preprocess = default_preprocess(
             opened, mode=settings.preprocess, max_side=settings.max_image_side, image_tokens=settings.image_tokens
         )

@@ -7,14 +7,16 @@ file that was written, is refused with the reason, never used silently.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from pixtral_runtime.bundle.manifest import WEIGHTS, Bundle
+from pixtral_runtime.bundle.integrity import check_file, unchanged_files
+from pixtral_runtime.bundle.manifest import WEIGHTS, Bundle, FileEntry
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import EngineError, OtherGpuError, StaleEngineError
-from pixtral_runtime.files import sha256_of_file
 from pixtral_runtime.json_data import from_json
 
 
@@ -71,7 +73,7 @@ def listed_engines(bundle: Bundle, target: str) -> EngineSet:
     except (TypeError, RecursionError) as error:
         raise EngineError(
             f"{bundle.path}: the list of engines for {target} cannot be read: {error}",
-            f"pixtral build {bundle.path} --target {target}",
+            _rebuild(bundle, target),
         ) from error
 
 
@@ -82,7 +84,7 @@ def open_engines(bundle: Bundle, target: str, tensorrt: str) -> EngineSet:
     something else or by another TensorRT, and EngineError where one is absent or was changed; all with the command
     that builds them.
     """
-    rebuild = f"pixtral build {bundle.path} --target {target}"
+    rebuild = _rebuild(bundle, target)
     if target not in bundle.engines:
         listed = ", ".join(bundle.engines) or "none"
         error = OtherGpuError if bundle.engines else EngineError
@@ -105,16 +107,25 @@ def open_engines(bundle: Bundle, target: str, tensorrt: str) -> EngineSet:
     return engines
 
 
+@contextmanager
+def unchanged_engines(bundle: Bundle, engines: EngineSet) -> Iterator[None]:
+    """Open engines within: their files are found right before, and the same after. Raises EngineError."""
+    with unchanged_files(bundle.path, _entries(engines), _rebuild(bundle, engines.target), EngineError):
+        yield
+
+
 def verify_engines(bundle: Bundle, engines: EngineSet) -> None:
     """Read every engine and compare its hash. Raises EngineError where one was changed."""
-    for engine in engines.graphs.values():
-        path, rebuild = bundle.path / engine.file, f"pixtral build {bundle.path} --target {engines.target}"
-        try:
-            seen = sha256_of_file(path)
-        except OSError as error:
-            raise EngineError(f"{path} cannot be read: {error.strerror}", rebuild) from error
-        if seen != engine.sha256:
-            raise EngineError(f"{path}: the file was changed", rebuild)
+    for name, entry in _entries(engines).items():
+        check_file(bundle.path / name, entry, _rebuild(bundle, engines.target), EngineError, trusting=False)
+
+
+def _entries(engines: EngineSet) -> dict[str, FileEntry]:
+    return {engine.file: FileEntry(engine.bytes, engine.sha256) for engine in engines.graphs.values()}
+
+
+def _rebuild(bundle: Bundle, target: str) -> str:
+    return f"pixtral build {bundle.path} --target {target}"
 
 
 def _damage(path: Path, engine: Engine) -> str:

@@ -5,7 +5,7 @@
     weights.bin     all tensors, each at a page boundary, shared by the graphs
     tekken.json     the tokenizer, with the image patch and side it was made for
 
-`open_bundle` checks presence and sizes (cheap, always); `verify_bundle` reads every byte.
+`open_bundle` checks what it says of itself, and presence and sizes of the files; their bytes are `integrity`'s matter.
 """
 
 from __future__ import annotations
@@ -16,19 +16,20 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.spec import ACTIVATION_DTYPES, GRAPHS, GraphSpec, graph_spec, kv_cache_bytes_per_token
 from pixtral_runtime.errors import BundleError, InputError, unwritable
-from pixtral_runtime.files import locked, sha256_of_file, sync, write_atomically
+from pixtral_runtime.files import locked, sync, write_atomically
 from pixtral_runtime.json_data import from_json
 
 BUNDLE_SCHEMA = 1
 MANIFEST = "bundle.json"
 WEIGHTS = "weights.bin"
 TOKENIZER = "tekken.json"
+SEAL = "sha256"  # of everything else in the manifest; bundles of the first exports have none
 LOCK = ".pixtral.lock"  # held by whoever writes the bundle
 PARTIAL = ".pixtral.partial"  # the folder in which it is made
 
@@ -71,7 +72,9 @@ class Bundle:
             return faults
         vision, decoder, limits = self.model.vision, self.model.decoder, self.limits
         longest = vision.max_grid * vision.patch_size
+        outside = [name for name in (*self.files, *_engine_files(self.engines)) if not is_inside(name)]
         right = {
+            f"{', '.join(map(repr, outside[:3]))} is no file in the bundle's folder": not outside,
             f"dtype is {self.dtype}, expected {' or '.join(ACTIVATION_DTYPES)}": self.dtype in ACTIVATION_DTYPES,
             f"kv_cache is {self.kv_cache}, expected int8 or null": self.kv_cache in (None, "int8"),
             f"max_context is {limits.max_context}, the model has 1 to {decoder.max_position}": (
@@ -118,7 +121,23 @@ class Bundle:
     def write(self) -> None:
         """Write `bundle.json`, the last step of making a bundle."""
         data = {key: value for key, value in asdict(self).items() if key != "path"}
+        data[SEAL] = seal(data)
         write_atomically(self.path / MANIFEST, (json.dumps(data, indent=2, sort_keys=True) + "\n").encode())
+
+
+def is_inside(name: str) -> bool:
+    """Whether a relative name leads to a place in its folder."""
+    path = PurePosixPath(name)
+    return bool(path.parts) and not path.is_absolute() and ".." not in path.parts and "\0" not in name
+
+
+def remake_hint(path: Path) -> str:
+    return f"pixtral export CHECKPOINT -o {path} --force"
+
+
+def seal(data: Mapping[str, Any]) -> str:
+    """A hash of all that a manifest says, however it is spelled."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _are_numbers(value: object, count: int) -> bool:
@@ -161,7 +180,7 @@ def move_up(folder: Path) -> None:
 def open_bundle(path: Path) -> Bundle:
     """Read a bundle's manifest and check that its files are there with the right size. Raises BundleError."""
     manifest = path / MANIFEST
-    remake = f"pixtral export CHECKPOINT -o {path} --force"
+    remake = remake_hint(path)
     if not os.path.isfile(manifest) and os.path.isfile(path / PARTIAL / MANIFEST):
         try:
             with writing(path):
@@ -178,6 +197,7 @@ def open_bundle(path: Path) -> Bundle:
             newer = isinstance(schema, int) and schema > BUNDLE_SCHEMA
             hint = "pip install --upgrade pixtral" if newer else remake
             raise BundleError(f"{manifest}: schema {schema}, this pixtral reads schema {BUNDLE_SCHEMA}", hint)
+        written = data.pop(SEAL, None)
         bundle = from_json(Bundle, data, path=path)
     except OSError as error:
         raise BundleError(f"{manifest} cannot be read: {error.strerror}", f"ls -ld {path}") from error
@@ -185,6 +205,8 @@ def open_bundle(path: Path) -> Bundle:
         raise BundleError(f"{manifest} cannot be read: {error}", remake) from error
     if faults := bundle.faults():
         raise BundleError(f"{manifest} cannot be right: {faults[0]}", remake)
+    if written not in (None, seal(data)):
+        raise BundleError(f"{manifest} was changed: it is not what was written", remake)
     for name in (*(f"{graph}.onnx" for graph in GRAPHS), WEIGHTS, TOKENIZER):
         if name not in bundle.files:
             raise BundleError(f"{manifest} does not list {name}", remake)
@@ -195,18 +217,3 @@ def open_bundle(path: Path) -> Bundle:
         if file.stat().st_size != entry.bytes:
             raise BundleError(f"{file}: {file.stat().st_size} bytes, expected {entry.bytes}", remake)
     return bundle
-
-
-def verify_bundle(bundle: Bundle) -> Iterator[str]:
-    """Read every file and compare its hash. Yields each name once it is found right; raises BundleError."""
-    for name, entry in bundle.files.items():
-        try:
-            seen = sha256_of_file(bundle.path / name)
-        except OSError as error:
-            raise BundleError(f"{bundle.path / name} cannot be read: {error.strerror}", "check the disk") from error
-        if seen != entry.sha256:
-            raise BundleError(
-                f"{bundle.path / name}: sha256 {seen[:16]}…, expected {entry.sha256[:16]}…: the file was changed",
-                f"pixtral export CHECKPOINT -o {bundle.path} --force",
-            )
-        yield name

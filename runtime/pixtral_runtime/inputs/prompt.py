@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.integrity import check_file
+from pixtral_runtime.bundle.manifest import TOKENIZER, Bundle, remake_hint
 from pixtral_runtime.errors import BundleError, ContextError, InputError, Option, RequestError
 from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.inputs.preprocess import Preprocess, token_count
@@ -70,6 +71,7 @@ class PromptBuilder:
         from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
         path = self.bundle.tokenizer_path
+        check_file(path, self.bundle.files[TOKENIZER], remake_hint(self.bundle.path), BundleError)
         try:
             tokenizer = MistralTokenizer.from_file(str(path))
         except Exception as error:  # it checks little, and fails in as many ways as there are wrong files

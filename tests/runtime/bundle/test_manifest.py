@@ -13,7 +13,8 @@ from helpers.tiny import edit_json, tiny_config, write_checkpoint
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.export import export
 from pixtral_export.plan import ExportSettings, plan_export
-from pixtral_runtime.bundle.manifest import open_bundle, verify_bundle
+from pixtral_runtime.bundle.integrity import verify_bundle
+from pixtral_runtime.bundle.manifest import open_bundle
 from pixtral_runtime.errors import BundleError, InputError, MachineError, PixtralError
 
 CONFIG = tiny_config()
