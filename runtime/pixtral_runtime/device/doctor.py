@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal
 
-from pixtral_runtime.device.memory import meminfo
+from pixtral_runtime.device.memory import available_memory_bytes, meminfo, memory_limits
 from pixtral_runtime.device.sysfs import SYSTEM, cpu_name, jetson_model
 from pixtral_runtime.version import __version__, distribution_version
 
@@ -165,11 +165,15 @@ def _cpu(root: Path) -> str:
 
 
 def _memory(root: Path) -> Finding:
-    sizes = meminfo(root)
-    if "MemAvailable" not in sizes:
+    available, total, limits = available_memory_bytes(root), meminfo(root).get("MemTotal"), memory_limits(root)
+    if available is None:
         return Finding("memory", "unknown")
-    text = f"{sizes['MemAvailable'] / 1e9:.1f} GB available of {sizes['MemTotal'] / 1e9:.1f} GB"
-    if sizes["MemAvailable"] < LOW_MEMORY_BYTES:
+    text = f"{available / 1e9:.1f} GB available"
+    if limits:
+        text += f" of the {limits[0].limit_bytes / 1e9:.1f} GB that this process's control group may have"
+    if total is not None:
+        text += f"{', on a machine with' if limits else ' of'} {total / 1e9:.1f} GB"
+    if available < LOW_MEMORY_BYTES:
         return Finding("memory", text, "warn", "ps aux --sort=-rss | head")
     return Finding("memory", text)
 
