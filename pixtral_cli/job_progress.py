@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
@@ -60,7 +60,7 @@ def _open_results(
 
 
 def answer_requests(
-    start: Callable[[Sequence[Request], Mapping[str, Record]], Job | RayJob],
+    start: Callable[[Sequence[Request], ResultsFile | None], Job | RayJob],
     asked: Sequence[Request],
     settings: Settings,
     path: Path | None,
@@ -72,8 +72,8 @@ def answer_requests(
 ) -> Tally:
     """Run a job: write each record to `path`, where there is one, and `tell` it as it comes.
 
-    `start` makes the job of the requests and of the records, by id, that `path` has already. The first Ctrl-C finishes
-    what runs; then, or at the second one, this raises KeyboardInterrupt.
+    `start` makes the job of the requests and of the file at `path`, which may have records already. The first Ctrl-C
+    finishes what runs; then, or at the second one, this raises KeyboardInterrupt.
     """
     from pixtral_runtime.batch.run import run_job
 
@@ -89,7 +89,7 @@ def answer_requests(
         bars.stage("requests", tally.done, len(asked), _rates(tally))
 
     with _open_results(path, asked, settings, resume=resume, force=force) as file:
-        job = start(asked, {} if file is None else file.done)
+        job = start(asked, file)
         bars.stage("requests", 0, len(asked))
         with _stopping(job) as stopped:
             tally = run_job(job, len(asked), file, show)

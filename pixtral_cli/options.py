@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,7 +12,8 @@ from pixtral_cli import output
 
 if TYPE_CHECKING:
     from pixtral_runtime.batch.job import Job
-    from pixtral_runtime.batch.records import Record, Request
+    from pixtral_runtime.batch.records import Request
+    from pixtral_runtime.batch.results_file import ResultsFile
     from pixtral_runtime.batch.worker import Worker
     from pixtral_runtime.generation.model import Model
     from pixtral_runtime.inputs.prompt import PromptBuilder
@@ -207,9 +208,9 @@ def open_model(prompts: PromptBuilder, backend: str, threads: int, slots: int = 
     return model
 
 
-def start_job(worker: Worker, requests: Sequence[Request], done: Mapping[str, Record]) -> Job:
-    """Load a worker's bundle for these requests, and say what runs it."""
-    job = worker.job(requests, done)
+def start_job(worker: Worker, requests: Sequence[Request], file: ResultsFile | None) -> Job:
+    """Load a worker's bundle for these requests but those that a file has, and say what runs it."""
+    job = worker.job(requests, {}) if file is None else worker.job(requests, file.done, file.under_way)
     say_backend(worker.model)
     return job
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -43,7 +43,8 @@ from pixtral_cli.options import (
 if TYPE_CHECKING:
     from pixtral_runtime.batch.job import Job
     from pixtral_runtime.batch.ray_job import RayJob
-    from pixtral_runtime.batch.records import Record, Request
+    from pixtral_runtime.batch.records import Request
+    from pixtral_runtime.batch.results_file import ResultsFile
 
 EPILOG = "Example: pixtral run bundle photos/ -p 'What is shown?' -o results.jsonl"
 QUESTION = "Describe this image in one short sentence."
@@ -152,11 +153,12 @@ def run(
     files.check(read)
     check_fit(worker.prompts, asked)
 
-    def start(requests: Sequence[Request], done: Mapping[str, Record]) -> Job | RayJob:
+    def start(requests: Sequence[Request], file: ResultsFile | None) -> Job | RayJob:
         if ray is None:
-            job = start_job(worker, requests, done)
+            job = start_job(worker, requests, file)
             warn_of_unused(context, worker.model.backend)
             return job
+        done = {} if file is None else file.done
         return RayJob(bundle, requests, settings, options, done, address=ray, workers=ray_workers)
 
     tell = tell_record if as_lines else tell_nothing if as_json else tell_answer

@@ -9,20 +9,22 @@ import hashlib
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixtral_runtime.batch.records import Record, Request, Settings, record_key, record_of
-from pixtral_runtime.errors import HintWriter, InputError, PixtralError, python_hint
+from pixtral_runtime.batch.under_way import MOST_DEATHS, UnderWay
+from pixtral_runtime.errors import HintWriter, InputError, PixtralError, RequestError, python_hint
 from pixtral_runtime.generation.generation import Generation, StageTimes
 from pixtral_runtime.generation.model import Model
 from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import Message
-from pixtral_runtime.inputs.image import decode_image
+from pixtral_runtime.inputs.image import BYTES_PER_PIXEL, decode_image, stored_size, too_little_memory
 from pixtral_runtime.inputs.image_files import read_image_file
 from pixtral_runtime.inputs.prompt import Prompt
 
@@ -42,6 +44,7 @@ class JobOptions:
     schema: JsonSchema | None = None
     features: FeatureCache | None = None
     done: Mapping[str, Record] = field(default_factory=dict)  # by id: records that need not be made again
+    under_way: UnderWay | None = None  # where requests are noted that are begun, and what earlier runs died of
     write_hint: HintWriter = python_hint  # of records without an answer
 
 
@@ -67,6 +70,7 @@ class Job:
     ) -> None:
         self._model, self._requests, self._settings, self._options = model, requests, settings, options
         self._stopped = threading.Event()
+        self._alone = threading.Lock()
         self.times = StageTimes()
         self.idle_s = 0.0
         self.kept = 0
@@ -83,35 +87,43 @@ class Job:
             self._model.bundle, self._model.runner, slots, drafts=options.drafts, features=options.features
         )
         self.times = scheduler.times
-        records: dict[Generation, Record] = {}
+        suspects = set() if options.under_way is None else options.under_way.suspects
+        alone = [[request] for request in self._requests if request.id in suspects]
+        others = [request for request in self._requests if request.id not in suspects]
         with ThreadPoolExecutor(READER_THREADS, "images") as pool:
-            try:
-                requests = iter(self._requests)
-                loading: deque[Future[_Loaded]] = deque()
-                while True:
-                    if self._stopped.is_set():
-                        _cancel(loading)
-                        scheduler.cancel()
+            for requests in (*alone, others):
+                yield from self._work(requests, scheduler, pool)
+
+    def _work(self, asked: Iterable[Request], scheduler: Scheduler, pool: ThreadPoolExecutor) -> Iterator[Record]:
+        """Work off some requests, until nothing of them is under way."""
+        records: dict[Generation, Record] = {}
+        loading: deque[Future[_Loaded]] = deque()
+        requests = iter(asked)
+        try:
+            while True:
+                if self._stopped.is_set():
+                    _cancel(loading)
+                    scheduler.cancel()
+                else:
+                    ahead = max(0, 2 * scheduler.slots + READER_THREADS - len(loading))  # slots may become fewer
+                    loading += [pool.submit(self._load, request) for request in islice(requests, ahead)]
+                if not loading and not scheduler.busy:
+                    return
+                while loading and scheduler.waiting < scheduler.slots:
+                    if scheduler.busy and not loading[0].done():
+                        break
+                    loaded = self._wait_for(loading.popleft())
+                    if loaded.known:
+                        self.kept += 1
+                    elif (generation := self._generation(loaded, scheduler)) is None:
+                        yield loaded.record
                     else:
-                        ahead = max(0, 2 * scheduler.slots + READER_THREADS - len(loading))  # slots may become fewer
-                        loading += [pool.submit(self._load, request) for request in islice(requests, ahead)]
-                    if not loading and not scheduler.busy:
-                        return
-                    while loading and scheduler.waiting < scheduler.slots:
-                        if scheduler.busy and not loading[0].done():
-                            break
-                        loaded = self._wait_for(loading.popleft())
-                        if loaded.known:
-                            self.kept += 1
-                        elif (generation := self._generation(loaded, scheduler)) is None:
-                            yield loaded.record
-                        else:
-                            records[generation] = loaded.record
-                    if scheduler.busy:
-                        for generation in scheduler.step():
-                            yield self._finish(records.pop(generation), generation)
-            finally:
-                _cancel(loading)
+                        records[generation] = loaded.record
+                if scheduler.busy:
+                    for generation in scheduler.step():
+                        yield self._finish(records.pop(generation), generation)
+        finally:
+            _cancel(loading)
 
     def _wait_for(self, loading: Future[_Loaded]) -> _Loaded:
         started = time.perf_counter()
@@ -123,7 +135,9 @@ class Job:
     def _load(self, request: Request) -> _Loaded:
         """In a thread: from files to a prompt."""
         record = record_of(request, self._settings)
-        before = self._options.done.get(request.id)
+        before, under_way = self._options.done.get(request.id), self._options.under_way
+        if under_way is not None:
+            under_way.begin(request.id)
         try:
             started = time.perf_counter()
             files = []
@@ -133,25 +147,44 @@ class Job:
             record.key = record_key(record.asked, [str(image.sha256) for image in record.images])
             if before is not None and before.key == record.key:
                 return _Loaded(request, record, known=True)
-            pictures = []
-            for image, data in zip(record.images, files, strict=True):
-                pictures.append(decode_image(data, image.path, apply_exif=self._settings.exif).pixels)
-                image.width, image.height = pictures[-1].size
-            record.times_ms["image"] = _ms_since(started)
-            started = time.perf_counter()
-            left = iter(pictures)
-            messages = [
-                Message(m.role, tuple(part if isinstance(part, str) else next(left) for part in m.content))
-                for m in request.messages
-            ]
-            prompt = self._model.prompts.build(messages)
-            _ = prompt.row_keys  # hashed here, where there is time
-            record.image_tokens, record.prompt_tokens = prompt.image_tokens, len(prompt.token_ids)
-            record.times_ms["preprocess"] = _ms_since(started)
+            if under_way is not None and request.id in under_way.accused:
+                raise RequestError(
+                    f"pixtral died {MOST_DEATHS} times while it worked on this, the last time on nothing else",
+                    "a smaller picture or a shorter prompt",
+                    "delete its line from the results, and resume on a machine with more memory",
+                )
+            with self._within_memory(files):
+                prompt = self._prompt(request, record, files, started)
         except InputError as error:
             self._fail(record, error)
             return _Loaded(request, record, known=before is not None and before.key == record.key)
         return _Loaded(request, record, prompt)
+
+    @contextmanager
+    def _within_memory(self, files: Sequence[bytes]) -> Iterator[None]:
+        """Pictures are decoded beside those of other threads only where memory holds all of them."""
+        sizes = [size for data in files if (size := stored_size(data)) is not None]
+        needed_bytes = READER_THREADS * BYTES_PER_PIXEL * sum(width * height for width, height in sizes)
+        with nullcontext() if too_little_memory(needed_bytes) is None else self._alone:
+            yield
+
+    def _prompt(self, request: Request, record: Record, files: Sequence[bytes], started: float) -> Prompt:
+        pictures = []
+        for image, data in zip(record.images, files, strict=True):
+            pictures.append(decode_image(data, image.path, apply_exif=self._settings.exif).pixels)
+            image.width, image.height = pictures[-1].size
+        record.times_ms["image"] = _ms_since(started)
+        started = time.perf_counter()
+        left = iter(pictures)
+        messages = [
+            Message(m.role, tuple(part if isinstance(part, str) else next(left) for part in m.content))
+            for m in request.messages
+        ]
+        prompt = self._model.prompts.build(messages)
+        _ = prompt.row_keys  # hashed here, where there is time
+        record.image_tokens, record.prompt_tokens = prompt.image_tokens, len(prompt.token_ids)
+        record.times_ms["preprocess"] = _ms_since(started)
+        return prompt
 
     def _generation(self, loaded: _Loaded, scheduler: Scheduler) -> Generation | None:
         """Hand a prompt to the scheduler; None where there is none or it does not fit, as the record then says."""

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import Any
 
 from pixtral_runtime.batch.records import Record, Request, Settings
+from pixtral_runtime.batch.under_way import UnderWay
 from pixtral_runtime.errors import InputError, Option, unwritable
 from pixtral_runtime.files import lock, open_locked, replacing
 
@@ -54,6 +55,7 @@ class ResultsFile:
         self._bytes = os.fstat(file.fileno()).st_size
         self._synced_s = time.monotonic()
         self._superseded = 0
+        self.under_way = UnderWay(path)
 
     @classmethod
     def create(cls, path: Path, force: bool = False) -> ResultsFile:
@@ -70,7 +72,9 @@ class ResultsFile:
                 contents = read_results(path)
                 _check_same_job(path, contents.records, requests, settings)
                 if contents.is_clean:
-                    return cls(path, file, contents.records)
+                    opened = cls(path, file, contents.records)
+                    opened.under_way.remember(contents.records)
+                    return opened
                 write_records(path, contents.records.values())
             except BaseException:
                 file.close()
@@ -107,6 +111,7 @@ class ResultsFile:
 
     def close(self) -> None:
         """Bring everything to the disk, drop superseded lines and unlock. Closing again does nothing."""
+        self.under_way.close()
         if self._file.closed:
             return
         with self._file:

@@ -73,6 +73,8 @@ def run_job(
     """
     tally = Tally(requests)
     started = time.monotonic()
+    if file is not None:
+        file.under_way.open()
     for record in job.records():
         if file is not None:
             file.append(record)

@@ -10,6 +10,7 @@ from pathlib import Path
 from pixtral_runtime.batch.fit import choose_slots
 from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Record, Request, Settings
+from pixtral_runtime.batch.under_way import UnderWay
 from pixtral_runtime.bundle.manifest import open_bundle
 from pixtral_runtime.errors import BundleError, HintWriter, python_hint
 from pixtral_runtime.generation.feature_cache import FeatureCache
@@ -68,7 +69,7 @@ class Worker:
         bundle, slots = self.prompts.bundle, options.batch
         return load_bundle(bundle, self.prompts, threads=options.threads, backend=options.backend, slots=slots)
 
-    def job(self, requests: Sequence[Request], done: Mapping[str, Record]) -> Job:
+    def job(self, requests: Sequence[Request], done: Mapping[str, Record], under_way: UnderWay | None = None) -> Job:
         """A job of these requests; those whose record in `done`, by id, still holds are left out."""
         options = self._options
         slots = choose_slots(self.model, requests, options.batch, options.memory_bytes)
@@ -76,5 +77,5 @@ class Worker:
             self.model,
             requests,
             self.settings,
-            JobOptions(slots, options.drafts, self._schema, self._features, done, options.write_hint),
+            JobOptions(slots, options.drafts, self._schema, self._features, done, under_way, options.write_hint),
         )

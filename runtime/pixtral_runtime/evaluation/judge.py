@@ -20,7 +20,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from pixtral_runtime.errors import InputError, Option, SettingError, extra_missing, unwritable
+from pixtral_runtime.errors import ImageError, InputError, Option, SettingError, extra_missing, unwritable
 from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example
 from pixtral_runtime.files import open_locked
@@ -168,8 +168,8 @@ def _rate(client: Any, example: Example, answer: str, options: JudgeOptions, kep
 
     try:
         messages = judge_messages(example, answer)
-    except OSError as error:
-        return Rating(example.id, "", error=f"{error.filename} cannot be read: {error.strerror}")
+    except ImageError as error:
+        return Rating(example.id, "", error=str(error))
     key = hashlib.sha256(json.dumps([options.model, messages]).encode()).hexdigest()[:16]
     before = kept.get(example.id)
     if before is not None and before.key == key and before.rating is not None:

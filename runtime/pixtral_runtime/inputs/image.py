@@ -11,8 +11,9 @@ Rules, and why:
 - EXIF orientation is applied by default, because users judge what they see; mistral_common itself ignores it. Pillow
   turns TIFFs upright on its own, so these are always upright and report orientation 1.
 - Only `IMAGE_FORMATS` are tried. Pillow's other readers are rare, and some start programs (EPS runs Ghostscript).
-- A picture larger than `max_pixels` is refused by its header, before any pixel is decoded. Pillow has a limit of its
-  own, twice `Image.MAX_IMAGE_PIXELS`; raising `max_pixels` beyond it changes nothing.
+- A picture larger than `max_pixels`, or than the memory that is left can take, is refused by its header, before any
+  pixel is decoded: a file of some kilobytes may say that it has millions. Pillow has a limit of its own, twice
+  `Image.MAX_IMAGE_PIXELS`; raising `max_pixels` beyond it changes nothing.
 
 `decode_image` may run in many threads at once and changes no setting of Pillow. Importing this module silences two
 kinds of warnings raised inside Pillow: doubtful metadata, and pictures that are large but within the limit. It is done
@@ -34,10 +35,15 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
+from pixtral_runtime.device.memory import available_memory_bytes
 from pixtral_runtime.errors import ImageError
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB bytes, Pillow's own mark for doubt; resizing such a picture peaks near 2.1 GB
+BYTES_PER_PIXEL = 32  # while a picture is decoded and scaled; seen from 21 (grey) to 29 (with transparency)
+NOTICED_BYTES = 1 << 27  # up to here memory is not asked about
+SHARE_OF_MEMORY = 0.8  # of what is left; the rest is for everybody else
+SMALLER = "a smaller copy of the picture"
 GREY_DEPTHS_BITS = (8, 10, 12, 14, 16)  # bits of usual sensors and scanners
 
 _TIFF_PHOTOMETRIC = 262
@@ -99,6 +105,8 @@ def decode_image(data: bytes, name: str, *, apply_exif: bool = True, max_pixels:
         raise _unidentified(data, name) from error
     except Image.DecompressionBombError as error:
         raise _too_large(name, str(error)) from error
+    except MemoryError as error:
+        raise ImageError(f"{name}: too little memory to decode it", SMALLER, "more memory") from error
     except _DECODER_ERRORS as error:
         raise _damaged(name, _claimed_format(data), str(error) or type(error).__name__) from error
     orientation = _orientation(image)
@@ -107,10 +115,28 @@ def decode_image(data: bytes, name: str, *, apply_exif: bool = True, max_pixels:
     return DecodedImage(rgb, image.format or "", _count_frames(image), orientation)
 
 
-def stored_size(path: Path) -> tuple[int, int] | None:
+def too_little_memory(needed_bytes: int) -> int | None:
+    """What is left of memory where it does not hold so much with a margin; None where it does, or nobody knows."""
+    left = available_memory_bytes() if needed_bytes > NOTICED_BYTES else None
+    return left if left is not None and needed_bytes > SHARE_OF_MEMORY * left else None
+
+
+def refuse_beyond_memory(needed_bytes: int, what: str) -> None:
+    """Raise ImageError where the memory that is left does not hold so much of a picture."""
+    if (left := too_little_memory(needed_bytes)) is not None:
+        raise ImageError(
+            f"{what}: some {needed_bytes / 1e9:.1f} GB to read it, and {left / 1e9:.1f} GB of memory are left",
+            SMALLER,
+            "more memory",
+        )
+
+
+def stored_size(source: Path | bytes) -> tuple[int, int] | None:
     """(width, height) in pixels from a file's header, before any EXIF rotation; None where it cannot be read."""
     try:
-        with Image.open(path, formats=IMAGE_FORMATS) as image:
+        if isinstance(source, Path) and not source.is_file():  # a pipe would be waited for
+            return None
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS) as image:
             return image.size
     except (*_DECODER_ERRORS, Image.DecompressionBombError):
         return None
@@ -171,6 +197,7 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
     width, height = size
     if width * height > max_pixels:
         raise _too_large(name, f"{width} x {height} = {width * height:,} pixels, the limit is {max_pixels:,}")
+    refuse_beyond_memory(BYTES_PER_PIXEL * width * height, f"{name}: {width} x {height} pixels")
     if width * height == 0:
         raise ImageError(f"{name}: a picture of {width} x {height} has no pixels", "export it again")
 

@@ -21,7 +21,7 @@ from PIL import Image
 
 from pixtral_runtime.errors import ImageError, InputError, Option
 from pixtral_runtime.inputs.conversation import Message
-from pixtral_runtime.inputs.image import decode_image
+from pixtral_runtime.inputs.image import MAX_PIXELS, SMALLER, decode_image, refuse_beyond_memory
 
 IMAGE_SUFFIXES = frozenset({
     ".apng", ".avif", ".avifs", ".bmp", ".dib", ".gif", ".heic", ".heif", ".icb", ".ico", ".j2c", ".j2k", ".jfif",
@@ -31,6 +31,7 @@ IMAGE_SUFFIXES = frozenset({
 """What counts as an image inside a folder. A file named by the user is tried whatever its suffix."""
 RESOURCE_FORK = b"\x00\x05\x16\x07"  # what macOS puts beside a file, as `._NAME`, on disks of other systems
 SHOWN_CHARACTERS = 80  # of a path that is none
+LARGEST_FILE_BYTES = 4 * 4 * MAX_PIXELS  # four channels of 32 bits, uncompressed
 
 ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 Note = Callable[[str], None]
@@ -182,9 +183,16 @@ def with_pictures(messages: Sequence[Message]) -> list[Message]:
 
 
 def read_image_file(path: Path) -> bytes:
-    """A file's bytes. Raises ImageError."""
+    """A file's bytes. Raises ImageError, for pipes, devices, and more than memory should hold as well."""
     try:
-        return path.read_bytes()
+        with open(path, "rb", opener=_open_at_once) as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise ImageError(f"{path}: it is a pipe or a device", "save the picture to a file")
+            if status.st_size > LARGEST_FILE_BYTES:
+                raise ImageError(f"{path}: {status.st_size:,} bytes, expected {LARGEST_FILE_BYTES:,} at most", SMALLER)
+            refuse_beyond_memory(status.st_size, str(path))
+            return file.read(LARGEST_FILE_BYTES)
     except IsADirectoryError as error:
         reason = "it is a folder" if os.access(path, os.R_OK | os.X_OK) else "a folder that cannot be listed"
         raise ImageError(f"{path}: {reason}", "check the path and its permissions") from error
@@ -195,6 +203,11 @@ def read_image_file(path: Path) -> bytes:
         ) from error
     except ValueError as error:  # a zero byte
         raise ImageError(f"{_short(path)}: {error}", "check the path") from error
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    """A pipe without a writer would be waited for."""
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _short(path: Path) -> str:

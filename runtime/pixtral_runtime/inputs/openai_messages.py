@@ -19,6 +19,7 @@ from PIL import Image
 
 from pixtral_runtime.errors import RequestError
 from pixtral_runtime.inputs.conversation import Message, Role
+from pixtral_runtime.inputs.image_files import read_image_file
 
 T = TypeVar("T")
 ROLES: tuple[Role, ...] = get_args(Role)
@@ -117,8 +118,8 @@ def shown(value: object) -> str:
 
 
 def data_uri(path: Path) -> str:
-    """The bytes of an image file as they are, as a data: URI. Raises OSError."""
-    data = path.read_bytes()
+    """The bytes of an image file as they are, as a data: URI. Raises ImageError."""
+    data = read_image_file(path)
     try:
         with Image.open(io.BytesIO(data)) as picture:
             kind = Image.MIME.get(picture.format or "", "image/png")

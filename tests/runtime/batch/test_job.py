@@ -19,6 +19,7 @@ from pixtral_runtime import Message, Model, load
 from pixtral_runtime.batch.fit import MOST_DEVICE_SLOTS, MOST_SLOTS, SHARE_FOR_CACHES, check_fit, choose_slots
 from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Record, Request, Settings
+from pixtral_runtime.batch.under_way import UnderWay
 from pixtral_runtime.errors import InputError, MachineError, Option
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image import decode_image
@@ -243,3 +244,41 @@ def test_a_record_has_the_hint_as_its_face_writes_options(model: Model) -> None:
     )
     assert "image_tokens=N" in plain and "--" not in plain.partition(";")[0]
     assert "--image-tokens N" in typed
+
+
+def test_suspects_are_done_alone_and_the_accused_are_not_tried(model: Model, tmp_path: Path) -> None:
+    paths = [tmp_path / f"{name}.png" for name in "abcdef"]
+    for path in paths:
+        Image.new("RGB", (40, 20)).save(path)
+    under_way = UnderWay(tmp_path / "results.jsonl")
+    under_way._deaths = {str(paths[2]): 2, str(paths[4]): 1, str(paths[5]): 1}
+    begun: list[str] = []
+    under_way.begin = begun.append  # type: ignore[assignment, method-assign]
+    job, ended = Job(model, asked(paths), settings(model), JobOptions(slots=4, under_way=under_way)), list[str]()
+    for record in job.records():
+        ended.append(record.id)
+        if record.id in under_way.suspects:
+            assert begun == ended  # nothing else was begun
+        is_accused = record.id == str(paths[2])
+        assert (record.answer is None) == is_accused
+        assert ("died 2 times" in (record.error or "")) == is_accused
+        assert record.key
+    assert ended[:2] == [str(paths[4]), str(paths[5])]
+    assert sorted(ended) == sorted(map(str, paths))
+
+
+@pytest.mark.parametrize("is_tight", [True, False])
+def test_pictures_are_decoded_one_by_one_where_memory_does_not_hold_two(
+    model: Model, pictures: list[Path], monkeypatch: pytest.MonkeyPatch, is_tight: bool
+) -> None:
+    job = Job(model, asked([pictures[0], pictures[2]]), settings(model))
+    seen = []
+
+    def decode(data: bytes, name: str, *, apply_exif: bool) -> object:
+        seen.append(job._alone.locked())
+        return decode_image(data, name, apply_exif=apply_exif)
+
+    monkeypatch.setattr("pixtral_runtime.batch.job.decode_image", decode)
+    monkeypatch.setattr("pixtral_runtime.batch.job.too_little_memory", lambda _: 1 if is_tight else None)
+    assert all(record.answer for record in job.records())
+    assert seen == [is_tight] * 2
