@@ -26,6 +26,7 @@ class JobFiles:
     report: Path | None
     resume: bool
     force: bool
+    formulas: bool = False
 
     @property
     def table(self) -> Path | None:

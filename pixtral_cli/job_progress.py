@@ -112,7 +112,7 @@ def finish(
 
     records = tally.in_order(asked)
     if files.table is not None and files.table_format is not None:
-        write_table(records, files.table, files.table_format)
+        write_table(records, files.table, files.table_format, formulas=files.formulas)
     summary = tally.summary(records) | {"output": None if files.results is None else str(files.results)}
     if files.report is not None:
         write_report(records, files.report, title=title, summary=summary)

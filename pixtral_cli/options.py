@@ -96,6 +96,9 @@ DeviceOption = Annotated[
     int | None,
     typer.Option(min=0, callback=use_gpu, help="The GPU to use, numbered as nvidia-smi -L does. Default: the first."),
 ]
+FormulasOption = Annotated[
+    bool, typer.Option("--formulas", help="Leave CSV cells that a spreadsheet would compute as they are.")
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON document.")]
 
 

@@ -9,12 +9,13 @@ from typing import Annotated
 import typer
 
 from pixtral_cli import output
-from pixtral_cli.options import JsonOption, output_file
+from pixtral_cli.options import FormulasOption, JsonOption, output_file, refuse_unused
 
 EPILOG = "Example: pixtral merge part-1.jsonl part-2.jsonl -o results.csv"
 
 
 def merge(
+    context: typer.Context,
     results: Annotated[list[Path], typer.Argument(help="Results files of one job, written by 'pixtral run -o'.")],
     target: Annotated[
         Path, typer.Option("-o", "--output", parser=output_file, metavar="PATH", help="The file to write.")
@@ -22,6 +23,7 @@ def merge(
     format: Annotated[
         str | None, typer.Option(help="jsonl, csv or parquet.", show_default="as the output's name ends, or jsonl")
     ] = None,
+    formulas: FormulasOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output file.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -33,7 +35,9 @@ def merge(
     from pixtral_runtime.batch.tables import table_format
 
     written = table_format(target, format)
-    summary = merge_results(results, target, force, written)
+    if written != "csv":
+        refuse_unused(context, ("formulas",), "without --format csv", "--format csv")
+    summary = merge_results(results, target, force, written, formulas=formulas)
     for name, lines in summary.torn.items():
         output.warn(f"{name}: {lines} unfinished at its end left out; its run was stopped, or still goes on")
     if as_json:

@@ -20,6 +20,7 @@ from pixtral_cli.options import (
     DraftsOption,
     EmbeddingCacheOption,
     ExifOption,
+    FormulasOption,
     ImageTokensOption,
     JsonOption,
     MaxImageSideOption,
@@ -78,6 +79,7 @@ def run(
     table: Annotated[
         str | None, typer.Option("--format", help="At the end, write a table beside the output: csv or parquet.")
     ] = None,
+    formulas: FormulasOption = False,
     report: Annotated[
         Path | None,
         typer.Option(parser=output_file, metavar="PATH", help="At the end, write a page with pictures and answers."),
@@ -133,6 +135,8 @@ def run(
         refuse_unused(context, ("force",), "without --output", "-o results.jsonl")
     if resume:
         refuse_unused(context, ("force",), "with --resume, which keeps the file")
+    if table != "csv":
+        refuse_unused(context, ("formulas",), "without --format csv", "--format csv")
     refuse_unused_by_backend(context, backend)
     schema = None if json_schema is None else read_text(json_schema, "--json-schema FILE.json")
     digest = None if schema is None else sha256(schema.encode()).hexdigest()
@@ -149,7 +153,7 @@ def run(
     read = [image for request in asked for image in request.images]
     read += [Path(text[1:]) for text in prompt or () if text.startswith("@")]
     read += [*worker.prompts.bundle.own_files, *(path for path in (requests, json_schema) if path)]
-    files = JobFiles(results, table, report, resume, force)
+    files = JobFiles(results, table, report, resume, force, formulas)
     files.check(read)
     check_fit(worker.prompts, asked)
 

@@ -26,8 +26,10 @@ class MergeSummary:
     torn: dict[str, int]
 
 
-def merge_results(paths: Sequence[Path], target: Path, force: bool = False, format: str = "jsonl") -> MergeSummary:
-    """Join results files, such as those of shards, in the order given.
+def merge_results(
+    paths: Sequence[Path], target: Path, force: bool = False, format: str = "jsonl", *, formulas: bool = False
+) -> MergeSummary:
+    """Join results files, such as those of shards, in the order given; `formulas` as in `write_table`.
 
     An answer takes the place of an error for the same id. Raises InputError where the files were made under different
     settings, where two answers for one id differ, and where `target` exists, unless `force` says to replace it.
@@ -55,7 +57,7 @@ def merge_results(paths: Sequence[Path], target: Path, force: bool = False, form
             else:
                 duplicates += 1
     records = [record for record, _ in merged.values()]
-    write_table(records, target, format)
+    write_table(records, target, format, formulas=formulas)
     failed = sum(record.error is not None for record in records)
     return MergeSummary(len(paths), len(records), failed, duplicates, recovered, torn)
 

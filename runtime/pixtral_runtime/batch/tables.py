@@ -24,6 +24,7 @@ STAGE_COLUMNS = (
     "decode",
 )  # columns of a table even where no record has them
 COUNT_COLUMNS = ("images", "prompt_tokens", "image_tokens", "reused_tokens", "new_tokens")
+FORMULA_STARTS = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")  # noqa: RUF001 - as wide ones count too
 LARGEST_EXACT_INTEGER = 2**53  # 64-bit floats hold whole numbers below
 
 
@@ -41,11 +42,12 @@ def table_format(path: Path, wanted: str | None = None) -> str:
     return format
 
 
-def write_table(records: Iterable[Record], path: Path, format: str) -> None:
+def write_table(records: Iterable[Record], path: Path, format: str, *, formulas: bool = False) -> None:
     """Write records as a table with a row each, in their order; replaces the file whole. Raises as `table_format`.
 
     JSON objects that a schema made become columns of their own, `answer.NAME`. CSV is UTF-8 with a byte order mark, as
-    Excel wants it; cells are written as they are, so a spreadsheet may take one that begins with `=` for a formula.
+    Excel wants it. Its texts that a spreadsheet would compute get an apostrophe in front, unless `formulas` leaves them
+    as they are: a picture may have the model write what fetches an address, or runs a program.
     """
     table_format(path, format)
     if format == "jsonl":
@@ -53,18 +55,28 @@ def write_table(records: Iterable[Record], path: Path, format: str) -> None:
     columns = _columns(list(records))
     try:
         with replacing(path) as file:
-            (_write_csv if format == "csv" else _write_parquet)(columns, file)
+            if format == "csv":
+                _write_csv(columns, file, formulas)
+            else:
+                _write_parquet(columns, file)
     except OSError as error:
         raise unwritable(path, error, ANOTHER_OUTPUT) from error
 
 
-def _write_csv(columns: Mapping[str, Sequence[Any]], file: io.BufferedWriter) -> None:
+def _write_csv(columns: Mapping[str, Sequence[Any]], file: io.BufferedWriter, formulas: bool) -> None:
     text = io.TextIOWrapper(file, "utf-8-sig", newline="")
     writer = csv.writer(text)
     writer.writerow(columns)
     for row in zip(*columns.values(), strict=True):
-        writer.writerow([str(cell).lower() if isinstance(cell, bool) else cell for cell in row])
+        writer.writerow([_cell(value, formulas) for value in row])
     text.detach()  # flushes, and leaves the file open
+
+
+def _cell(value: Any, formulas: bool) -> Any:
+    if isinstance(value, bool):
+        return str(value).lower()
+    is_formula = isinstance(value, str) and value.startswith(FORMULA_STARTS)
+    return f"'{value}" if is_formula and not formulas else value
 
 
 def _write_parquet(columns: Mapping[str, Sequence[Any]], file: io.BufferedWriter) -> None:

@@ -26,6 +26,8 @@ from pixtral_runtime.inputs.preprocess import Preprocess, token_count
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
+FEW_BYTES = 4  # of a token; most have as many
+
 
 @dataclass(frozen=True)
 class Prompt:
@@ -88,9 +90,10 @@ class PromptBuilder:
         from pydantic import ValidationError
 
         try:
-            "".join(part for m in messages for part in m.content if isinstance(part, str)).encode()
+            size = sum(len(part.encode()) for m in messages for part in m.content if isinstance(part, str))
         except UnicodeEncodeError as error:  # the tokenizer would read something else
             raise RequestError(f"the prompt is not UTF-8 text: {error.reason}", "iconv -f latin1 -t utf-8") from error
+        self._refuse_endless(size)
         try:
             request = ChatCompletionRequest(messages=[_to_mistral(message) for message in messages])
             tokenized = self.tokenizer.encode_chat_completion(request)
@@ -114,6 +117,20 @@ class PromptBuilder:
                 f"pixtral export … --max-context {len(ids) + max_new_tokens}",
             )
         return Prompt(ids, np.where(is_image, is_image.cumsum() - 1, -1), images, image_tokens)
+
+    def _refuse_endless(self, size_bytes: int) -> None:
+        """Refuse a text that no tokenization fits into the context, before the minutes that it may take."""
+        context = self.bundle.limits.max_context
+        if size_bytes > context * FEW_BYTES and size_bytes > context * self._longest_token_bytes:
+            raise ContextError(
+                f"the prompt has {size_bytes:,} bytes of text, more than the bundle's context of {context} holds",
+                "a shorter prompt",
+            )
+
+    @cached_property
+    def _longest_token_bytes(self) -> int:
+        tokens: Any = self.tokenizer.instruct_tokenizer.tokenizer  # tekken's; the general type knows no bytes
+        return max(len(tokens.id_to_byte_piece(id)) for id in range(tokens.num_special_tokens, tokens.n_words))
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Token ids to text; control tokens vanish."""

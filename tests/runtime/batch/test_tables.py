@@ -37,7 +37,7 @@ def test_csv_and_parquet_give_back_every_text(tmp_path: Path) -> None:
     records = table_of(*TEXTS)
     records[0].images.append(ImageInfo("second.png"))
     records.append(failed(REQUESTS[2]))
-    write_table(records, tmp_path / "t.csv", "csv")
+    write_table(records, tmp_path / "t.csv", "csv", formulas=True)
     write_table(records, tmp_path / "t.parquet", "parquet")
     rows, table = read_csv(tmp_path / "t.csv"), pq.read_table(tmp_path / "t.parquet")
     assert [row["answer"] for row in rows] == [*TEXTS, ""]
@@ -56,7 +56,7 @@ def test_csv_and_parquet_give_back_every_text(tmp_path: Path) -> None:
 
 
 def test_csv_reads_the_same_in_arrow(tmp_path: Path) -> None:
-    write_table(table_of(*TEXTS), tmp_path / "t.csv", "csv")
+    write_table(table_of(*TEXTS), tmp_path / "t.csv", "csv", formulas=True)
     options = pyarrow.csv.ParseOptions(newlines_in_values=True)
     table = pyarrow.csv.read_csv(tmp_path / "t.csv", parse_options=options)
     assert table.column_names[0] == "id"
@@ -126,3 +126,20 @@ def test_a_format_is_wanted_or_named_by_the_file(tmp_path: Path, monkeypatch: py
         write_table([], tmp_path / "t.parquet", "parquet")
     assert missing.value.hint == "pip install 'pixtral[tables]'"
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n", "\uff1d"])
+def test_what_a_spreadsheet_would_compute_is_written_as_text_unless_wanted(tmp_path: Path, start: str) -> None:
+    text = f"{start}HYPERLINK(1)"
+    record = answered(REQUESTS[0], text)
+    write_table([record], tmp_path / "t.csv", "csv")
+    assert read_csv(tmp_path / "t.csv")[0]["answer"] == f"'{text}"
+    write_table([record], tmp_path / "t.csv", "csv", formulas=True)
+    assert read_csv(tmp_path / "t.csv")[0]["answer"] == text
+    write_table([record], tmp_path / "t.parquet", "parquet")
+    assert pq.read_table(tmp_path / "t.parquet")["answer"].to_pylist() == [text]
+
+
+def test_negative_numbers_stay_numbers(tmp_path: Path) -> None:
+    write_table(table_of('{"count": -2}', schema="hash"), tmp_path / "t.csv", "csv")
+    assert read_csv(tmp_path / "t.csv")[0]["answer.count"] == "-2"

@@ -9,10 +9,17 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from pixtral_runtime.errors import ImageError
+from helpers.places import DEMO
+from helpers.tiny import tiny_config
+from pixtral_runtime.bundle.manifest import TOKENIZER, Bundle, FileEntry, Limits
+from pixtral_runtime.errors import ContextError, ImageError
+from pixtral_runtime.files import sha256_of_file
 from pixtral_runtime.inputs import image as image_module
+from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image import decode_image, stored_size
 from pixtral_runtime.inputs.image_files import LARGEST_FILE_BYTES, read_image_file
+from pixtral_runtime.inputs.preprocess import Preprocess
+from pixtral_runtime.inputs.prompt import PromptBuilder
 
 
 def png(width: int, height: int) -> bytes:
@@ -68,3 +75,28 @@ def test_memory_that_runs_out_is_not_called_damage(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(image_module, "_to_rgb", fail)
     with pytest.raises(ImageError, match="too little memory"):
         decode_image(png(4, 4), "picture")
+
+
+@pytest.fixture
+def prompts() -> PromptBuilder:
+    """For a context of 64 tokens."""
+    path = DEMO / TOKENIZER
+    files = {TOKENIZER: FileEntry(path.stat().st_size, sha256_of_file(path))}
+    bundle = Bundle(DEMO, tiny_config(), "float32", "float32", Limits(64, 256), 24, files, {})
+    return PromptBuilder(bundle, Preprocess(16, 256))
+
+
+def test_a_text_that_cannot_fit_is_refused_before_it_is_tokenized(
+    prompts: PromptBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = prompts._longest_token_bytes
+    assert longest == 16
+    monkeypatch.setattr(prompts.tokenizer, "encode_chat_completion", lambda _: pytest.fail("it was tokenized"))
+    with pytest.raises(ContextError, match=r"50,000,000 bytes of text, more than .* context of 64 holds"):
+        prompts.build(user_message("a " * 25_000_000, []))
+
+
+def test_a_text_of_long_tokens_is_not_refused_for_its_bytes(prompts: PromptBuilder) -> None:
+    piece = max(prompts.tokenizer.instruct_tokenizer.tokenizer.vocab()[32:], key=lambda text: len(text.encode()))
+    prompt = prompts.build(user_message(piece * 40, []))
+    assert len(prompt.token_ids) < 64 < 40 * len(piece.encode()) / 4
