@@ -33,6 +33,7 @@ def make_world(target: Path) -> None:
     from pixtral_runtime.bundle.engine_list import Engine, EngineSet, source_of, with_engines
     from pixtral_runtime.bundle.manifest import open_bundle
     from pixtral_runtime.bundle.spec import GRAPHS
+    from pixtral_runtime.files import sha256_of_file
 
     world = target.with_name(f"{target.name}.partial")
     shutil.rmtree(world, ignore_errors=True)
@@ -45,7 +46,13 @@ def make_world(target: Path) -> None:
     engines = {}
     for graph in GRAPHS:
         (world / "built" / f"{graph}.engine").write_bytes(b"no engine")
-        engines[graph] = Engine(f"{graph}.engine", 9, "0" * 64, source_of(built, graph), [{"B": [1, 1, 1]}])
+        engines[graph] = Engine(
+            f"{graph}.engine",
+            9,
+            sha256_of_file(world / "built" / f"{graph}.engine"),
+            source_of(built, graph),
+            [{"B": [1, 1, 1]}],
+        )
     with_engines(built, EngineSet("rtx:sm89", "tensorrt_rtx 1.7.1.116", "float16", 768, 1, 256, engines)).write()
     (world / "photos").mkdir()
     for number, name in enumerate(("a.png", "b.jpg", "c.webp", "d.tiff", "e.gif", "f.bmp")):

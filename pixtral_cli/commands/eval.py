@@ -56,7 +56,7 @@ def eval(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the answers beside --save.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing result.")] = False,
     judge_url: Annotated[
-        str | None, typer.Option(help="An OpenAI-compatible endpoint that rates; its key is read from OPENAI_API_KEY.")
+        str | None, typer.Option(help="An OpenAI-compatible endpoint that rates; its key is in PIXTRAL_JUDGE_KEY.")
     ] = None,
     judge_model: Annotated[str, typer.Option(help="The judge.")] = "gpt-4o-2024-05-13",
     cache: Annotated[Path | None, typer.Option(metavar="DIR", help="Where images of parquet files are put.")] = None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -283,3 +284,11 @@ def test_quantized_weights_are_refused(mistral: Path, suffix: str, dtype: torch.
     error = refusal(mistral)
     assert "already quantized" in str(error) and WQ.replace("weight", suffix) in str(error)
     assert "bfloat16" in error.hint
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/etc/passwd", "a/../../b", ""])
+def test_an_index_that_leads_out_of_the_folder_is_refused(tmp_path: Path, name: str) -> None:
+    folder = write_checkpoint(tmp_path / "c", tiny_config(), format="hf", shards=2)
+    edit_json(folder / "model.safetensors.index.json", lambda data: data["weight_map"].update(odd=name))
+    shutil.copy(folder / "model-00001-of-00002.safetensors", tmp_path / "model.safetensors")
+    assert "names files outside the folder" in str(refusal(folder))

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from helpers.tiny import SPECIAL, Change, edit_json, refusal, tiny_config
+from helpers.tiny import SPECIAL, VOCABULARY, Change, edit_json, refusal, tiny_config
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.checkpoint.tokenizer import TokenizerFile, find_tokenizer
 from pixtral_export.plan import ExportSettings, plan_export
@@ -99,7 +99,6 @@ REJECTED: dict[str, Change] = {
     "newer without list": lambda data: data["config"].update(version="v11"),
     "two words for images": lambda data: data.update(multimodal={"max_image": 1}),
     "patch of 0": lambda data: data["image"].update(image_patch_size=0),
-    "no special tokens": lambda data: data["config"].update(default_num_special_tokens=0),
 }
 
 
@@ -183,3 +182,9 @@ def test_a_side_that_is_no_multiple_of_the_patch_is_refused_with_the_next_one(mi
     edit_json(mistral / "tekken.json", lambda data: data["image"].update(max_image_size=100))
     with pytest.raises(SettingError, match="100 px"):
         plan_export(open_checkpoint(mistral), ExportSettings())
+
+
+@pytest.mark.parametrize("count", [10**9, 10**18, -1, 0, VOCABULARY, "32", None])
+def test_special_tokens_without_number_are_refused_before_they_are_made(mistral: Path, count: object) -> None:
+    edit_json(mistral / "tekken.json", lambda data: data["config"].update(default_num_special_tokens=count))
+    assert f"{count} special tokens among {VOCABULARY}" in str(refusal(mistral))

@@ -73,6 +73,7 @@ def judge_server(*replies: Reply) -> Iterator[Judge]:
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     server.daemon_threads = True
+    server.handle_error = lambda *_: None  # type: ignore[method-assign]  # of those who leave in the middle
     judge = Judge(f"http://127.0.0.1:{server.server_port}/v1", list(replies) or [Reply()])
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:

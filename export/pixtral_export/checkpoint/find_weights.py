@@ -19,7 +19,7 @@ from pixtral_export.checkpoint.config_file import (
 from pixtral_export.checkpoint.headers import Files
 from pixtral_export.checkpoint.hf_config import HF_CONFIG
 from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG
-from pixtral_runtime.bundle.manifest import MANIFEST
+from pixtral_runtime.bundle.manifest import MANIFEST, is_inside
 from pixtral_runtime.errors import CheckpointError
 
 MISTRAL_STEM, HF_STEM = "consolidated", "model"
@@ -68,6 +68,8 @@ def _weight_files(folder: Path, files: Files, stem: str) -> tuple[str, ...]:
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) for name in places.values()):
         raise CheckpointError(f"{folder / index} has no weight_map of file names", DOWNLOAD_HINT)
     shards = tuple(sorted(set(places.values())))
+    if outside := [name for name in shards if not is_inside(name)]:
+        raise CheckpointError(f"{folder / index} names files outside the folder: {few(outside)}", DOWNLOAD_HINT)
     absent = [name for name in shards if files.size(name) is None]
     if absent:
         message = f"{len(absent)} of the {len(shards)} files that {folder / index} names are absent: {few(absent)}"

@@ -63,6 +63,9 @@ def find_tokenizer(folder: Path, config: ModelConfig, names: Collection[str] = (
             f"{path} has {size} tokens, the model only {vocabulary}: they do not belong together",
             f"put the {TOKENIZER} that came with the weights into {folder}",
         )
+    special = header.get("default_num_special_tokens") if isinstance(header, dict) else None
+    if not isinstance(special, int) or not 0 < special < size:  # mistral-common makes as many, whatever it says
+        raise CheckpointError(f"{path} has {special} special tokens among {size}", DOWNLOAD_HINT)
     tekken = _opened(path, config.image_tokens)
     _check_ids(path, tekken, config)
     return TokenizerFile(path, tekken.image)

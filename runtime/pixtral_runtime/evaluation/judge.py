@@ -2,7 +2,7 @@
 
 The judge is any server of OpenAI's chat API. It gets what a person would need: the conversation with its images, the
 reference answers, and the answer to rate. Ratings go to a file, a line each, as they come; a run that was stopped asks
-for none twice. The key comes from the environment alone and is written nowhere.
+for none twice. The key comes from the environment alone and is written nowhere; see `judge_client`.
 """
 
 from __future__ import annotations
@@ -16,31 +16,34 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any
 
-from pixtral_runtime.errors import ImageError, InputError, Option, SettingError, extra_missing, unwritable
+from pixtral_runtime.errors import ImageError, InputError, Option, unwritable
+from pixtral_runtime.evaluation.judge_client import DEFAULT_SERVER, key_for, open_client, within
 from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example
-from pixtral_runtime.files import open_locked
+from pixtral_runtime.files import open_locked, write_atomically
 from pixtral_runtime.inputs.openai_messages import data_uri
 from pixtral_runtime.json_data import from_json
 
-KEY_VARIABLES = ("PIXTRAL_JUDGE_KEY", "OPENAI_API_KEY")
-"""Environment variables, the first that is set."""
 JUDGE_ANSWER_TOKENS = 2048
 LOWEST_RATING, HIGHEST_RATING = 1, 10
 SHOWN_CHARACTERS = 200  # of a server's complaint
-DEFAULT_SERVER = "https://api.openai.com/v1"
 RATING_PATTERN = re.compile(r"\[\[(\d+\.?\d*)\]\]")
 REFUSED_STATUSES = (401, 403, 404, 405)  # whatever the turn: all others would be refused too
 
 
 @dataclass(frozen=True)
 class JudgeOptions:
-    """Who rates, and how patiently. `attempts` bounds requests for a turn whose answers hold no rating, `retries` those
-    for an answer that a busy or broken server does not give; the client waits between them, longer each time."""
+    """Who rates, and how patiently.
+
+    `attempts` bounds requests for a turn whose answers hold no rating, `retries` those for an answer that a busy or
+    broken server does not give; the client waits between them, longer each time. A try ends when nothing comes for
+    `timeout_s`, all of them together after `deadline_s`.
+    """
 
     url: str
     model: str = "gpt-4o-2024-05-13"
@@ -48,6 +51,7 @@ class JudgeOptions:
     retries: int = 4
     parallel: int = 8
     timeout_s: float = 300.0
+    deadline_s: float = 1800.0
 
 
 @dataclass(frozen=True)
@@ -88,15 +92,15 @@ def rate_answers(pairs: Sequence[tuple[Example, str]], path: Path, options: Judg
     InputError where the server refuses as such, where the key, the address or `path` cannot be used, and MachineError
     where the package openai is missing. It may be stopped at any time; requests under way hold up nothing.
     """
-    client = _client(options)
+    client = open_client(options.url, options.timeout_s, options.retries)
     waiting, done = deque(pairs), SimpleQueue[Rating | Exception]()
     with _opened(path) as file:
         kept = _read(file)
 
         def keep(rating: Rating) -> None:
             if kept.get(rating.id) != rating:
-                file.write(json.dumps(asdict(rating)).encode() + b"\n")
-                file.flush()
+                file.write(_line(rating))
+                kept[rating.id] = rating
 
         def ask(pair: tuple[Example, str]) -> Rating:
             return _rate(client, *pair, options, kept)
@@ -117,6 +121,8 @@ def rate_answers(pairs: Sequence[tuple[Example, str]], path: Path, options: Judg
             while not done.empty():  # paid for already
                 if isinstance(rating := done.get(), Rating):
                     keep(rating)
+            if not _is_there(file, path):
+                write_atomically(path, b"".join(map(_line, kept.values())))
 
 
 def rating_averages(rated: Sequence[tuple[float, str, int]]) -> dict[str, float]:
@@ -177,18 +183,17 @@ def _rate(client: Any, example: Example, answer: str, options: JudgeOptions, kep
     text, attempt = "", 0
     for attempt in range(1, options.attempts + 1):
         try:
-            text = _text_of(
-                client.chat.completions.create(
-                    model=options.model, messages=messages, temperature=0.0, max_tokens=JUDGE_ANSWER_TOKENS
-                )
-            )
+            ask = partial(client.chat.completions.create, model=options.model, messages=messages)
+            text = _text_of(within(options.deadline_s, partial(ask, temperature=0.0, max_tokens=JUDGE_ANSWER_TOKENS)))
         except openai.APIStatusError as error:
+            if 300 <= error.status_code < 400:
+                raise _moved(options, error.response.headers.get("Location", "")) from None
             if error.status_code in REFUSED_STATUSES:
                 raise _refused(options, error.status_code, str(error)) from None
-            said = f"the judge answers {error.status_code}: {_short(error)}"
+            said = f"the judge answers {error.status_code}: {_short(error, options)}"
             return Rating(example.id, key, None, text, attempt, said)
-        except (openai.OpenAIError, ValueError) as error:
-            said = f"the judge gives no answer: {_short(error)} {_short(error.__cause__ or '')}"
+        except (openai.OpenAIError, ValueError, TimeoutError) as error:
+            said = f"the judge gives no answer: {_short(error, options)} {_short(error.__cause__ or '', options)}"
             return Rating(example.id, key, None, text, attempt, said.strip())
         if (rating := _rating_in(text)) is not None:
             return Rating(example.id, key, rating, text, attempt)
@@ -211,40 +216,37 @@ def _text_of(made: Any) -> str:
     return text if isinstance(text, str) else ""
 
 
-def _client(options: JudgeOptions) -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise extra_missing("openai", "eval", "Asking a judge") from error
-    if not options.url.startswith(("http://", "https://")):
-        raise SettingError(f"{options.url} is no address of a judge", Option("judge_url", DEFAULT_SERVER))
-    name, key = _key()
-    if not re.fullmatch("[!-~]*", key):  # it would stand in the error about a header that cannot be
-        raise InputError(f"{name} holds characters that no key has", f"export {name}=…")
-    return openai.OpenAI(
-        base_url=options.url, api_key=key or "none", timeout=options.timeout_s, max_retries=options.retries
+def _refused(options: JudgeOptions, status: int, said: str) -> InputError:
+    key = (f"export {key_for(options.url)[0]}=…",)
+    remedies = key if status in (401, 403) else (Option("judge_url", DEFAULT_SERVER), Option("judge_model", "NAME"))
+    return InputError(f"{options.url} refuses to rate by {options.model}: {_short(said, options)}", *remedies)
+
+
+def _moved(options: JudgeOptions, place: str) -> InputError:
+    server = _short(place, options).removesuffix("/chat/completions")
+    return InputError(
+        f"{options.url} sends everybody elsewhere, where pictures do not go unasked: {server}",
+        Option("judge_url", server or DEFAULT_SERVER, "if you trust it"),
     )
 
 
-def _key() -> tuple[str, str]:
-    """The variable that counts, and what it holds; empty where none is set, as for a server of one's own."""
-    for name in KEY_VARIABLES:
-        if key := os.environ.get(name, "").strip():
-            return name, key
-    return KEY_VARIABLES[-1], ""
-
-
-def _refused(options: JudgeOptions, status: int, said: str) -> InputError:
-    key = (f"export {_key()[0]}=…",)
-    remedies = key if status in (401, 403) else (Option("judge_url", DEFAULT_SERVER), Option("judge_model", "NAME"))
-    return InputError(f"{options.url} refuses to rate by {options.model}: {_short(said)}", *remedies)
-
-
-def _short(said: object) -> str:
+def _short(said: object, options: JudgeOptions) -> str:
     """In one line, without the key."""
-    _, key = _key()
+    _, key = key_for(options.url)
     text = str(said).replace(key, "…") if key else str(said)
     return " ".join(text.split())[:SHOWN_CHARACTERS]
+
+
+def _line(rating: Rating) -> bytes:
+    return json.dumps(asdict(rating)).encode() + b"\n"
+
+
+def _is_there(file: io.FileIO, path: Path) -> bool:
+    """Whether the file that was opened still has its name."""
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except OSError:
+        return False
 
 
 def _opened(path: Path) -> io.FileIO:

@@ -21,6 +21,7 @@ from pixtral_runtime.bundle.engine_list import Engine, EngineSet, source_of, wit
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import EngineError, InputError, MachineError, OtherGpuError
+from pixtral_runtime.files import sha256_of_file
 
 IMAGE = IMAGES / "gray_circle_99x70.png"
 SHAPES = Shapes(context=256, batch=1, chunk=16)
@@ -47,7 +48,7 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     listed = {}
     for graph in GRAPHS:
         file = write_engine(made.path / f"{graph}.engine", made, graph, SHAPES.context, profiles(made, graph, SHAPES))
-        listed[graph] = Engine(file.name, file.stat().st_size, "", source_of(made, graph), [])
+        listed[graph] = Engine(file.name, file.stat().st_size, sha256_of_file(file), source_of(made, graph), [])
     return with_engines(made, EngineSet("rtx:sm89", VERSION, "float16", SHAPES.context, 1, SHAPES.chunk, listed))
 
 

@@ -41,8 +41,8 @@ for rating in rate_answers(pairs, Path(path), JudgeOptions(url, parallel=2)):
 
 @pytest.fixture(autouse=True)
 def key(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("PIXTRAL_JUDGE_KEY", raising=False)
-    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    monkeypatch.setenv("PIXTRAL_JUDGE_KEY", SECRET)
 
 
 @pytest.fixture
@@ -207,35 +207,19 @@ def test_a_stopped_run_keeps_what_was_rated_even_with_a_torn_line(picture: Path,
 
 
 @pytest.mark.parametrize(
-    ("status", "variable", "hint"),
-    [
-        (401, "OPENAI_API_KEY", "export OPENAI_API_KEY"),
-        (401, "PIXTRAL_JUDGE_KEY", "export PIXTRAL_JUDGE_KEY"),
-        (404, "OPENAI_API_KEY", "judge_url="),
-    ],
+    ("status", "hint"),
+    [(401, "export PIXTRAL_JUDGE_KEY"), (404, "judge_url=")],
 )
 def test_a_refusal_of_every_request_stops_at_once_and_tells_no_key(
-    status: int, variable: str, hint: str, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    status: int, hint: str, picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(variable, f"{SECRET}\n")  # as a file of secrets has it
+    monkeypatch.setenv("PIXTRAL_JUDGE_KEY", f"{SECRET}\n")  # as a file of secrets has it
     reply = Reply(f"wrong key {SECRET}", status)
     with judge_server(reply) as judge, pytest.raises(InputError) as error:
         rated(judge, [(turn(name, picture), "x") for name in "abcdefgh"], tmp_path / "r.jsonl", parallel=1)
     assert hint in error.value.hint and set(judge.keys) == {SECRET}
     assert SECRET not in "".join(traceback.format_exception(error.value)) + (tmp_path / "r.jsonl").read_text()
     assert len(judge.requests) <= 2
-
-
-def test_the_key_for_judges_alone_comes_first_and_a_server_of_ones_own_needs_none(
-    picture: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with judge_server() as judge:
-        monkeypatch.setenv("PIXTRAL_JUDGE_KEY", "another")
-        rated(judge, [(turn("a", picture), "x")], tmp_path / "a.jsonl")
-        for name in ("PIXTRAL_JUDGE_KEY", "OPENAI_API_KEY"):
-            monkeypatch.delenv(name)
-        rated(judge, [(turn("a", picture), "x")], tmp_path / "b.jsonl")
-    assert judge.keys == ["another", "none"]
 
 
 def test_what_can_never_be_asked_is_refused_before_anything_is(
@@ -247,8 +231,8 @@ def test_what_can_never_be_asked_is_refused_before_anything_is(
     with judge_server() as judge:
         with pytest.raises(InputError, match="cannot be written"):
             rated(judge, pairs, picture / "r.jsonl")  # whose folder is a file
-        monkeypatch.setenv("OPENAI_API_KEY", f"{SECRET}\n{SECRET}")
-        with pytest.raises(InputError, match="OPENAI_API_KEY holds") as error:
+        monkeypatch.setenv("PIXTRAL_JUDGE_KEY", f"{SECRET}\n{SECRET}")
+        with pytest.raises(InputError, match="PIXTRAL_JUDGE_KEY holds") as error:
             rated(judge, pairs, tmp_path / "r.jsonl")
         assert SECRET not in str(error.value) and judge.requests == []
 
@@ -261,3 +245,12 @@ def test_averages_name_what_they_average() -> None:
         "macro_turn": 6.0,
         "mistral_evals_macro": 5.75,
     }
+
+
+def test_ratings_are_written_again_where_their_file_vanished(picture: Path, tmp_path: Path) -> None:
+    pairs, path = [(turn(name, picture), "x") for name in "abc"], tmp_path / "r.jsonl"
+    with judge_server() as judge:
+        for rating in rate_answers(pairs, path, options(judge, parallel=1)):
+            if rating.id == "b":
+                path.unlink()
+    assert {json.loads(line)["id"] for line in path.read_text().splitlines()} == {"a", "b", "c"}
