@@ -1,13 +1,15 @@
 """From a bundle's graphs to TensorRT engines, on a machine with or without a GPU.
 
 Networks are strongly typed: the graph says what each layer computes in. What TensorRT drops, widens to float32 or
-cannot read stops the build with the node's name. Engines go to disk as TensorRT makes them, and the bundle's manifest
-lists each with what it was built from.
+cannot read stops the build with the node's name. Engines go to disk as TensorRT makes them, under names of their own,
+and the bundle's manifest lists them with what they were built from: all of a target at once, so that a build that is
+stopped leaves the engines that were there.
 """
 
 from __future__ import annotations
 
 import hashlib
+import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,8 +29,9 @@ from pixtral_runtime.bundle.onnx_weights import weight_bytes
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.device.memory import available_memory_bytes
 from pixtral_runtime.errors import EngineError, InputError, MachineError, MemoryShortageError, Option, SettingError
-from pixtral_runtime.files import Output, check_outputs, write_atomically
+from pixtral_runtime.files import Output, check_outputs, sync, write_atomically
 
+ENGINE, PARTIAL = ".engine", ".partial"
 UNUSED_INPUT = "Unused Input"
 BUILDER_MEMORY_BYTES = 1_500_000_000  # TensorRT loaded and compiling a graph without weights
 MEMORY_PER_ENGINE_BYTE = 2.0  # read and written once each; 13.2 GB seen for the 12B's 6.3 GB decoder in int4
@@ -88,16 +91,14 @@ def plan_targets(bundle: Bundle, targets: str, shapes: Shapes, own_profiles: Seq
 
 
 def build(bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Progress) -> Bundle:
-    """Build a target's engines and list them in the manifest, each as soon as it is done.
+    """Build a target's engines and list them in the manifest, in the place of those that were there.
 
     Raises MachineError where memory or disk will not do, InputError where TensorRT refuses a graph.
     """
     _refuse_small_machine(bundle, plan)
     package = import_tensorrt(plan.target.flavor)
     version = version_of(package)
-    done: dict[str, Engine] = {}
-    for graph in GRAPHS:
-        done[graph] = _build_graph(bundle, graph, plan, settings, package, progress)
+    try:
         engines = EngineSet(
             target=plan.target.name,
             tensorrt=version,
@@ -105,13 +106,24 @@ def build(bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Pr
             context=plan.shapes.context,
             batch=plan.shapes.batch,
             chunk=plan.shapes.chunk,
-            graphs=done,
+            graphs={graph: _build_graph(bundle, graph, plan, settings, package, progress) for graph in GRAPHS},
             compat=settings.compat,
         )
+        sync(bundle.path / plan.target.folder)
         bundle = with_engines(bundle, engines)
         bundle.write()
+    finally:
+        _remove_unlisted(bundle, plan.target)
     open_engines(bundle, plan.target.name, version)
     return bundle
+
+
+def _remove_unlisted(bundle: Bundle, target: Target) -> None:
+    """Engines that were replaced, and those of a build that was stopped."""
+    own = set(bundle.own_files)
+    for path in (bundle.path / target.folder).glob("*"):
+        if path.suffix in (ENGINE, PARTIAL) and path not in own:
+            path.unlink(missing_ok=True)
 
 
 def build_targets(bundle: Bundle, plans: Sequence[BuildPlan], settings: BuildSettings, progress: Progress) -> Bundle:
@@ -188,15 +200,16 @@ def _build_graph(
     if plan.target.flavor == "trt":
         _load_timing_cache(config, timing_cache)
     monitor = config.progress_monitor = _monitor(package, f"{plan.target.name} {graph}", progress)
-    file = f"{plan.target.folder}/{graph}.engine"
-    path = bundle.path / file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
+    partial = bundle.path / plan.target.folder / f"{graph}{PARTIAL}"
+    partial.parent.mkdir(parents=True, exist_ok=True)
+    partial.unlink(missing_ok=True)  # of a build that was killed
     warned, failed = len(log.warnings), len(log.errors)
     try:
-        with partial.open("wb") as stream:
+        with partial.open("xb") as stream:
             writer = _writer(package, stream)
             built = parsed.builder.build_serialized_network_to_stream(parsed.network, config, writer)
+            stream.flush()
+            os.fsync(stream.fileno())
         if monitor.interrupted:
             raise KeyboardInterrupt(f"{plan.target.name} {graph}")
         if writer.error is not None:
@@ -212,12 +225,14 @@ def _build_graph(
             )
         if dropped := [text for text in log.warnings[warned:] if UNUSED_INPUT in text]:
             raise EngineError(f"TensorRT drops an input of {graph}: {dropped[0]}", "pip install --upgrade pixtral")
+        path = partial.with_name(f"{graph}.{writer.digest.hexdigest()[:8]}{ENGINE}")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
     if plan.target.flavor == "trt":
         write_atomically(timing_cache, bytes(config.get_timing_cache().serialize()))
     listed = [{letter: list(sizes) for letter, sizes in profile.items()} for profile in plan.profiles[graph]]
+    file = f"{plan.target.folder}/{path.name}"
     return Engine(file, path.stat().st_size, writer.digest.hexdigest(), source_of(bundle, graph), listed)
 
 

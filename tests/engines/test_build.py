@@ -148,18 +148,36 @@ def test_a_changed_or_missing_engine_file_is_refused(copy: Bundle) -> None:
         open_engines(copy, "rtx:sm89", VERSION)
 
 
-def test_an_interrupted_build_leaves_finished_engines_and_no_half_one(plain: Bundle, tmp_path: Path) -> None:
-    shutil.copytree(plain.path, tmp_path / "b", ignore=shutil.ignore_patterns("engines"))
-    bundle = replace(plain, path=tmp_path / "b", engines={})
+def test_a_build_that_is_stopped_leaves_the_engines_that_were_there_and_no_other(copy: Bundle) -> None:
+    before = {path: path.read_bytes() for path in (copy.path / "engines").rglob("*") if path.is_file()}
 
     def interrupt(stage: str, done: int, total: int) -> None:
-        if "embed" in stage and done == 2:
+        if "decoder" in stage and done == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(KeyboardInterrupt, match="rtx:sm89 embed"):
-        built(bundle, "rtx:sm89", interrupt)
-    assert {path.name for path in (bundle.path / "engines/rtx-sm89").iterdir()} == {"vision.engine"}
-    assert list(open_bundle(bundle.path).engines["rtx:sm89"]["graphs"]) == ["vision"]
+    with pytest.raises(KeyboardInterrupt, match="rtx:sm89 decoder"):
+        built(copy, "rtx:sm89", interrupt)
+    assert {path: path.read_bytes() for path in (copy.path / "engines").rglob("*") if path.is_file()} == before
+    assert open_bundle(copy.path) == copy
+
+
+def test_a_rebuild_replaces_all_engines_at_once_and_leaves_no_old_one(
+    copy: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, at_that_moment = Bundle.write, []
+
+    def late(bundle: Bundle) -> None:
+        at_that_moment.append(all(path.is_file() for path in open_bundle(copy.path).own_files))
+        write(bundle)
+        at_that_moment.append(all(path.is_file() for path in open_bundle(copy.path).own_files))
+
+    monkeypatch.setattr(Bundle, "write", late)
+    plan = plan_build(copy, TARGETS["rtx:sm89"], replace(SHAPES, batch=1))
+    rebuilt = build(copy, plan, BuildSettings(), lambda *_: None)
+    assert at_that_moment == [True, True]
+    listed = {rebuilt.path / engine.file for engine in open_engines(rebuilt, "rtx:sm89", VERSION).graphs.values()}
+    assert set((copy.path / "engines").rglob("*.*")) == listed
+    assert not listed & set(copy.own_files)
 
 
 INTERRUPTED_IN_A_CALLBACK = """
@@ -183,7 +201,7 @@ def test_ctrl_c_stops_the_command_although_tensorrt_swallows_it(plain: Bundle, t
     command = [sys.executable, "-c", INTERRUPTED_IN_A_CALLBACK, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "interrupted" in done.stderr) == (130, True), done.stderr
-    assert not (tmp_path / "b" / "engines/rtx-sm89/embed.engine").exists()
+    assert not list((tmp_path / "b" / "engines/rtx-sm89").iterdir())
 
 
 def test_too_little_memory_or_disk_is_refused_before_any_work(plain: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:

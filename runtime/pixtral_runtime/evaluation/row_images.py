@@ -26,7 +26,8 @@ SHORTEST_IMAGE_TEXT = 64  # characters of base64: a shorter one is the name of a
 class ImageStore:
     """Images of rows as files. Bytes are written to `folder` once, as they are, under the hash of their content.
 
-    Paths are relative to `data`. Mistral's code compresses JPEGs once more on their way to the server; this does not.
+    Several processes may share the folder. Paths are relative to `data`. Mistral's code compresses JPEGs once more on
+    their way to the server; this does not.
     Raises InputError or MachineError where `folder` cannot be written.
     """
 
@@ -55,8 +56,7 @@ class ImageStore:
     def _written(self, content: bytes) -> Path:
         path = self._folder / (hashlib.sha256(content).hexdigest() + (_suffix(content) or ".image"))
         try:
-            if not path.exists():
-                path.parent.mkdir(parents=True, exist_ok=True)
+            if not path.exists() or path.read_bytes() != content:  # a crash or a disk may have changed it
                 write_atomically(path, content, durable=False)
         except OSError as error:
             raise unwritable(path, error, Option("cache", "ANOTHER_FOLDER")) from error

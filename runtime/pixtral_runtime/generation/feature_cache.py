@@ -18,9 +18,10 @@ import numpy as np
 
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.errors import InputError, Option
+from pixtral_runtime.files import check_folder, write_atomically
 
 FILE_FORMAT = b"1"
-SUFFIX, UNFINISHED = ".features", ".tmp"
+SUFFIX, UNFINISHED = ".features", ".tmp"  # the latter as `files.replacing` writes
 ABANDONED_S = 3600.0  # an unfinished file this old is nobody's
 KEPT_SHARE = 0.9  # of the limit, once it is passed: files are counted now and then, not at every image
 
@@ -36,9 +37,7 @@ class FeatureCache:
         self.hits = self.misses = self.corrupt = 0
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            probe = folder / f"{os.getpid()}{UNFINISHED}"
-            probe.touch()
-            probe.unlink()
+            check_folder(folder)
             self._size = self._trim()
         except OSError as error:
             raise InputError(
@@ -68,13 +67,9 @@ class FeatureCache:
         content = io.BytesIO()
         np.save(content, features.view(f"V{features.itemsize}"), allow_pickle=False)  # NumPy's files know no bfloat16
         data = features.dtype.name.encode() + b"\n" + content.getvalue()
-        path = self._path(image_key)
-        unfinished = path.with_name(f"{path.name}.{os.getpid()}{UNFINISHED}")
         try:
-            unfinished.write_bytes(hashlib.sha256(data).digest() + data)
-            os.replace(unfinished, path)
+            write_atomically(self._path(image_key), hashlib.sha256(data).digest() + data, durable=False)
         except OSError:
-            unfinished.unlink(missing_ok=True)
             return
         self._size += 32 + len(data)
         if self._size > self._limit:

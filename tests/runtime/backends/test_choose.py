@@ -71,7 +71,9 @@ def test_auto_takes_the_cpu_where_engines_do_not_fit_and_says_why(bundle: Bundle
     found = opened(bundle, device)
     assert found.backend == "ort-cpu" and "no engines for rtx:sm120" in found.reason
     device.capability = 89
-    stale = replace(bundle, files=bundle.files | {"embed.onnx": replace(bundle.files["embed.onnx"], sha256="0")})
+    listed = bundle.engines["rtx:sm89"]
+    other = listed["graphs"] | {"embed": listed["graphs"]["embed"] | {"source_sha256": "0"}}
+    stale = replace(bundle, engines={"rtx:sm89": listed | {"graphs": other}})
     assert "built from another embed graph" in opened(stale, device).reason
     assert opened(replace(bundle, engines={}), device).reason == "the bundle lists no engines"
 

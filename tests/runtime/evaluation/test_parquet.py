@@ -158,3 +158,12 @@ def test_the_authors_metrics_know_what_they_need_of_a_published_row(task: str, m
         assert METRICS[metric](f"First, the picture.\n{answer}", example) == 1
         assert METRICS[metric]("Final Answer: A" if "choices" in example.details else "5 rope", example) == 0
         assert json.loads(json.dumps(example.details)) == example.details
+
+
+def test_a_cached_image_that_was_changed_is_written_again(tmp_path: Path) -> None:
+    store, content = ImageStore(tmp_path / "cache", tmp_path), b"\x89PNG\r\n and so on"
+    path = store({"bytes": content})
+    path.write_bytes(content[:-1] + b"N")
+    assert store({"bytes": content}) == path
+    assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
