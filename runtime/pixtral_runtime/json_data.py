@@ -1,10 +1,12 @@
 """Dataclasses read back from the JSON that they were written as, exactly: files are damaged, or written by hand.
 
-A wrong type would otherwise be found far from the file, as an error of something else, or never.
+A wrong type would otherwise be found far from the file, as an error of something else, or never. What was written here
+carries a seal, a hash of its content: a letter that a failing disk changed would be an answer like any other.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import numbers
 import sys
@@ -15,9 +17,30 @@ from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+SEAL = "seal"
 SHOWN_CHARACTERS = 60  # of a value
 LARGEST_FLOAT = sys.float_info.max
 PLAIN: dict[Any, Any] = {bool: bool, str: str, int: numbers.Integral, float: numbers.Real}
+
+
+def sealed(data: Mapping[str, Any]) -> dict[str, Any]:
+    """An object to be written, with its seal."""
+    return {**data, SEAL: _seal(data)}
+
+
+def unsealed(data: Any) -> Any:
+    """What was read, without its seal, which files of the first versions lack. Raises ValueError where it is broken."""
+    if not isinstance(data, dict) or SEAL not in data:
+        return data
+    content = {name: value for name, value in data.items() if name != SEAL}
+    if data[SEAL] != _seal(content):
+        raise ValueError("it was changed since it was written")
+    return content
+
+
+def _seal(data: Mapping[str, Any]) -> str:
+    """16 hex digits for what an object says, however it is spelled."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def from_json(kind: type[T], data: object, name: str = "", /, **given: object) -> T:

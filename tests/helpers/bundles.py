@@ -19,8 +19,9 @@ from helpers.places import DEMO, MADE
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.export import export
 from pixtral_export.plan import ExportSettings, plan_export
-from pixtral_runtime.bundle.manifest import MANIFEST, SEAL, Bundle, open_bundle, seal
+from pixtral_runtime.bundle.manifest import MANIFEST, Bundle, open_bundle
 from pixtral_runtime.files import sha256_of_file
+from pixtral_runtime.json_data import SEAL, sealed
 
 CONTEXT = 1024
 
@@ -60,4 +61,4 @@ def seal_again(folder: Path, **changes: Any) -> None:
     for name in manifest["files"]:
         path = folder / name
         manifest["files"][name] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
-    (folder / MANIFEST).write_text(json.dumps(manifest | {SEAL: seal(manifest)}), encoding="utf-8")
+    (folder / MANIFEST).write_text(json.dumps(sealed(manifest)), encoding="utf-8")

@@ -17,6 +17,7 @@ import secrets
 import shlex
 import time
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -26,10 +27,12 @@ from pixtral_runtime.batch.records import Record, Request, Settings
 from pixtral_runtime.batch.under_way import UnderWay
 from pixtral_runtime.errors import InputError, Option, unwritable
 from pixtral_runtime.files import lock, open_locked, replacing
+from pixtral_runtime.json_data import sealed, unsealed
 
 SYNC_EVERY_S = 1.0  # a power loss costs what was answered since; a sync takes milliseconds
 LINE_START = b'{"id": "'  # of every line, and so of one that was cut short
 ANOTHER_OUTPUT = Option("output", "another/place.jsonl")
+GO_ON = Option("resume", note="goes on with it afterwards")
 
 
 @dataclass(frozen=True)
@@ -89,20 +92,22 @@ class ResultsFile:
     def append(self, record: Record) -> None:
         """Write a record, at once; it survives a crash of this program, and one of the machine a second later.
 
-        Raises InputError where somebody put another file in the place of this one; what that costs is saved beside it.
+        Raises InputError where somebody put another file in the place of this one, with the name of a new file that has
+        all records, and InputError or MachineError where the system does not let us write.
         """
         if self._replaces or not self._is_whole():
             self._rewrite(record)
             return
         line = _line(record)
-        self._file.seek(self._bytes)
         try:
+            self._file.seek(self._bytes)
             rest = memoryview(line)
             while rest:
                 rest = rest[self._file.write(rest) :]
-        except OSError:
-            self._file.truncate(self._bytes)  # a full disk leaves no half record
-            raise
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(self._bytes)  # a full disk leaves no half record
+            raise unwritable(self.path, error, GO_ON, ANOTHER_OUTPUT) from error
         self._bytes += len(line)
         self._superseded += self._records.pop(record.id, None) is not None
         self._records[record.id] = record
@@ -160,17 +165,23 @@ class ResultsFile:
                 Option("resume", note="to go on"),
             )
         records = self._records | {record.id: record for record in more}
-        with replacing(self.path) as file:
-            file.writelines(map(_line, records.values()))
-            file.flush()
-            lock(file)
-            held = io.FileIO(os.dup(file.fileno()), "r+")
+        try:
+            with replacing(self.path) as file:
+                file.writelines(map(_line, records.values()))
+                file.flush()
+                lock(file)
+                held = io.FileIO(os.dup(file.fileno()), "r+")
+        except OSError as error:
+            raise unwritable(self.path, error, GO_ON, ANOTHER_OUTPUT) from error
         self._file.close()
         self._file, self._bytes, self._records = held, held.tell(), records
         self._replaces, self._superseded, self._synced_s = False, 0, time.monotonic()
 
     def _sync(self) -> None:
-        os.fsync(self._file.fileno())
+        try:
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise unwritable(self.path, error, GO_ON, ANOTHER_OUTPUT) from error
         self._synced_s = time.monotonic()
 
 
@@ -207,13 +218,13 @@ def read_results(path: Path) -> ResultsContents:
 
 def _line(record: Record) -> bytes:
     """One line of JSON. What UTF-8 cannot hold, in paths, is escaped, which is JSON's own way of writing it."""
-    return json.dumps(record.to_dict(), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+    return json.dumps(sealed(record.to_dict()), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _parsed(line: bytes, path: Path, number: int, *, is_first: bool) -> Record | None:
     """The line's record, or None where it is damaged. Raises InputError where the file is not one of results."""
     try:
-        value = json.loads(line.decode())
+        value = unsealed(json.loads(line.decode()))
     except (ValueError, RecursionError) as error:
         if not is_first or LINE_START.startswith(line[: len(LINE_START)]) or not line.strip(b"\0\n"):
             return None

@@ -16,7 +16,7 @@ from pixtral_runtime.bench.cases import CaseResult
 from pixtral_runtime.bench.spread import Difference, significance
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.files import write_atomically
-from pixtral_runtime.json_data import from_json
+from pixtral_runtime.json_data import from_json, sealed, unsealed
 
 REPORT_SCHEMA = 1
 TABLE_HEADER = ("case", "stage", "p50", "p95", "p99", "mean", "σ", "runs", "of ceiling")
@@ -41,7 +41,7 @@ class Report:
         return head | {"results": results}
 
     def save(self, path: Path) -> None:
-        write_atomically(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps(sealed(self.to_dict()), indent=1) + "\n").encode())
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def read_report(path: Path) -> Report:
     """A report that `save` wrote. Raises InputError."""
     hint = "name a file that 'pixtral bench --save' wrote"
     try:
-        data = json.loads(path.read_bytes())
+        data = unsealed(json.loads(path.read_bytes()))
         if data["schema"] != REPORT_SCHEMA:
             raise InputError(f"{path}: schema {data['schema']}, this pixtral reads {REPORT_SCHEMA}", "measure it anew")
         results = [CaseResult.from_dict(entry) for entry in data["results"]]

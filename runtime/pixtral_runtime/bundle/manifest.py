@@ -23,13 +23,12 @@ from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.spec import ACTIVATION_DTYPES, GRAPHS, GraphSpec, graph_spec, kv_cache_bytes_per_token
 from pixtral_runtime.errors import BundleError, InputError, unwritable
 from pixtral_runtime.files import locked, sync, write_atomically
-from pixtral_runtime.json_data import from_json
+from pixtral_runtime.json_data import SEAL, from_json, sealed, unsealed
 
 BUNDLE_SCHEMA = 1
 MANIFEST = "bundle.json"
 WEIGHTS = "weights.bin"
 TOKENIZER = "tekken.json"
-SEAL = "sha256"  # of everything else in the manifest; bundles of the first exports have none
 LOCK = ".pixtral.lock"  # held by whoever writes the bundle
 PARTIAL = ".pixtral.partial"  # the folder in which it is made
 
@@ -121,8 +120,7 @@ class Bundle:
     def write(self) -> None:
         """Write `bundle.json`, the last step of making a bundle."""
         data = {key: value for key, value in asdict(self).items() if key != "path"}
-        data[SEAL] = seal(data)
-        write_atomically(self.path / MANIFEST, (json.dumps(data, indent=2, sort_keys=True) + "\n").encode())
+        write_atomically(self.path / MANIFEST, (json.dumps(sealed(data), indent=2, sort_keys=True) + "\n").encode())
 
 
 def is_inside(name: str) -> bool:
@@ -133,11 +131,6 @@ def is_inside(name: str) -> bool:
 
 def remake_hint(path: Path) -> str:
     return f"pixtral export CHECKPOINT -o {path} --force"
-
-
-def seal(data: Mapping[str, Any]) -> str:
-    """A hash of all that a manifest says, however it is spelled."""
-    return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
 def _are_numbers(value: object, count: int) -> bool:
@@ -197,16 +190,17 @@ def open_bundle(path: Path) -> Bundle:
             newer = isinstance(schema, int) and schema > BUNDLE_SCHEMA
             hint = "pip install --upgrade pixtral" if newer else remake
             raise BundleError(f"{manifest}: schema {schema}, this pixtral reads schema {BUNDLE_SCHEMA}", hint)
-        written = data.pop(SEAL, None)
-        bundle = from_json(Bundle, data, path=path)
+        bundle = from_json(Bundle, {name: value for name, value in data.items() if name != SEAL}, path=path)
     except OSError as error:
         raise BundleError(f"{manifest} cannot be read: {error.strerror}", f"ls -ld {path}") from error
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise BundleError(f"{manifest} cannot be read: {error}", remake) from error
     if faults := bundle.faults():
         raise BundleError(f"{manifest} cannot be right: {faults[0]}", remake)
-    if written not in (None, seal(data)):
-        raise BundleError(f"{manifest} was changed: it is not what was written", remake)
+    try:
+        unsealed(data)
+    except ValueError as error:
+        raise BundleError(f"{manifest} cannot be right: {error}", remake) from error
     for name in (*(f"{graph}.onnx" for graph in GRAPHS), WEIGHTS, TOKENIZER):
         if name not in bundle.files:
             raise BundleError(f"{manifest} does not list {name}", remake)

@@ -27,7 +27,7 @@ from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example
 from pixtral_runtime.files import open_locked, write_atomically
 from pixtral_runtime.inputs.openai_messages import data_uri
-from pixtral_runtime.json_data import from_json
+from pixtral_runtime.json_data import from_json, sealed, unsealed
 
 JUDGE_ANSWER_TOKENS = 2048
 LOWEST_RATING, HIGHEST_RATING = 1, 10
@@ -238,7 +238,7 @@ def _short(said: object, options: JudgeOptions) -> str:
 
 
 def _line(rating: Rating) -> bytes:
-    return json.dumps(asdict(rating)).encode() + b"\n"
+    return json.dumps(sealed(asdict(rating))).encode() + b"\n"
 
 
 def _is_there(file: io.FileIO, path: Path) -> bool:
@@ -269,7 +269,7 @@ def _read(file: io.FileIO) -> dict[str, Rating]:
     found: dict[str, Rating] = {}
     for line in lines:
         try:
-            rating = from_json(Rating, json.loads(line))
+            rating = from_json(Rating, unsealed(json.loads(line)))
         except (ValueError, TypeError, RecursionError):
             continue
         found[rating.id] = rating

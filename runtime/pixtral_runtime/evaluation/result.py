@@ -19,7 +19,7 @@ from pixtral_runtime.evaluation.metrics import METRICS
 from pixtral_runtime.evaluation.score import Score
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Task
 from pixtral_runtime.files import write_atomically
-from pixtral_runtime.json_data import from_json
+from pixtral_runtime.json_data import from_json, sealed, unsealed
 
 RESULT_SCHEMA = 1
 RATING_METRIC = "rating"
@@ -122,14 +122,14 @@ class Evaluation:
         return {"schema": RESULT_SCHEMA} | self.summary() | {"examples": examples, "broken_rows": broken}
 
     def save(self, path: Path) -> None:
-        write_atomically(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+        write_atomically(path, (json.dumps(sealed(self.to_dict()), indent=1) + "\n").encode())
 
 
 def read_evaluation(path: Path) -> Evaluation:
     """A result that `save` wrote. Raises InputError."""
     hint = "name a file that 'pixtral eval --save' wrote, or a bundle"
     try:
-        data = json.loads(path.read_bytes())
+        data = unsealed(json.loads(path.read_bytes()))
         if data["schema"] != RESULT_SCHEMA:
             raise InputError(f"{path}: schema {data['schema']}, this pixtral reads {RESULT_SCHEMA}", "evaluate it anew")
         return from_json(Evaluation, {field.name: data[field.name] for field in fields(Evaluation)})

@@ -6,6 +6,7 @@ import fcntl
 import json
 import multiprocessing
 import os
+import random
 import resource
 import shutil
 import signal
@@ -322,7 +323,7 @@ def test_a_full_disk_leaves_no_half_record(path: Path) -> None:
     with resume(path) as file:
         resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) + 100, limits[1]))
         try:
-            with pytest.raises(OSError, match="too large"):
+            with pytest.raises(InputError, match="too large"):
                 file.append(answered(REQUESTS[2]))
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -395,3 +396,28 @@ def test_records_are_saved_beside_a_file_that_took_the_place_of_theirs(path: Pat
     (saved,) = set(path.parent.iterdir()) - {path}
     assert ids(saved) == ["a.png", "b.png", "c.png"]
     assert str(saved) in str(caught.value)
+
+
+def test_a_flip_anywhere_in_a_record_is_damage_or_harmless(path: Path) -> None:
+    """A letter of an answer that a disk has changed would be an answer like any other."""
+    before, data = read_results(path).records, path.read_bytes()
+    end = data.index(b"\n") + 1
+    chosen, found = random.Random(0), 0
+    for place in chosen.sample(range(end), 200):
+        flipped = bytearray(data)
+        flipped[place] ^= 1 << chosen.randrange(8)
+        path.write_bytes(flipped)
+        try:
+            contents = read_results(path)
+            kept = {id: before[id] for id in contents.records}
+            assert contents.records == kept and (contents.torn or kept == before)
+        except InputError as error:
+            assert "damaged" in str(error) or "is not a record" in str(error)
+            found += 1
+    assert found > 150
+
+
+def test_a_record_without_a_seal_is_read(path: Path) -> None:
+    lines = [json.loads(line) for line in path.read_bytes().splitlines()]
+    path.write_text("".join(json.dumps({k: v for k, v in line.items() if k != "seal"}) + "\n" for line in lines))
+    assert ids(path) == list(read_results(path).records)

@@ -85,7 +85,7 @@ def test_a_manifest_edited_by_hand_is_refused_and_one_of_the_first_exports_read(
     edit_json(bundle / MANIFEST, lambda data: data["limits"].update(max_context=512))
     with pytest.raises(BundleError, match="was changed"):
         open_bundle(bundle)
-    edit_json(bundle / MANIFEST, lambda data: data.pop("sha256"))
+    edit_json(bundle / MANIFEST, lambda data: data.pop("seal"))
     assert open_bundle(bundle).limits.max_context == 512
 
 
@@ -93,7 +93,7 @@ def test_a_manifest_edited_by_hand_is_refused_and_one_of_the_first_exports_read(
 def test_a_file_outside_the_bundle_is_refused(bundle: Path, name: str) -> None:
     manifest = json.loads((bundle / MANIFEST).read_text())
     entry = manifest["files"]["weights.bin"]
-    edit_json(bundle / MANIFEST, lambda data: (data["files"].update({name: entry}), data.pop("sha256")))
+    edit_json(bundle / MANIFEST, lambda data: (data["files"].update({name: entry}), data.pop("seal")))
     with pytest.raises(BundleError, match="is no file in the bundle's folder"):
         open_bundle(bundle)
 
