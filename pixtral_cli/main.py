@@ -24,7 +24,7 @@ from typer.core import TyperGroup
 from pixtral_cli import output
 from pixtral_cli.commands import ask, bench, build, check, compare, doctor, export, inspect, merge, plan, run
 from pixtral_cli.commands import eval as evaluate
-from pixtral_runtime.errors import FULL, InputError, MachineError, PixtralError
+from pixtral_runtime.errors import DISK_HINT, FAILING, FULL, UNWRITABLE, InputError, MachineError, PixtralError
 from pixtral_runtime.version import __version__
 
 COMMANDS = (
@@ -49,7 +49,7 @@ GROUPS = {
 }
 """Under which heading of `pixtral -h` a command stands."""
 BUG, INTERRUPTED = 1, 130
-UNUSABLE_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.EROFS, errno.ENODEV, errno.ENXIO)
+UNUSABLE_NAMES = (errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ENODEV, errno.ENXIO)
 """What the system says of names alone: whatever the command wanted there, nothing of the kind can be."""
 SHOWN_CHARACTERS = 200  # of such a name
 READER_LEFT = 141  # as a shell says of programs that end when the reader of their output does, such as `head`
@@ -106,6 +106,8 @@ def _as_pixtral_error(error: BaseException) -> PixtralError | None:
         return MachineError(f"not enough memory: {error}", "pixtral doctor")
     if isinstance(error, OSError) and error.errno in FULL:
         return MachineError(f"the disk is full: {error.filename or error.strerror}", "df -h .")
+    if isinstance(error, OSError) and error.errno in (*FAILING, *UNWRITABLE):
+        return MachineError(f"{str(error.filename or 'a file')[:SHOWN_CHARACTERS]}: {error.strerror}", DISK_HINT)
     if isinstance(error, PermissionError):
         return InputError(f"{error.filename}: permission denied", f"ls -ld '{error.filename}'")
     if isinstance(error, OSError) and error.filename and error.errno in UNUSABLE_NAMES:

@@ -14,6 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
+FAILING = (errno.EIO, errno.ESTALE, errno.EREMOTEIO, errno.ENOTCONN, errno.ETIMEDOUT)  # disks, and servers of files
+UNWRITABLE = (errno.EROFS, errno.EFBIG)  # whatever is written there
+
+DISK_HINT = "check the disk or the connection to its server, as dmesg shows them"
 
 
 @dataclass(frozen=True)
@@ -80,6 +84,10 @@ class ImageError(InputError):
     """One image cannot be used. A run over many images records it and goes on."""
 
 
+class ImageMemoryError(ImageError):
+    """One image takes more memory than is left just now. It may do later, or elsewhere."""
+
+
 class RequestError(InputError):
     """What was asked is malformed: a message, a line of a file of requests, a JSON schema."""
 
@@ -143,4 +151,6 @@ def unwritable(path: Path, error: OSError, *remedies: Remedy) -> PixtralError:
     """The error for a file that the system does not let us write; the remedies name another place."""
     if error.errno in FULL:
         return MachineError(f"the disk is full: {path}", "df -h .")
+    if error.errno in FAILING:
+        return MachineError(f"{path} cannot be written: {error.strerror}", DISK_HINT, *remedies)
     return InputError(f"{path} cannot be written: {error.strerror}", *remedies)

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from pixtral_runtime.batch.records import Record, Request, Settings, record_key, record_of
 from pixtral_runtime.batch.under_way import MOST_DEATHS, UnderWay
-from pixtral_runtime.errors import HintWriter, InputError, PixtralError, RequestError, python_hint
+from pixtral_runtime.errors import HintWriter, ImageMemoryError, InputError, PixtralError, RequestError, python_hint
 from pixtral_runtime.generation.generation import Generation, StageTimes
 from pixtral_runtime.generation.model import Model
 from pixtral_runtime.generation.scheduler import Scheduler
@@ -157,6 +157,9 @@ class Job:
                 prompt = self._prompt(request, record, files, started)
         except InputError as error:
             self._fail(record, error)
+            if isinstance(error, ImageMemoryError):
+                record.key = None  # so that the next run tries again
+                return _Loaded(request, record)
             return _Loaded(request, record, known=before is not None and before.key == record.key)
         return _Loaded(request, record, prompt)
 

@@ -36,13 +36,13 @@ import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
 
 from pixtral_runtime.device.memory import available_memory_bytes
-from pixtral_runtime.errors import ImageError
+from pixtral_runtime.errors import ImageError, ImageMemoryError
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF", "JPEG2000", "PPM", "ICO", "TGA")
 MAX_PIXELS = 89_478_485  # 256 MiB of RGB bytes, Pillow's own mark for doubt; resizing such a picture peaks near 2.1 GB
-BYTES_PER_PIXEL = 32  # while a picture is decoded and scaled; seen from 21 (grey) to 29 (with transparency)
+BYTES_PER_PIXEL = 30  # while a picture is decoded and scaled; seen from 21 (grey) to 29 (with transparency)
 NOTICED_BYTES = 1 << 27  # up to here memory is not asked about
-SHARE_OF_MEMORY = 0.8  # of what is left; the rest is for everybody else
+SHARE_OF_MEMORY = 0.9  # of what is left; the rest is for everybody else
 SMALLER = "a smaller copy of the picture"
 GREY_DEPTHS_BITS = (8, 10, 12, 14, 16)  # bits of usual sensors and scanners
 
@@ -106,7 +106,7 @@ def decode_image(data: bytes, name: str, *, apply_exif: bool = True, max_pixels:
     except Image.DecompressionBombError as error:
         raise _too_large(name, str(error)) from error
     except MemoryError as error:
-        raise ImageError(f"{name}: too little memory to decode it", SMALLER, "more memory") from error
+        raise ImageMemoryError(f"{name}: too little memory to decode it", SMALLER, "more memory") from error
     except _DECODER_ERRORS as error:
         raise _damaged(name, _claimed_format(data), str(error) or type(error).__name__) from error
     orientation = _orientation(image)
@@ -122,9 +122,9 @@ def too_little_memory(needed_bytes: int) -> int | None:
 
 
 def refuse_beyond_memory(needed_bytes: int, what: str) -> None:
-    """Raise ImageError where the memory that is left does not hold so much of a picture."""
+    """Raise ImageMemoryError where the memory that is left does not hold so much of a picture."""
     if (left := too_little_memory(needed_bytes)) is not None:
-        raise ImageError(
+        raise ImageMemoryError(
             f"{what}: some {needed_bytes / 1e9:.1f} GB to read it, and {left / 1e9:.1f} GB of memory are left",
             SMALLER,
             "more memory",

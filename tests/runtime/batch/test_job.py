@@ -282,3 +282,15 @@ def test_pictures_are_decoded_one_by_one_where_memory_does_not_hold_two(
     monkeypatch.setattr("pixtral_runtime.batch.job.too_little_memory", lambda _: 1 if is_tight else None)
     assert all(record.answer for record in job.records())
     assert seen == [is_tight] * 2
+
+
+def test_a_picture_that_memory_did_not_hold_is_tried_again(
+    model: Model, pictures: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests = asked(pictures[:1])
+    with monkeypatch.context() as tight:
+        tight.setattr("pixtral_runtime.inputs.image.too_little_memory", lambda _: 1)
+        refused = run(model, requests)
+        assert "of memory are left" in str(refused[requests[0].id].error)
+        assert run(model, requests, JobOptions(done=refused))[requests[0].id].error
+    assert run(model, requests, JobOptions(done=refused))[requests[0].id].answer is not None
