@@ -37,6 +37,7 @@ CHECKPOINT = ROOT / "tests/data/tiny-pixtral"
 IMAGE_BYTES = 400 << 20
 PICTURES = 40
 LIMIT_S = 600.0
+STARTED: list[subprocess.Popen[str]] = []
 
 
 @dataclass(frozen=True)
@@ -116,10 +117,12 @@ CASES = (
 
 
 def start(line: str, folder: Path) -> subprocess.Popen[str]:
-    return subprocess.Popen(
+    process = subprocess.Popen(
         [sys.executable, "-m", "pixtral_cli", *line.split()],
         cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
+    STARTED.append(process)
+    return process
 
 
 def run(line: str, folder: Path) -> str:
@@ -136,6 +139,11 @@ def mounted(image: Path, at: Path) -> Iterator[None]:
     subprocess.run(["mount", *options, image, at], check=True)
     try:
         yield
+    except KeyboardInterrupt:
+        for process in STARTED:
+            process.kill()
+            process.wait()
+        raise
     finally:
         subprocess.run(["umount", at], check=True)
 
@@ -224,6 +232,7 @@ def main() -> None:
     parser.add_argument("--cases", default=",".join(case.name for case in CASES))
     parser.add_argument("--seed", type=int, default=0)
     chosen = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is mounted is unmounted again
     roots = (ROOT, ROOT / "export", ROOT / "engines", ROOT / "runtime")
     os.environ["PYTHONPATH"] = os.pathsep.join(map(str, roots))
     random, found = random_module.Random(chosen.seed), []
