@@ -22,7 +22,6 @@ from pixtral_export.quantization.formats import (
     FORMATS,
     FP4,
     FP8,
-    OCTAVE,
     Format,
     Storable,
     expand_scales,
@@ -36,7 +35,6 @@ from pixtral_export.quantization.gptq import Factor, Moments, factor, gptq
 from pixtral_export.quantization.recipes import Scheme
 
 SAMPLE_ROWS = 512  # inputs kept of each group to try candidates on, and as many to judge them by
-SCALE_ROWS_EVERY = 4  # of those kept: eight scales are tried
 HOLD_OUT_EVERY = 7  # samples
 SMOOTH_EXPONENTS = (0.0, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8)
 AWQ_EXPONENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
@@ -202,7 +200,7 @@ def _quantize_with_inputs(
     weights = [layer.weight.clone() for layer, _ in members]
     rows, outcomes, lost_db = torch.cat(seen.held_out), [], 0.0
     format = FORMATS[next(scheme.activation for _, scheme in members if scheme.activation)]  # one recipe, one format
-    scale = _input_scale([layer.weight for layer, scheme in members if scheme.activation], seen, format)
+    scale = stored_as("float32")(seen.largest.max() / format.largest)
     for name, (layer, scheme) in zip(names, members, strict=True):
         expected = rows @ layer.weight
         outcome = _quantize_weight(
@@ -231,25 +229,6 @@ def _quantize_with_inputs(
             yield replace(alone, snr_db=outcome.snr_db)
         else:
             yield outcome
-
-
-def _input_scale(weights: Sequence[Tensor], seen: InputStatistics, format: Format) -> Tensor:
-    """The static scale of inputs that layers of `weights` read: nothing seen is clipped.
-
-    Within E4M3's octave the one of least noise. Its steps grow with the values, so that outliers lose most where they
-    fall between two steps, and channels of outliers have about the same value in every token.
-    """
-    full = stored_as("float32")(seen.largest.max() / format.largest)
-    if format is not FP8:
-        return full
-    rows = torch.cat(seen.rows)[::SCALE_ROWS_EVERY]
-    exact = [rows @ weight for weight in weights]
-
-    def cost(scale: Tensor) -> float:
-        rounded = fake_quantize(rows, scale, format)
-        return sum(noise(expected, rounded @ weight) for expected, weight in zip(exact, weights, strict=True))
-
-    return min((full * share for share in OCTAVE), key=cost)
 
 
 def _rounds_input(scale: Tensor, format: Format) -> Callable[[nn.Module, tuple[Tensor, ...]], tuple[Tensor]]:
