@@ -156,7 +156,7 @@ def test_an_option_of_the_library_is_shown_as_its_flag(option: Option, typed: st
         (OSError(errno.ELOOP, "Too many levels of symbolic links", "loop"), 3, "loop: Too many levels"),
         (NotADirectoryError(errno.ENOTDIR, "Not a directory", "file/x"), 3, "file/x: Not a directory"),
         (IsADirectoryError(errno.EISDIR, "Is a directory", "folder"), 3, "folder: Is a directory"),
-        (OSError(errno.EROFS, "Read-only file system", "/mnt/x"), 3, "/mnt/x: Read-only file system"),
+        (OSError(errno.EROFS, "Read-only file system", "/mnt/x"), 4, "/mnt/x: Read-only file system"),
         (typer.Exit(5), 5, ""),
     ],
 )

@@ -19,8 +19,9 @@ from PIL import Image
 
 from helpers.places import DEMO, SHARED
 from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, VisionConfig
-from pixtral_runtime.bundle.manifest import Bundle, Limits
+from pixtral_runtime.bundle.manifest import TOKENIZER, Bundle, FileEntry, Limits
 from pixtral_runtime.errors import BundleError, InputError
+from pixtral_runtime.files import sha256_of_file
 from pixtral_runtime.inputs.conversation import Message, user_message
 from pixtral_runtime.inputs.preprocess import Preprocess
 from pixtral_runtime.inputs.prompt import PromptBuilder, TextStream
@@ -42,8 +43,14 @@ def prompts(tmp_path_factory: pytest.TempPathFactory) -> PromptBuilder:
     config = ModelConfig(
         VisionConfig(1024, 24, 16, 64, 4096, 16, 1024, 1e4), DecoderConfig(5120, 40, 128, 14336, 32, 8, 131_072, 1e9)
     )
-    bundle = Bundle(folder, config, "float16", "float16", Limits(4096, 1024), 24, {}, {})
+    bundle = Bundle(folder, config, "float16", "float16", Limits(4096, 1024), 24, listed(folder), {})
     return PromptBuilder(bundle, Preprocess(16, 1024))
+
+
+def listed(folder: Path) -> dict[str, FileEntry]:
+    """The tokenizer as a manifest lists it."""
+    file = folder / TOKENIZER
+    return {TOKENIZER: FileEntry(file.stat().st_size, sha256_of_file(file))}
 
 
 @pytest.mark.parametrize(
@@ -61,7 +68,7 @@ def test_a_damaged_tokenizer_is_the_bundles_fault(prompts: PromptBuilder, tmp_pa
     data = json.loads((DEMO / "tekken.json").read_text(encoding="utf-8"))
     change(data)
     (tmp_path / "tekken.json").write_text(json.dumps(data))
-    damaged = PromptBuilder(replace(prompts.bundle, path=tmp_path), prompts.preprocess)
+    damaged = PromptBuilder(replace(prompts.bundle, path=tmp_path, files=listed(tmp_path)), prompts.preprocess)
     with pytest.raises(BundleError, match=r"tekken\.json is damaged: ") as raised:
         damaged.build(user_message("What?"))
     assert "--verify" in raised.value.hint
