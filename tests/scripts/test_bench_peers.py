@@ -31,11 +31,13 @@ from bench_peers import (
     take_part,
     take_turns,
 )  # fmt: skip
-from helpers.places import ROOT
+from helpers.bundles import exported
+from helpers.places import DEMO, ROOT
 from helpers.tiny import VOCABULARY, tiny_config, write_checkpoint
 from peers import Work
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.model.parameters import parameters
+from pixtral_export.plan import ExportSettings
 
 
 def figures(decode: float, prefill: float, peak: int = 2_000_000_000) -> dict[str, Any]:
@@ -178,8 +180,9 @@ def test_transformers_gets_the_decoder_of_the_checkpoint(checkpoint: Path, text:
 
 
 def test_pixtral_and_transformers_run_for_real_beside_peers_that_are_missing(tmp_path: Path) -> None:
-    script = [sys.executable, "scripts/bench_peers.py", "--checkpoint", "tests/data/tiny-pixtral"]
-    script += ["--workdir", str(tmp_path)]
+    bundle = exported(DEMO, tmp_path / "bundle", ExportSettings(precision="int4", method="rtn"))
+    script = [sys.executable, "scripts/bench_peers.py", "--checkpoint", str(DEMO), "--bundle", str(bundle.path)]
+    script += ["--workdir", str(tmp_path / "work")]
     script += ["--prompt-tokens", "8", "--steps", "2", "--rounds", "2", "--threads", "1"]
     done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
