@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -32,6 +33,7 @@ from pixtral_runtime.errors import EngineError, InputError, MachineError, Memory
 from pixtral_runtime.files import Output, check_outputs, sync, write_atomically
 
 ENGINE, PARTIAL = ".engine", ".partial"
+MADE_HERE = re.compile(rf"({'|'.join(GRAPHS)})({PARTIAL}|(\.[0-9a-f]{{8}})?{ENGINE})")  # earlier versions: no digits
 UNUSED_INPUT = "Unused Input"
 BUILDER_MEMORY_BYTES = 1_500_000_000  # TensorRT loaded and compiling a graph without weights
 MEMORY_PER_ENGINE_BYTE = 2.0  # read and written once each; 13.2 GB seen for the 12B's 6.3 GB decoder in int4
@@ -119,10 +121,10 @@ def build(bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Pr
 
 
 def _remove_unlisted(bundle: Bundle, target: Target) -> None:
-    """Engines that were replaced, and those of a build that was stopped."""
+    """Engines that were replaced, and those of a build that was stopped; whatever else lies there stays."""
     own = set(bundle.own_files)
     for path in (bundle.path / target.folder).glob("*"):
-        if path.suffix in (ENGINE, PARTIAL) and path not in own:
+        if MADE_HERE.fullmatch(path.name) and path not in own:
             path.unlink(missing_ok=True)
 
 

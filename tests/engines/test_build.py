@@ -173,10 +173,12 @@ def test_a_rebuild_replaces_all_engines_at_once_and_leaves_no_old_one(
 
     monkeypatch.setattr(Bundle, "write", late)
     plan = plan_build(copy, TARGETS["rtx:sm89"], replace(SHAPES, batch=1))
+    mine = copy.path / plan.target.folder / "vision-mine.engine"
+    mine.write_bytes(b"somebody else's")
     rebuilt = build(copy, plan, BuildSettings(), lambda *_: None)
     assert at_that_moment == [True, True]
     listed = {rebuilt.path / engine.file for engine in open_engines(rebuilt, "rtx:sm89", VERSION).graphs.values()}
-    assert set((copy.path / "engines").rglob("*.*")) == listed
+    assert set((copy.path / "engines").rglob("*.*")) == listed | {mine}
     assert not listed & set(copy.own_files)
 
 
