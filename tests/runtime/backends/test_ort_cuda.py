@@ -22,6 +22,7 @@ from pixtral_runtime.backends.cuda import CudaDevice
 from pixtral_runtime.backends.device_buffers import LEAST_ROWS
 from pixtral_runtime.backends.ort_caches import CACHE_STEP_ROWS
 from pixtral_runtime.backends.ort_cuda import (
+    BATCHED_KERNELS,
     CPU,
     CUDA,
     CudaSettings,
@@ -136,6 +137,17 @@ def test_without_cuda_graphs_nothing_is_replayed(bundle: Bundle) -> None:
     decoder = model.runner.sessions.decoder
     assert isinstance(decoder, OrtCudaSession)
     assert (decoder.graph_use.kind, decoder.graph_use.replayed, decoder.graph_use.graphs) == ("off", 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "wanted", "many"), [("", True, True), ("0", True, False), ("off", True, False), ("1", False, True)]
+)
+def test_a_variable_of_onnx_runtime_decides_for_many_slots(
+    chosen: str, wanted: bool, many: bool, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(BATCHED_KERNELS, chosen)
+    sessions = open_cuda_sessions(bundle, EagerDevice(), CudaSettings(many_slots=wanted), place="cpu")
+    assert isinstance(sessions.decoder, OrtCudaSession) and sessions.decoder._settings.many_slots is many
 
 
 def test_a_graph_that_cannot_be_captured_runs_plain(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
