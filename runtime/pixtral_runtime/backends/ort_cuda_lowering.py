@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pixtral_runtime.backends.onnx_nodes import add_constants, drop_unread, replace_nodes
 from pixtral_runtime.errors import BundleError, extra_missing
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
 KEY_LENGTHS = "key_lengths"
 LOWERED = ".lowered"  # what the names of weights made here end with
+CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
 WIDE_FLOAT_PRODUCT = 8192  # columns from which a product of float weights fills the device by itself
 
 
@@ -60,6 +62,7 @@ def lowered(path: Path, candidates: int, *, by_length: bool = True, block: int |
         attend_by_length(model)
     widen_gathered_codes(model)
     weights = join_products(model, path.parent, block)
+    add_and_normalize(model)
     pick_candidates(model, candidates)
     return Lowered(model.SerializeToString(), weights)
 
@@ -89,13 +92,13 @@ def attend_by_length(model: onnx.ModelProto) -> None:
         node.CopyFrom(helper.make_node("Attention", inputs, [result], name=node.name, is_causal=1))
     if not any(KEY_LENGTHS in node.input for node in model.graph.node):
         return
-    _add_constants(model, last_token=-1, one_row=1)
+    add_constants(model, last_token=-1, one_row=1)
     lengths = [
         helper.make_node("Gather", ["position_ids", "last_token"], ["last_position"], axis=1),
         helper.make_node("Add", ["last_position", "one_row"], [KEY_LENGTHS]),
     ]
-    _replace_nodes(model, lengths + [node for node in model.graph.node if node not in dropped])
-    _drop_unread(model)
+    replace_nodes(model, lengths + [node for node in model.graph.node if node not in dropped])
+    drop_unread(model)
 
 
 @dataclass(frozen=True)
@@ -127,8 +130,8 @@ def join_products(model: onnx.ModelProto, folder: Path, block: int | None = None
             instead[first] = joined.nodes(members, repeats)
     with ThreadPoolExecutor() as pool:
         list(pool.map(lambda copy: np.copyto(*copy), joined.copies))
-    _replace_nodes(model, [new for node in model.graph.node for new in instead.get(node.output[0], [node])])
-    _drop_unread(model)
+    replace_nodes(model, [new for node in model.graph.node for new in instead.get(node.output[0], [node])])
+    drop_unread(model)
     model.graph.initializer.extend(_placeholder(name, weight) for name, weight in joined.weights.items())
     return joined.weights
 
@@ -164,7 +167,7 @@ class _Joined:
         if len(products) == 1:
             return [*nodes, helper.make_node("MatMul", [x, weight], outputs)]
         whole, widths = f"{weight}.product", f"{weight}.widths"
-        _add_constants(self.model, **{widths: [product.weight.dims[1] for product in products]})
+        add_constants(self.model, **{widths: [product.weight.dims[1] for product in products]})
         nodes.append(helper.make_node("MatMul", [x, weight], [whole]))
         return [*nodes, helper.make_node("Split", [whole, widths], outputs, axis=-1)]
 
@@ -227,6 +230,37 @@ def _placeholder(name: str, weight: Weight) -> onnx.TensorProto:
     return tensor
 
 
+def add_and_normalize(model: onnx.ModelProto) -> None:
+    """A sum and its normalization become one node: a launch less, twice a layer.
+
+    ONNX Runtime does so by itself for its own older operator only. Of float16 its CUDA kernel rounds the sum, as Add
+    does, and adds squares up in float32, as RMSNormalization does; the CPU's does not round the sum.
+    """
+    from onnx import helper
+
+    stored = {tensor.name for tensor in model.graph.initializer}
+    added = {node.output[0]: node for node in model.graph.node if node.op_type == "Add" and not stored & {*node.input}}
+    instead: dict[str, list[onnx.NodeProto]] = {}  # of a node, by its output
+    for node in model.graph.node:
+        sum_of = node.input[0] if node.op_type == "RMSNormalization" else ""
+        settings = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+        if sum_of not in added or sum_of in instead or settings.get("axis", -1) != -1:
+            continue
+        instead[node.output[0]] = []
+        instead[sum_of] = [
+            helper.make_node(
+                "SkipSimplifiedLayerNormalization",
+                [*added[sum_of].input, node.input[1]],
+                [node.output[0], "", "", sum_of],
+                domain=CONTRIB,
+                epsilon=settings.get("epsilon", 1e-5),
+            )
+        ]
+    if instead:
+        replace_nodes(model, [new for node in model.graph.node for new in instead.get(node.output[0], [node])])
+        model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
+
+
 def pick_candidates(model: onnx.ModelProto, count: int) -> None:
     """The `count` best logits of each row, their token ids, and what the row weighs, as one output.
 
@@ -237,7 +271,7 @@ def pick_candidates(model: onnx.ModelProto, count: int) -> None:
 
     if not any(value.name == "logits" for value in model.graph.output):
         return
-    _add_constants(model, picked_count=[count], picked_first=[0], picked_end=[1], picked_axis=[1])
+    add_constants(model, picked_count=[count], picked_first=[0], picked_end=[1], picked_axis=[1])
     model.graph.node.extend(
         [
             helper.make_node("TopK", ["logits", "picked_count"], ["picked_logits", "picked_ids"], axis=1),
@@ -274,8 +308,8 @@ def widen_gathered_codes(model: onnx.ModelProto) -> None:
         scales = maker[node.input[1]]
         width, blocks = sizes[codes.input[0]][1], sizes[scales.input[0]][1]
         name = node.name
-        _add_constants(model, **{f"{name}.blocks": [0, 0, blocks, width // blocks], f"{name}.row": [0, 0, width]})
-        _add_constants(model, **{f"{name}.last": [-1]})
+        add_constants(model, **{f"{name}.blocks": [0, 0, blocks, width // blocks], f"{name}.row": [0, 0, width]})
+        add_constants(model, **{f"{name}.last": [-1]})
         nodes += [
             helper.make_node("Cast", [node.input[0]], [f"{name}.wide"], to=dtypes[scales.input[0]]),
             helper.make_node("Reshape", [f"{name}.wide", f"{name}.blocks"], [f"{name}.codes"]),  # (B, T, blocks, size)
@@ -283,30 +317,4 @@ def widen_gathered_codes(model: onnx.ModelProto) -> None:
             helper.make_node("Mul", [f"{name}.codes", f"{name}.scales"], [f"{name}.product"]),
             helper.make_node("Reshape", [f"{name}.product", f"{name}.row"], [node.output[0]]),
         ]
-    _replace_nodes(model, nodes)
-
-
-def _add_constants(model: onnx.ModelProto, **values: object) -> None:
-    from onnx import numpy_helper
-
-    model.graph.initializer.extend(numpy_helper.from_array(np.array(v, np.int64), k) for k, v in values.items())
-
-
-def _replace_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
-    kept = [type(node).FromString(node.SerializeToString()) for node in nodes]  # deleting empties the originals
-    del model.graph.node[:]
-    model.graph.node.extend(kept)
-
-
-def _drop_unread(model: onnx.ModelProto) -> None:
-    """Take away nodes whose outputs nothing reads, and values that no node reads then."""
-    nodes, size = list(model.graph.node), -1
-    while len(nodes) != size:
-        size = len(nodes)
-        read = {name for node in nodes for name in node.input} | {value.name for value in model.graph.output}
-        nodes = [node for node in nodes if any(output in read for output in node.output)]
-    _replace_nodes(model, nodes)
-    values = [value for value in model.graph.initializer if value.name in read]
-    kept = [type(value).FromString(value.SerializeToString()) for value in values]
-    del model.graph.initializer[:]
-    model.graph.initializer.extend(kept)
+    replace_nodes(model, nodes)

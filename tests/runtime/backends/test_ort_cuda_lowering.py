@@ -12,7 +12,7 @@ from onnx import numpy_helper
 from helpers.bundles import exported
 from helpers.places import DEMO
 from pixtral_export.plan import ExportSettings
-from pixtral_runtime.backends.ort_cuda_lowering import LOWERED, WIDE_FLOAT_PRODUCT, Lowered, Weight, lowered
+from pixtral_runtime.backends.ort_cuda_lowering import CONTRIB, LOWERED, WIDE_FLOAT_PRODUCT, Lowered, Weight, lowered
 from pixtral_runtime.bundle.manifest import Bundle
 
 QUERIES, GATE = "layers.0.attention.wq.weight", "layers.0.feed_forward.w1.weight"
@@ -104,3 +104,11 @@ def test_wide_products_of_floats_stay_apart(tmp_path: Path, monkeypatch: pytest.
     )
     _, weights = lowered(bundle.graph_path("decoder"), CANDIDATES)
     assert any("attention" in name for name in weights) and not any("feed_forward" in name for name in weights)
+
+
+def test_all_norms_of_a_decoder_but_the_first_and_the_last_take_their_sum_in(int4: Bundle) -> None:
+    model = onnx.load_from_string(lowered(int4.graph_path("decoder"), CANDIDATES).graph)
+    kinds = [node.op_type for node in model.graph.node]
+    assert kinds.count("SkipSimplifiedLayerNormalization") == 2 * int4.model.decoder.n_layers - 1
+    assert kinds.count("RMSNormalization") == 2
+    assert {entry.domain for entry in model.opset_import} == {"", CONTRIB}
