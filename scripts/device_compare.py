@@ -207,18 +207,16 @@ def run_fresh(
 ) -> tuple[Array, bool, Array, Array]:
     """Logits, whether their candidates are right, and the last layer's keys and values: a run over this content."""
     for name, address in past.by_name().items():
-        device().copy_to_device(address, content[name])
+        device().copy_to_device(address, turned(content[name], past))
     outputs = session.run(feeds, past)
     logits = outputs["logits"].numpy()
     picked = right_candidates(logits, outputs["picked"].numpy(), feeds["inverse_temperature"])
-    return logits, picked, *last_layer(past)
+    return logits, picked, *past.layers()[-1]
 
 
-def last_layer(past: DeviceCache) -> tuple[Array, Array]:
-    key, value = (np.empty(past.shape, past.dtype) for _ in range(2))
-    for array, address in zip((key, value), past.addresses[-2:], strict=True):
-        device().copy_to_host(array, address)
-    return key, value
+def turned(array: Array, past: DeviceCache) -> Array:
+    """Keys or values (slots, K, rows, E) as they lie in memory."""
+    return array if past.bound_shape == past.shape else np.ascontiguousarray(array.swapaxes(1, 2))
 
 
 def right_candidates(logits: Array, picked: Array, inverse: Array) -> bool:

@@ -38,6 +38,7 @@ NEVER = {
 ALLOWED = {
     # Only where a CUDA device is used, of which the extra `gpu` brings onnx along.
     "runtime/pixtral_runtime/backends/onnx_nodes.py": {"onnx"},
+    "runtime/pixtral_runtime/backends/ort_cuda_attention.py": {"onnx"},
     "runtime/pixtral_runtime/backends/ort_cuda_lowering.py": {"onnx"},
 }
 ORDER = {

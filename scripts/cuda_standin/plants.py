@@ -45,8 +45,8 @@ def _fetch_all(make: Any) -> Any:
 
 def _lowered_with_cpu_node(path: Path, *arguments: Any, **settings: Any) -> Lowered:
     """A decoder in which `write_index` goes through Asinh, of which CUDA has no kernel."""
-    graph, weights = lowered(path, *arguments, **settings)
-    model = onnx.load_from_string(graph)
+    made = lowered(path, *arguments, **settings)
+    model = onnx.load_from_string(made.graph)
     if any(value.name == "write_index" for value in model.graph.input):
         for node in model.graph.node:
             node.input[:] = ["planted" if name == "write_index" else name for name in node.input]
@@ -58,7 +58,7 @@ def _lowered_with_cpu_node(path: Path, *arguments: Any, **settings: Any) -> Lowe
         nodes = added + list(helper.make_graph(model.graph.node, "copy", [], []).node)
         del model.graph.node[:]
         model.graph.node.extend(nodes)
-    return Lowered(model.SerializeToString(), weights)
+    return made._replace(graph=model.SerializeToString())
 
 
 def _bind_apart(bind: Any) -> Any:

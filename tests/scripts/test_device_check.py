@@ -23,7 +23,7 @@ from helpers.bundles import exported
 from helpers.host_device import EagerDevice
 from helpers.places import DEMO
 from pixtral_export.plan import ExportSettings
-from pixtral_runtime.backends import ort_cuda, ort_cuda_lowering
+from pixtral_runtime.backends import ort_cuda, ort_cuda_attention, ort_cuda_lowering
 from pixtral_runtime.backends.ort_cuda import CudaSettings, OrtCudaSession
 from pixtral_runtime.bundle.manifest import Bundle
 
@@ -195,7 +195,7 @@ def test_a_right_decoder_passes(half: Bundle, capsys: pytest.CaptureFixture[str]
 def test_attention_over_too_few_rows_is_seen(
     half: Bundle, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    right = ort_cuda_lowering.attend_by_length
+    right = ort_cuda_attention.attend_by_length
 
     def a_row_short(model: onnx.ModelProto) -> None:
         right(model)

@@ -74,9 +74,10 @@ class DeviceBuffer:
 class DeviceCache:
     """Past keys and values on the device, (slots, K, rows, E) each, zeroed at first.
 
-    `shape` is the one of each tensor, `dtype` theirs. An engine's cache has the engine's rows, and `rebuild` is what
-    makes one with more. Other caches grow up to `most` rows, in few sizes: a step over one of them can be recorded as
-    a CUDA graph. `addresses` are those of the past tensors, in the order of `tensors`.
+    `shape` is the one of each tensor, `dtype` theirs; with `rows_first` they lie in memory as (slots, rows, K · E). An
+    engine's cache has the engine's rows, and `rebuild` is what makes one with more. Other caches grow up to `most`
+    rows, in few sizes: a step over one of them can be recorded as a CUDA graph. `addresses` are those of the past
+    tensors, in the order of `tensors`.
     """
 
     def __init__(
@@ -88,8 +89,9 @@ class DeviceCache:
         *,
         most: int,
         rebuild: str | None = None,
+        rows_first: bool = False,
     ) -> None:
-        self._device, self._most, self._rebuild = device, most, rebuild
+        self._device, self._most, self._rebuild, self._rows_first = device, most, rebuild, rows_first
         self.tensors, self.shape, self.dtype = tensors, shape, dtype
         self._memory = [self._zeroed() for _ in tensors]
         self._place()
@@ -107,6 +109,19 @@ class DeviceCache:
         """Of each tensor."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def bound_shape(self) -> Shape:
+        """As the graph has it."""
+        slots, heads, rows, size = self.shape
+        return (slots, rows, heads * size) if self._rows_first else self.shape
+
+    @property
+    def _blocks(self) -> tuple[int, int]:
+        """How many blocks of rows a slot has in a tensor, and the bytes of their rows."""
+        _, heads, _, size = self.shape
+        blocks = 1 if self._rows_first else heads
+        return blocks, heads // blocks * size * self.dtype.itemsize
+
     def by_name(self) -> dict[str, int]:
         """Addresses by the names of the past tensors."""
         return {past.name: address for (past, _), address in zip(self.tensors, self.addresses, strict=True)}
@@ -122,19 +137,23 @@ class DeviceCache:
             raise ContextError(f"{rows} cache rows are needed, {who} has {self._most}", *remedy)
         before, slots, heads = self.rows, *self.shape[:2]
         self.shape = (slots, heads, whole_rows(rows, self._most), self.shape[3])
-        row = self.shape[3] * self.dtype.itemsize
+        blocks, row = self._blocks
         for index, old in enumerate(self._memory):  # one by one: only one is there twice
             new = self._zeroed()
             pitches = (self.rows * row, before * row)
-            self._device.copy_rows(new.address, old.address, before * row, pitches, slots * heads)
+            self._device.copy_rows(new.address, old.address, before * row, pitches, slots * blocks)
             self._memory[index] = new
         self._place()
 
     def layers(self) -> list[tuple[Array, Array]]:
         """Copies on the host. Waits for the steps before."""
-        arrays = [np.empty(self.shape, self.dtype) for _ in self.tensors]
+        slots, heads, rows, size = self.shape
+        shape = (slots, rows, heads, size) if self._rows_first else self.shape
+        arrays = [np.empty(shape, self.dtype) for _ in self.tensors]
         for array, address in zip(arrays, self.addresses, strict=True):
             self._device.copy_to_host(array, address)
+        if self._rows_first:
+            arrays = [array.swapaxes(1, 2) for array in arrays]
         return list(zip(arrays[::2], arrays[1::2], strict=True))  # `GraphSpec.caches` has key before value
 
     def shrink(self, rows: int) -> None:
@@ -151,11 +170,10 @@ class DeviceCache:
 
     def copy_rows(self, source: int, target: int, rows: int) -> None:
         """Queued on the device, one copy for all heads of a tensor."""
-        _, heads, most, head_dim = self.shape
-        row = head_dim * self.dtype.itemsize
-        slot, pitches = heads * most * row, (most * row, most * row)
+        blocks, row = self._blocks
+        slot, pitch = self.nbytes // self.slots, self.rows * row
         for address in self.addresses:
-            self._device.copy_rows(address + target * slot, address + source * slot, rows * row, pitches, heads)
+            self._device.copy_rows(address + target * slot, address + source * slot, rows * row, (pitch, pitch), blocks)
 
     def _zeroed(self) -> Memory:
         memory = Memory(self._device, self.nbytes)

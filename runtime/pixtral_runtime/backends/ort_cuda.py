@@ -2,7 +2,7 @@
 
 All sessions of a bundle and the copies between them are queued on one stream of one `DeviceStream`: a graph's output is
 the next one's input where it lies, and nothing waits but `DeviceBuffer.numpy`. The graphs are rewritten first
-(`ort_cuda_lowering`). A step that decodes one token a slot launches some 900 kernels, which takes the host longer than
+(`ort_cuda_lowering`). A step that decodes one token a slot launches some 740 kernels, which takes the host longer than
 the device; where such a step recurs over the same memory it is recorded as a CUDA graph and replayed.
 
 Every input and output has memory of ours. ONNX Runtime's own holds what is between them, and a graph that is replayed
@@ -107,7 +107,10 @@ class OrtCudaSession:
         self._spec = with_candidates(bundle.graph_spec(graph), self._candidates)
         self._path = bundle.graph_path(graph)
         self.graph_use = GraphUse("captured" if settings.cuda_graphs and graph != "vision" else "off")
+        self._rows_first = False
         self._session = self._open()
+        if self._rows_first:
+            self._spec = with_rows_first(self._spec)
         refuse_other_graph(self._session, bundle, self._spec)
         pasts, presents = ({pair[end] for pair in self._spec.caches} for end in (0, 1))
         self._inputs = {tensor.name: tensor for tensor in self._spec.inputs if tensor not in pasts}
@@ -133,7 +136,8 @@ class OrtCudaSession:
     def new_cache(self, slots: int, rows: int) -> DeviceCache:
         decoder, most = self._bundle.model.decoder, self._bundle.limits.max_context
         shape = (slots, decoder.n_kv_heads, whole_rows(rows, most), decoder.head_dim)
-        return DeviceCache(self._device, self._spec.caches, shape, np.dtype(self._bundle.cache_dtype), most=most)
+        dtype = np.dtype(self._bundle.cache_dtype)
+        return DeviceCache(self._device, self._spec.caches, shape, dtype, most=most, rows_first=self._rows_first)
 
     # Loading
 
@@ -158,7 +162,7 @@ class OrtCudaSession:
         providers: list[str | tuple[str, dict[str, str]]] = [(CUDA, options), CPU] if self._place == "cuda" else [CPU]
         batched = self._settings.many_slots and bool(self._spec.caches) and self._bundle.precision == "int4"
         with ort_errors(self._path, "is damaged"):
-            graph, weights = lowered(
+            graph, weights, self._rows_first = lowered(
                 self._path,
                 self._candidates,
                 by_length=self._settings.by_length,
@@ -252,8 +256,8 @@ class OrtCudaSession:
             bind(name, *where, dtype, shape, address)
         if cache is not None:
             for (past, present), address in zip(self._spec.caches, cache.addresses, strict=True):
-                binding.bind_input(past.name, *where, cache.dtype, cache.shape, address)
-                binding.bind_output(present.name, *where, cache.dtype, cache.shape, address)
+                binding.bind_input(past.name, *where, cache.dtype, cache.bound_shape, address)
+                binding.bind_output(present.name, *where, cache.dtype, cache.bound_shape, address)
         return binding
 
     def _run_options(self, graph: str) -> ort.RunOptions:
@@ -294,6 +298,19 @@ def with_candidates(graph: GraphSpec, count: int) -> GraphSpec:
     return replace(
         graph, inputs=inputs, outputs=(*graph.outputs, TensorSpec("picked", ("R", 2 * count + 1), "float32"))
     )
+
+
+def with_rows_first(graph: GraphSpec) -> GraphSpec:
+    """The decoder's tensors with caches as `ort_cuda_attention.put_rows_first` leaves them."""
+
+    def turned(tensor: TensorSpec) -> TensorSpec:
+        slots, heads, rows, size = tensor.shape
+        return replace(tensor, shape=(slots, rows, int(heads) * int(size)))
+
+    caches = tuple((turned(past), turned(present)) for past, present in graph.caches)
+    now = {tensor.name: tensor for pair in caches for tensor in pair}
+    inputs, outputs = (tuple(now.get(one.name, one) for one in ones) for ones in (graph.inputs, graph.outputs))
+    return replace(graph, inputs=inputs, outputs=outputs, caches=caches)
 
 
 def refuse_wide_products(bundle: Bundle) -> None:

@@ -16,12 +16,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pixtral_runtime.backends.onnx_nodes import add_constants, drop_unread, replace_nodes
+from pixtral_runtime.backends.ort_cuda_attention import attend_by_length, put_rows_first
 from pixtral_runtime.errors import BundleError, extra_missing
 
 if TYPE_CHECKING:
     import onnx
 
-KEY_LENGTHS = "key_lengths"
 LOWERED = ".lowered"  # what the names of weights made here end with
 CONTRIB = "com.microsoft"  # ONNX Runtime's own operators
 WIDE_FLOAT_PRODUCT = 8192  # columns from which a product of float weights fills the device by itself
@@ -38,8 +38,11 @@ class Weight(NamedTuple):
 
 
 class Lowered(NamedTuple):
+    """`rows_first`: the cache is (B, C, K·E) instead of (B, K, C, E)."""
+
     graph: bytes
     weights: dict[str, Weight]
+    rows_first: bool = False
 
 
 def lowered(path: Path, candidates: int, *, by_length: bool = True, block: int | None = None) -> Lowered:
@@ -58,47 +61,15 @@ def lowered(path: Path, candidates: int, *, by_length: bool = True, block: int |
         model = onnx.load(path, load_external_data=False)
     except (OSError, ValueError, DecodeError) as error:
         raise BundleError(f"{path} is damaged: {error}", f"pixtral inspect {path.parent} --verify") from error
+    rows_first = False
     if by_length:
         attend_by_length(model)
+        rows_first = put_rows_first(model)
     widen_gathered_codes(model)
     weights = join_products(model, path.parent, block)
     add_and_normalize(model)
     pick_candidates(model, candidates)
-    return Lowered(model.SerializeToString(), weights)
-
-
-def attend_by_length(model: onnx.ModelProto) -> None:
-    """Attention up to each slot's last new token instead of by a mask, with query heads apart.
-
-    Any mask rules Flash attention out; the memory-efficient kernel that is left runs a decode step on K thread blocks
-    a slot and reads all C rows. The tokens of a call have consecutive positions, so the mask says the same as causal
-    attention over position + 1 rows. The mask's rows were folded for kernels that take a key once (`ops.attention`);
-    Flash does so by itself.
-    """
-    from onnx import helper
-
-    maker = {output: node for node in model.graph.node for output in node.output}
-    reader = {name: node for node in model.graph.node for name in node.input}
-    dropped: list[onnx.NodeProto] = []
-    for node in model.graph.node:
-        if node.op_type != "Attention" or len(node.input) < 4:
-            continue
-        query, result = node.input[0], node.output[0]
-        fold, unfold = maker[query], reader[result]
-        if (fold.op_type, unfold.op_type) == ("Reshape", "Reshape"):
-            dropped += [fold, unfold]
-            query, result = fold.input[0], unfold.output[0]
-        inputs = [query, *node.input[1:3], "", "", "", KEY_LENGTHS]
-        node.CopyFrom(helper.make_node("Attention", inputs, [result], name=node.name, is_causal=1))
-    if not any(KEY_LENGTHS in node.input for node in model.graph.node):
-        return
-    add_constants(model, last_token=-1, one_row=1)
-    lengths = [
-        helper.make_node("Gather", ["position_ids", "last_token"], ["last_position"], axis=1),
-        helper.make_node("Add", ["last_position", "one_row"], [KEY_LENGTHS]),
-    ]
-    replace_nodes(model, lengths + [node for node in model.graph.node if node not in dropped])
-    drop_unread(model)
+    return Lowered(model.SerializeToString(), weights, rows_first)
 
 
 @dataclass(frozen=True)
