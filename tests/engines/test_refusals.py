@@ -20,6 +20,7 @@ from helpers.host_device import HostDevice
 from helpers.networks import RTX
 from helpers.places import DEMO, IMAGES
 from helpers.trt_standin import StandIn, write_engine
+from helpers.trt_surface import RTX_1_7
 from pixtral_cli.main import app
 from pixtral_engines import build as building
 from pixtral_engines.profiles import Shapes, profiles
@@ -33,7 +34,7 @@ from pixtral_runtime.generation import model
 
 IMAGE = IMAGES / "gray_circle_99x70.png"
 SHAPES = Shapes(context=256, batch=1, chunk=16)
-VERSION = "tensorrt_standin 1.0"
+VERSION = "tensorrt_rtx 1.7.1.116"
 
 
 class Gpu(HostDevice):
@@ -61,12 +62,12 @@ def copy(plain: Bundle, tmp_path: Path) -> Bundle:
 
 
 @pytest.fixture
-def with_sm89(copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> tuple[Bundle, Gpu]:
+def with_sm89(copy: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[Bundle, Gpu]:
     """A bundle with the stand-in's engines for SM89, on a machine with such a GPU."""
     device: Any = Gpu()
-    trt = StandIn(device)
-    trt.__version__ = "1.0"  # type: ignore[attr-defined]
+    trt = StandIn(device, RTX_1_7)
     monkeypatch.setattr(backend, "import_tensorrt", lambda flavor: trt)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     monkeypatch.setattr(model, "open_backend", partial(backend.open_backend, gpu=lambda: device))
     listed = {}
     for graph in GRAPHS:
@@ -110,7 +111,7 @@ def test_an_engine_of_another_tensorrt_is_refused(with_sm89: tuple[Bundle, Gpu])
     bundle, _ = with_sm89
     replace(bundle, engines={"rtx:sm89": bundle.engines["rtx:sm89"] | {"tensorrt": "tensorrt_rtx 1.0"}}).write()
     refused = ask(bundle)
-    assert refused.exit_code == 3 and "were built by tensorrt_rtx 1.0, here is tensorrt_standin 1.0" in flat(refused)
+    assert refused.exit_code == 3 and "were built by tensorrt_rtx 1.0, here is tensorrt_rtx 1.7.1.116" in flat(refused)
     assert f"pixtral build {bundle.path} --target rtx:sm89" in flat(refused)
 
 

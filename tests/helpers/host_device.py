@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from pixtral_runtime.backends.session import Array
+from pixtral_runtime.errors import MemoryShortageError
 
 Shape = tuple[int, ...]
 ALIGNMENT = 256
@@ -24,9 +25,14 @@ class StandInError(Exception):
 
 
 class HostDevice:
-    """A `cuda.Device` in host memory. `calls` counts methods; `events` lists runs and copies to the host."""
+    """A `cuda.Device` in host memory. It has `most_bytes`.
+
+    `calls` counts methods; `events` lists runs and copies to the host.
+    """
 
     stream = 7
+    name = "Stand-In GPU 1"
+    most_bytes = 1 << 40
 
     def __init__(self) -> None:
         self.memory: dict[int, Array] = {}
@@ -40,6 +46,8 @@ class HostDevice:
         return self._recording is not None
 
     def alloc(self, nbytes: int) -> int:
+        if sum(memory.size for memory in self.memory.values()) + nbytes > self.most_bytes:
+            raise MemoryShortageError(f"the GPU has too little memory: cudaMalloc of {nbytes} bytes")
         self.calls["alloc"] += 1
         raw = np.full(nbytes + ALIGNMENT, GARBAGE, np.uint8)
         start = -raw.ctypes.data % ALIGNMENT

@@ -9,16 +9,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from functools import lru_cache, partial
+from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from helpers.host_device import ALIGNMENT, GARBAGE, HostDevice, Shape, StandInError
 from helpers.networks import RTX
+from helpers.trt_surface import TRT_11_4, Package
 from pixtral_engines.arrays import NUMPY_DTYPES
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import parse_graph
@@ -34,20 +35,31 @@ def write_engine(path: Path, bundle: Bundle, graph: str, rows: int, profiles: li
     return path
 
 
-class StandIn(ModuleType):
-    """What `trt_session` uses of a TensorRT module. `built_in_graphs`: as TensorRT-RTX has them."""
+class StandIn(Package):
+    """What `trt_session` uses of a recorded TensorRT package.
 
-    def __init__(self, device: HostDevice, *, built_in_graphs: bool = False, capturable: bool = True) -> None:
-        super().__init__("tensorrt_standin")
-        self.ILogger, self.TensorIOMode, self.device = RTX.ILogger, RTX.TensorIOMode, device
-        self.ExecutionContextAllocationStrategy = RTX.ExecutionContextAllocationStrategy
-        self.capturable = capturable
-        if built_in_graphs:
-            self.CudaGraphStrategy = RTX.CudaGraphStrategy
-        self.contexts: list[Context] = []
+    `refusals` are messages by the method that refuses with them, `remark` is what it warns of at each engine.
+    `compiled` counts kernels that no runtime cache had.
+    """
 
-    def Runtime(self, logger: Any) -> Runtime:
-        return Runtime(self, logger)
+    remark = ""
+
+    def __init__(self, device: HostDevice, package: str = TRT_11_4, *, capturable: bool = True) -> None:
+        super().__init__(package, {"Runtime": lambda logger: Runtime(self, logger)})
+        self.device, self.capturable = device, capturable
+        self.refusals: dict[str, str] = {}
+        self.contexts: list[IExecutionContext] = []
+        self.compiled = 0
+
+    @property
+    def compat(self) -> bool:
+        """Whether it takes graphs in the form for TensorRT 10.3 only."""
+        return "IKVCacheUpdateLayer" not in self._surface.classes
+
+    def refuses(self, method: str, logger: Any) -> bool:
+        if message := self.refusals.get(method):
+            logger.log(RTX.ILogger.ERROR, message)
+        return bool(message)
 
     def runs(self, graph: str) -> list[tuple[int, int]]:
         """Profile and runs of each context of a graph, as they were made."""
@@ -58,25 +70,29 @@ class Runtime:
     def __init__(self, trt: StandIn, logger: Any) -> None:
         self._trt, self._logger = trt, logger
 
-    def deserialize_cuda_engine(self, data: Any) -> Engine | None:
+    def deserialize_cuda_engine(self, data: Any) -> ICudaEngine | None:
         text = bytes(data)
+        if self._trt.refuses("deserialize_cuda_engine", self._logger):
+            return None
         if not text.startswith(b"{"):
             self._logger.log(RTX.ILogger.ERROR, "the magic tag does not match")
             return None
-        return Engine(self._trt, self._logger, text)
+        if self._trt.remark:
+            self._logger.log(RTX.ILogger.WARNING, self._trt.remark)
+        return ICudaEngine(self._trt, self._logger, text)
 
 
 @lru_cache
-def interpreter_of(bundle: str, graph: str, rows: int) -> tuple[Interpreter, dict[str, str]]:
+def interpreter_of(bundle: str, graph: str, rows: int, compat: bool) -> tuple[Interpreter, dict[str, str]]:
     """A graph's interpreter, and the input that an output shares its memory with."""
-    parsed = parse_graph(open_bundle(Path(bundle)), graph, RTX, rows)
+    parsed = parse_graph(open_bundle(Path(bundle)), graph, RTX, rows, compat=compat)
     layers = [parsed.network.get_layer(n) for n in range(parsed.network.num_layers)]
     updates = [layer for layer in layers if RTX.ILayer.type.fget(layer).name == "KV_CACHE_UPDATE"]
     aliases = {layer.get_output(0).name: layer.get_input(0).name for layer in updates}
     return Interpreter(parsed.network, RTX, keep=parsed, cache_constants=True), aliases
 
 
-class Engine:
+class ICudaEngine:
     device_memory_size_v2 = 4096
 
     def __init__(self, trt: StandIn, logger: Any, text: bytes) -> None:
@@ -84,7 +100,7 @@ class Engine:
         data = json.loads(text)
         self.spec = open_bundle(Path(data["bundle"])).graph_spec(data["graph"])
         self.patch = open_bundle(Path(data["bundle"])).model.vision.patch_size
-        self.interpreter, self.aliases = interpreter_of(data["bundle"], data["graph"], data["rows"])
+        self.interpreter, self.aliases = interpreter_of(data["bundle"], data["graph"], data["rows"], trt.compat)
         self._profiles = data["profiles"]
         self.inputs = {tensor.name: tensor for tensor in self.interpreter.inputs}
         self._tensors = self.inputs | {tensor.name: tensor for tensor in self.interpreter.outputs}
@@ -115,24 +131,59 @@ class Engine:
     def get_aliased_input_tensor(self, name: str) -> str | None:
         return self.aliases.get(name)
 
-    def create_runtime_config(self) -> Any:
-        config = SimpleNamespace(cuda_graph_strategy=RTX.CudaGraphStrategy.DISABLED, strategy=None)
-        config.set_execution_context_allocation_strategy = partial(setattr, config, "strategy")
-        return config
+    def create_runtime_config(self) -> IRuntimeConfig:
+        return IRuntimeConfig(self.trt)
 
-    def create_execution_context(self, config: Any) -> Context:
+    def create_execution_context(self, config: Any) -> IExecutionContext | None:
         """With a runtime configuration, or with an allocation strategy alone."""
-        strategy = config.strategy if isinstance(config, SimpleNamespace) else config
-        assert strategy == RTX.ExecutionContextAllocationStrategy.USER_MANAGED
-        context = Context(self, config)
+        if self.trt.refuses("create_execution_context", self.logger):
+            return None
+        settings = config if isinstance(config, IRuntimeConfig) else IRuntimeConfig(self.trt, config)
+        assert settings.strategy == RTX.ExecutionContextAllocationStrategy.USER_MANAGED
+        context = IExecutionContext(self, settings)
         self.trt.contexts.append(context)
         return context
 
 
-class Context:
-    """IExecutionContext. `profiles` has every profile switch, `runs` counts what was queued and not captured."""
+class IRuntimeConfig:
+    def __init__(self, trt: StandIn, strategy: Any = None) -> None:
+        self._trt, self.strategy = trt, strategy
+        self.cuda_graph_strategy = RTX.CudaGraphStrategy.DISABLED
+        self.cache: IRuntimeCache | None = None
 
-    def __init__(self, engine: Engine, config: Any) -> None:
+    def set_execution_context_allocation_strategy(self, strategy: Any) -> None:
+        self.strategy = strategy
+
+    def create_runtime_cache(self) -> IRuntimeCache:
+        return IRuntimeCache(self._trt)
+
+    def set_runtime_cache(self, cache: IRuntimeCache) -> bool:
+        self.cache = cache
+        return True
+
+
+class IRuntimeCache:
+    """Names of kernels in place of kernels."""
+
+    def __init__(self, trt: StandIn) -> None:
+        self._trt = trt
+        self.kernels: set[str] = set()
+
+    def deserialize(self, blob: Any) -> bool:
+        magic, *kernels = bytes(blob).decode("utf-8", "replace").splitlines()
+        if magic != f"kernels of {self._trt.__version__}":
+            return False
+        self.kernels = set(kernels)
+        return True
+
+    def serialize(self) -> bytes:
+        return "\n".join([f"kernels of {self._trt.__version__}", *sorted(self.kernels)]).encode()
+
+
+class IExecutionContext:
+    """`profiles` has every profile switch, `runs` counts what was queued and not captured."""
+
+    def __init__(self, engine: ICudaEngine, config: IRuntimeConfig) -> None:
         self.config, self.profiles, self.runs = config, list[int](), 0
         self.graph = engine.spec.name
         self._engine, self._device = engine, engine.trt.device
@@ -181,10 +232,11 @@ class Context:
         spec = {tensor.name: tensor.shape for tensor in (*self._engine.spec.inputs, *self._engine.spec.outputs)}
         return tuple(letters.get(n, -1) if isinstance(n, str) else n for n in spec[name])
 
-    def is_stream_capturable(self, stream: int) -> bool:
-        return self._engine.trt.capturable and stream == self._device.stream
-
     def execute_async_v3(self, stream: int) -> bool:
+        if self._engine.trt.refuses("execute_async_v3", self._engine.logger):
+            return False
+        if self._device.is_recording and not self._engine.trt.capturable:
+            return self._refuse("operation not permitted when stream is capturing")
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         unset = [name for name in names if name not in self._addresses] + self.infer_shapes()
         if unset or stream != self._device.stream:
@@ -205,6 +257,7 @@ class Context:
             if self._version != version:
                 raise StandInError("a captured graph of a context that was changed since")
 
+        self._compile(views)
         self.runs += not self._device.is_recording
         self._device.events.append(self._engine.spec.name)
         self._device.enqueue(lambda: self._run(views, scratch), check)
@@ -216,6 +269,12 @@ class Context:
         outputs = self._engine.interpreter.run(feeds)
         for name, value in outputs.items():
             np.copyto(self._device.view(*views[name]), value)
+
+    def _compile(self, views: Mapping[str, tuple[int, Shape, np.dtype[Any]]]) -> None:
+        kernel = f"{self.graph} {[views[name][1] for name in sorted(views)]}"
+        cache = self.config.cache or IRuntimeCache(self._engine.trt)
+        self._engine.trt.compiled += kernel not in cache.kernels
+        cache.kernels.add(kernel)
 
     def _check_memory(self, views: Mapping[str, tuple[int, Shape, np.dtype[Any]]]) -> None:
         """Every tensor in memory of its own, but an aliased output in its input's."""

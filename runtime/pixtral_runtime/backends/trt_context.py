@@ -7,6 +7,7 @@ steps of each number of slots therefore have contexts of their own. All of them 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -78,7 +79,7 @@ class TrtContext:
             self._device.launch(self._bound.captured)
             use.replayed += 1
         else:
-            self._do("execute_async_v3", self._device.stream)
+            self._execute()
             use.plain += 1
 
     def _bind_memory(self, addresses: Mapping[str, int]) -> bool:
@@ -101,21 +102,26 @@ class TrtContext:
 
     def _capture(self, use: GraphUse) -> None:
         """Record a run. Where that is refused or fails, it is said once, and runs are plain from then on."""
-        is_capturable = getattr(self._context, "is_stream_capturable", None)  # which only TensorRT-RTX has
-        if is_capturable is not None and not is_capturable(self._device.stream):
-            use.refused = "TensorRT says that this engine cannot be captured"
-            return
-        self._device.begin_capture()
         try:
+            self._device.begin_capture()
             try:
-                self._do("execute_async_v3", self._device.stream)
-            finally:  # what was recorded until an error is worth nothing, but the stream has to run again
-                recorded = self._device.end_capture()
-        except (RuntimeError, MachineError) as error:
+                self._execute()
+            except BaseException:  # what was recorded is worth nothing, but the stream has to run again
+                with suppress(MachineError):
+                    self._device.end_capture()
+                raise
+            recorded = self._device.end_capture()
+        except MachineError as error:
             use.refused = f"a capture failed: {error}"
             return
         use.graphs += 1
         self._note(replace(self._bound, captured=recorded))
+
+    def _execute(self) -> None:
+        """Queue a run. Raises MachineError where the device cannot."""
+        before = len(self._log.errors)
+        if not self._context.execute_async_v3(self._device.stream):
+            raise self._log.failure(f"run the {self._graph} engine", before, "pixtral doctor")
 
     def _do(self, method: str, *arguments: Any) -> None:
         """A call of the context that says False where it refuses. All that feeds can cause was ruled out before."""

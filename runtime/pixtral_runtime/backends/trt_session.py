@@ -31,7 +31,7 @@ from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.bundle.engine_list import EngineSet
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS, TensorSpec
-from pixtral_runtime.errors import EngineError, InputError, MachineError, StaleEngineError
+from pixtral_runtime.errors import EngineError, InputError, StaleEngineError
 
 TENSORRT_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT64": "int64"}
 """The names that a bundle gives TensorRT's types."""
@@ -94,6 +94,7 @@ class TrtSession:
         has_own_graphs = hasattr(trt, "CudaGraphStrategy")
         self.graph_use = GraphUse("off" if not settings.cuda_graphs else "built-in" if has_own_graphs else "captured")
         self._scratch.reserve(self._engine.device_memory_size_v2)
+        self._context_settings = self._settings_of_contexts()
         self._contexts: dict[tuple[int, int], TrtContext] = {}
         self._capacity = self._largest_outputs()
         self._fed: dict[str, Memory] = {}
@@ -146,9 +147,7 @@ class TrtSession:
         except (OSError, ValueError) as error:
             raise EngineError(f"{path} cannot be read: {error}", self._rebuild) from error
         if engine is None:
-            raise MachineError(
-                f"TensorRT cannot load {path}: {self._log.complaint(before)}", f"{self._rebuild}, or pixtral doctor"
-            )
+            raise self._log.failure(f"load {path}", before, f"{self._rebuild}, or pixtral doctor")
         return engine
 
     def _refuse_other_graph(self, trt: ModuleType, path: Path) -> None:
@@ -180,20 +179,23 @@ class TrtSession:
             self._contexts[key] = TrtContext(made, profile, self._graph, self._device, self._scratch, self._log)
         return self._contexts[key]
 
-    def _create_context(self) -> Any:
-        before, strategy = len(self._log.errors), self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+    def _settings_of_contexts(self) -> Any:
+        """What contexts are created with: a strategy, and for TensorRT-RTX a configuration that has it."""
+        strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not hasattr(self._trt, "CudaGraphStrategy"):
+            return strategy
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(strategy)
         if self.graph_use.kind == "built-in":
-            config = self._engine.create_runtime_config()
             config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
-            config.set_execution_context_allocation_strategy(strategy)
-            context = self._engine.create_execution_context(config)
-        else:
-            context = self._engine.create_execution_context(strategy)
+        return config
+
+    def _create_context(self) -> Any:
+        before = len(self._log.errors)
+        context = self._engine.create_execution_context(self._context_settings)
         if context is None:
-            raise MachineError(
-                f"TensorRT cannot prepare the {self._graph} engine: {self._log.complaint(before)}",
-                f"pixtral build {self._bundle_path} with a smaller --context, --batch or --chunk",
-            )
+            smaller = f"pixtral build {self._bundle_path} with a smaller --context, --batch or --chunk"
+            raise self._log.failure(f"prepare the {self._graph} engine", before, smaller)
         return context
 
     def _largest_outputs(self) -> dict[str, int]:

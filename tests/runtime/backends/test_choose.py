@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +13,7 @@ from helpers.bundles import exported
 from helpers.host_device import HostDevice
 from helpers.places import DEMO, IMAGES
 from helpers.trt_standin import StandIn, write_engine
+from helpers.trt_surface import RTX_1_7, TRT_11_4
 from pixtral_cli.main import app
 from pixtral_engines.profiles import Shapes, profiles
 from pixtral_runtime import Model, load
@@ -25,7 +27,7 @@ from pixtral_runtime.files import sha256_of_file
 
 IMAGE = IMAGES / "gray_circle_99x70.png"
 SHAPES = Shapes(context=256, batch=1, chunk=16)
-VERSION = "tensorrt_standin 1.0"
+VERSION = "tensorrt_rtx 1.7.1.116"
 
 
 class Gpu(HostDevice):
@@ -33,12 +35,12 @@ class Gpu(HostDevice):
 
 
 @pytest.fixture
-def device(monkeypatch: pytest.MonkeyPatch) -> Gpu:
-    """A machine with a GPU of 8.9 and a TensorRT."""
+def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gpu:
+    """A machine with a GPU of 8.9, TensorRT-RTX and TensorRT."""
     device = Gpu()
-    trt = StandIn(device)
-    trt.__version__ = "1.0"  # type: ignore[attr-defined]
-    monkeypatch.setattr(backend, "import_tensorrt", lambda flavor: trt)
+    packages = {"rtx": StandIn(device, RTX_1_7), "trt": StandIn(device, TRT_11_4)}
+    monkeypatch.setattr(backend, "import_tensorrt", packages.__getitem__)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return device
 
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-from helpers import trt_standin
 from helpers.bundles import exported
 from helpers.host_device import HostDevice
 from helpers.networks import RTX
@@ -25,6 +24,7 @@ from helpers.trt_engines import (
     step_feeds,
 )
 from helpers.trt_standin import StandIn
+from helpers.trt_surface import RTX_1_7
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import load
 from pixtral_runtime.backends.session import Buffer, GraphUse
@@ -55,31 +55,31 @@ def test_a_recurring_step_is_captured_and_replayed(bundle: Bundle) -> None:
     assert device.events.count("decoder") == decoder.graph_use.plain + 2  # chunks and steps run once while captured
 
 
-def test_a_package_that_cannot_be_asked_whether_it_captures_is_tried(
-    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """TensorRT proper has no `is_stream_capturable`."""
-    monkeypatch.delattr(trt_standin.Context, "is_stream_capturable")
-    model = engines(StandIn(HostDevice()), bundle, TrtSettings(cuda_graphs=True))
-    assert answer(model, IMAGE) == answer(load(bundle.path), IMAGE)
-    decoder = model.runner.sessions.decoder
-    assert isinstance(decoder, TrtSession) and decoder.graph_use.replayed and not decoder.graph_use.refused
-
-
-def test_a_capture_that_fails_leaves_plain_runs(bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("moment", ["begin_capture", "end_capture", "execute"])
+def test_a_capture_that_fails_leaves_plain_runs(moment: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At its start, at its end, and half-way, where TensorRT refuses the run that is being recorded."""
     device = HostDevice()
-    end_capture = device.end_capture
+    if moment != "execute":
+        method = getattr(device, moment)
 
-    def failing() -> Any:
-        end_capture()
-        raise MachineError("CUDA: cudaStreamEndCapture: operation not permitted when stream is capturing")
+        def failing() -> Any:
+            if moment == "end_capture":
+                method()
+            raise MachineError("CUDA: operation not permitted when stream is capturing")
 
-    monkeypatch.setattr(device, "end_capture", failing)
-    model = engines(StandIn(device), bundle, TrtSettings(cuda_graphs=True))
-    assert answer(model, IMAGE) == answer(load(bundle.path), IMAGE)
-    decoder = model.runner.sessions.decoder
-    assert isinstance(decoder, TrtSession) and not decoder.graph_use.replayed
-    assert "operation not permitted" in decoder.graph_use.refused
+        monkeypatch.setattr(device, moment, failing)
+    trts = (StandIn(device, capturable=moment != "execute"), StandIn(HostDevice()))
+    sessions = [session(trt, bundle, "decoder", TrtSettings(cuda_graphs=True)) for trt in trts]
+    caches = [decoder.new_cache(1, 4) for decoder in sessions]
+    for position in range(4):
+        feeds = step_feeds(bundle, hidden_of(bundle, 1, 1, seed=position), np.array([[position]]))
+        runs = [decoder.run(feeds, cache)["logits"] for decoder, cache in zip(sessions, caches, strict=True)]
+        np.testing.assert_array_equal(runs[0].numpy(), runs[1].numpy())
+        del runs
+    refusing, able = (decoder.graph_use for decoder in sessions)
+    assert able.replayed == 3 and not able.refused
+    assert (refusing.plain, refusing.replayed) == (4, 0) and "operation not permitted" in refusing.refused
+    assert not device.is_recording
 
 
 def test_a_captured_step_is_dropped_where_a_buffer_moves(bundle: Bundle) -> None:
@@ -101,9 +101,9 @@ def test_a_captured_step_is_dropped_where_a_buffer_moves(bundle: Bundle) -> None
 def test_which_way_a_session_runs_is_on_record(bundle: Bundle) -> None:
     for trt, settings, kind, refused in (
         (StandIn(HostDevice()), TrtSettings(), "off", ""),
-        (StandIn(HostDevice(), capturable=False), TrtSettings(cuda_graphs=True), "captured", "cannot be captured"),
-        (StandIn(HostDevice(), built_in_graphs=True), TrtSettings(cuda_graphs=True), "built-in", ""),
-        (StandIn(HostDevice(), built_in_graphs=True), TrtSettings(), "off", ""),
+        (StandIn(HostDevice(), capturable=False), TrtSettings(cuda_graphs=True), "captured", "operation not permitted"),
+        (StandIn(HostDevice(), RTX_1_7), TrtSettings(cuda_graphs=True), "built-in", ""),
+        (StandIn(HostDevice(), RTX_1_7), TrtSettings(), "off", ""),
     ):
         decoder = session(trt, bundle, "decoder", settings)
         cache = decoder.new_cache(1, 4)
@@ -112,10 +112,9 @@ def test_which_way_a_session_runs_is_on_record(bundle: Bundle) -> None:
             decoder.run(feeds, cache)
         assert decoder.graph_use.kind == kind and refused in decoder.graph_use.refused
         assert (decoder.graph_use.plain, decoder.graph_use.replayed) == (4, 0)
-        config = trt.contexts[0].config
-        assert hasattr(config, "cuda_graph_strategy") == (kind == "built-in")
-        if kind == "built-in":
-            assert config.cuda_graph_strategy == RTX.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        strategies = RTX.CudaGraphStrategy
+        expected = strategies.WHOLE_GRAPH_CAPTURE if kind == "built-in" else strategies.DISABLED
+        assert trt.contexts[0].config.cuda_graph_strategy == expected
 
 
 def test_most_steps_of_a_batch_are_replayed(bundle: Bundle) -> None:

@@ -24,7 +24,7 @@ from helpers.trt_engines import (
     session,
     step_feeds,
 )
-from helpers.trt_standin import Engine, StandIn
+from helpers.trt_standin import StandIn
 from pixtral_engines.build import BuildSettings, build, plan_build
 from pixtral_engines.targets import Target
 from pixtral_export.plan import ExportSettings
@@ -241,12 +241,6 @@ def test_prefill_and_decode_run_in_profiles_of_their_own(bundle: Bundle) -> None
     chunks = -(-len(prompt_of(model).token_ids) // SHAPES.chunk)
     assert trt.runs("vision") == [(0, 0), (1, 0)]
     assert trt.runs("embed") == trt.runs("decoder") == [(0, chunks), (1, steps)]
-
-
-def test_a_package_without_aliases_copies_back_what_it_wrote(coded: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    """TensorRT before 10.15 has no cache operator, and no way to ask for what shares memory."""
-    monkeypatch.delattr(Engine, "get_aliased_input_tensor")
-    assert answer(engines(StandIn(HostDevice()), coded), IMAGE) == answer(load(coded.path), IMAGE)
 
 
 def test_contexts_compute_in_one_memory(bundle: Bundle) -> None:
