@@ -43,6 +43,10 @@ class DeviceStream(Protocol):
     def stream(self) -> int:
         """The stream's handle, as TensorRT and ONNX Runtime take it."""
 
+    @property
+    def name(self) -> str:
+        """The GPU's, as its maker calls it."""
+
     def alloc(self, nbytes: int) -> int:
         """Address of new memory, aligned to 256 bytes, its content undefined. Raises MachineError."""
 
@@ -105,6 +109,11 @@ class CudaDevice:
     @property
     def stream(self) -> int:
         return int(self._stream)
+
+    @property
+    def name(self) -> str:
+        properties = self._call("cudaGetDeviceProperties", self._index)
+        return bytes(properties.name).rstrip(b"\0").decode("utf-8", "replace")
 
     @property
     def capability(self) -> int:

@@ -27,6 +27,7 @@ from pixtral_runtime.backends.cuda import DeviceStream, Memory
 from pixtral_runtime.backends.device_buffers import DeviceBuffer, DeviceCache, Shape
 from pixtral_runtime.backends.session import Array, Buffer, GraphUse, KVCache, Sessions, own_cache
 from pixtral_runtime.backends.trt_context import Scratch, TrtContext
+from pixtral_runtime.backends.trt_kernel_cache import keep_kernels, kernel_file
 from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.bundle.engine_list import EngineSet
 from pixtral_runtime.bundle.manifest import Bundle
@@ -62,8 +63,9 @@ class _Profile:
 class TrtSession:
     """One engine of a bundle.
 
-    `path` is the engine's file; all sessions of the bundle share `device`, and `scratch` to compute in. Raises
-    EngineError where the engine is not one of the bundle's graph, MachineError where TensorRT cannot load it here.
+    `path` is the engine's file, `kernels` the one where TensorRT-RTX keeps what it compiles; all sessions of the bundle
+    share `device`, and `scratch` to compute in. Raises EngineError where the engine is not one of the bundle's graph,
+    MachineError where TensorRT cannot load it here.
     """
 
     def __init__(
@@ -75,6 +77,7 @@ class TrtSession:
         device: DeviceStream,
         settings: TrtSettings = TrtSettings(),
         scratch: Scratch | None = None,
+        kernels: Path | None = None,
     ) -> None:
         self._graph, self._device = graph, device
         self._trt, self._scratch = trt, scratch or Scratch(device)
@@ -94,7 +97,7 @@ class TrtSession:
         has_own_graphs = hasattr(trt, "CudaGraphStrategy")
         self.graph_use = GraphUse("off" if not settings.cuda_graphs else "built-in" if has_own_graphs else "captured")
         self._scratch.reserve(self._engine.device_memory_size_v2)
-        self._context_settings = self._settings_of_contexts()
+        self._context_settings = self._settings_of_contexts(kernels)
         self._contexts: dict[tuple[int, int], TrtContext] = {}
         self._capacity = self._largest_outputs()
         self._fed: dict[str, Memory] = {}
@@ -179,15 +182,17 @@ class TrtSession:
             self._contexts[key] = TrtContext(made, profile, self._graph, self._device, self._scratch, self._log)
         return self._contexts[key]
 
-    def _settings_of_contexts(self) -> Any:
+    def _settings_of_contexts(self, kernels: Path | None) -> Any:
         """What contexts are created with: a strategy, and for TensorRT-RTX a configuration that has it."""
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if not hasattr(self._trt, "CudaGraphStrategy"):
+        if not hasattr(self._trt, "IRuntimeCache"):
             return strategy
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)
         if self.graph_use.kind == "built-in":
             config.cuda_graph_strategy = self._trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if kernels is not None:
+            keep_kernels(self, config, kernels)
         return config
 
     def _create_context(self) -> Any:
@@ -258,11 +263,14 @@ def open_sessions(
 ) -> Sessions:
     """A target's three engines on one device. Raises InputError and MachineError as `TrtSession` does."""
     scratch = Scratch(device)
+
+    def session(graph: str) -> TrtSession:
+        engine = engines.graphs[graph]
+        kernels = kernel_file(graph, engine.sha256, device.name)
+        return TrtSession(trt, bundle.path / engine.file, bundle, graph, device, settings, scratch, kernels)
+
     return Sessions(
-        *(
-            TrtSession(trt, bundle.path / engines.graphs[graph].file, bundle, graph, device, settings, scratch)
-            for graph in GRAPHS
-        ),
+        *map(session, GRAPHS),
         replays=settings.cuda_graphs,
         chunk=engines.chunk,
         slots=engines.batch,
