@@ -22,6 +22,7 @@ from pixtral_engines.lowering_trt10_3 import COMPAT
 from pixtral_engines.network import ParsedNetwork, parse_graph
 from pixtral_engines.profiles import Profile, Shapes, ranges, read_profiles
 from pixtral_engines.targets import Target, parse_targets, refuse_types
+from pixtral_runtime.backends.cuda import gpu_here
 from pixtral_runtime.backends.trt_package import import_tensorrt, log_of, version_of
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, open_engines, source_of, with_engines
 from pixtral_runtime.bundle.integrity import unchanged
@@ -46,12 +47,15 @@ Progress = Callable[[str, int, int], None]
 class BuildSettings:
     """`timing_cache` keeps kernels' times for the next build; None: beside the engines. TensorRT-RTX has none.
 
-    Raises InputError for a form of the graphs that is not known.
+    `workspace_bytes` is what a layer may take to compute in. None: TensorRT's default, the whole memory of the GPU; for
+    the GPU of this machine no more than the system has available, which on a Jetson is the same memory. Raises
+    InputError for a form of the graphs that is not known.
     """
 
     optimization_level: int | None = None  # 0 to 5; None: TensorRT's default
     timing_cache: Path | None = None
     compat: str | None = None  # COMPAT: graphs in the form for TensorRT 10.3
+    workspace_bytes: int | None = None
 
     def __post_init__(self) -> None:
         if self.compat not in (None, COMPAT):
@@ -97,9 +101,10 @@ def build(bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Pr
 
     Raises MachineError where memory or disk will not do, InputError where TensorRT refuses a graph.
     """
-    _refuse_small_machine(bundle, plan)
     package = import_tensorrt(plan.target.flavor)
+    _refuse_small_machine(bundle, plan, package)
     version = version_of(package)
+    gpu = None if plan.target.flavor == "rtx" else gpu_here()
     try:
         engines = EngineSet(
             target=plan.target.name,
@@ -110,6 +115,8 @@ def build(bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Pr
             chunk=plan.shapes.chunk,
             graphs={graph: _build_graph(bundle, graph, plan, settings, package, progress) for graph in GRAPHS},
             compat=settings.compat,
+            gpu=gpu.name if gpu else None,
+            capability=gpu.capability if gpu else None,
         )
         sync(bundle.path / plan.target.folder)
         bundle = with_engines(bundle, engines)
@@ -171,16 +178,17 @@ def build_summary(bundle: Bundle, plans: Sequence[BuildPlan], *, is_built: bool)
     }
 
 
-def _refuse_small_machine(bundle: Bundle, plan: BuildPlan) -> None:
+def _refuse_small_machine(bundle: Bundle, plan: BuildPlan, package: ModuleType) -> None:
     needed, free = sum(plan.engine_bytes.values()), shutil.disk_usage(bundle.path).free
     if free < needed:
         raise MachineError(
             f"engines for {plan.target.name} take {needed / 1e9:.1f} GB of disk, {free / 1e9:.1f} GB are free", "df -h"
         )
+    peak = plan.peak_memory_bytes + (0 if _streams(package) else max(plan.engine_bytes.values()))
     available = available_memory_bytes()
-    if available is not None and available < plan.peak_memory_bytes:
+    if available is not None and available < peak:
         raise MemoryShortageError(
-            f"building for {plan.target.name} takes some {plan.peak_memory_bytes / 1e9:.1f} GB of memory, "
+            f"building for {plan.target.name} takes some {peak / 1e9:.1f} GB of memory, "
             f"{available / 1e9:.1f} GB are available",
             "build on a larger machine, which needs no GPU for rtx targets, and copy the bundle",
             "pixtral export … --precision int4",
@@ -197,7 +205,7 @@ def _build_graph(
             f"{graph}: TensorRT computes {', '.join(parsed.widened[:3])} in float32, which the graph does not ask for",
             "pixtral doctor, and report the versions it names",
         )
-    config = _configure(bundle, graph, plan, settings.optimization_level, parsed)
+    config = _configure(bundle, graph, plan, settings, parsed)
     timing_cache = settings.timing_cache or bundle.path / plan.target.folder / "timing.cache"
     if plan.target.flavor == "trt":
         _load_timing_cache(config, timing_cache)
@@ -209,7 +217,7 @@ def _build_graph(
     try:
         with partial.open("xb") as stream:
             writer = _writer(package, stream)
-            built = parsed.builder.build_serialized_network_to_stream(parsed.network, config, writer)
+            built = _serialize(parsed, config, writer)
             stream.flush()
             os.fsync(stream.fileno())
         if monitor.interrupted:
@@ -238,20 +246,48 @@ def _build_graph(
     return Engine(file, path.stat().st_size, writer.digest.hexdigest(), source_of(bundle, graph), listed)
 
 
-def _configure(bundle: Bundle, graph: str, plan: BuildPlan, level: int | None, parsed: ParsedNetwork) -> Any:
+def _streams(package: ModuleType) -> bool:
+    """Whether an engine can go to disk as it is made: TensorRT 10.3 cannot."""
+    return hasattr(package, "IStreamWriter")
+
+
+def _serialize(parsed: ParsedNetwork, config: Any, writer: Any) -> bool:
+    """Build an engine and write it. Returns whether TensorRT could."""
+    if _streams(parsed.trt):
+        return bool(parsed.builder.build_serialized_network_to_stream(parsed.network, config, writer))
+    engine = parsed.builder.build_serialized_network(parsed.network, config)
+    return engine is not None and writer.write(memoryview(engine)) > 0
+
+
+def _configure(bundle: Bundle, graph: str, plan: BuildPlan, settings: BuildSettings, parsed: ParsedNetwork) -> Any:
     package = parsed.trt
     config = parsed.builder.create_builder_config()
+    _limit_memory(config, package, plan.target, settings.workspace_bytes)
     if plan.target.capability is not None:
         config.num_compute_capabilities = 1
         config.set_compute_capability(getattr(package.ComputeCapability, f"SM{plan.target.capability}"), 0)
-    if level is not None:
-        config.builder_optimization_level = level
+    if settings.optimization_level is not None:
+        config.builder_optimization_level = settings.optimization_level
     for sizes in plan.profiles[graph]:
         profile = parsed.builder.create_optimization_profile()
         for tensor in bundle.graph_spec(graph).inputs:
             profile.set_shape(tensor.name, *ranges(tensor, sizes))
         config.add_optimization_profile(profile)
     return config
+
+
+def _limit_memory(config: Any, package: ModuleType, target: Target, workspace_bytes: int | None) -> None:
+    """What kernels may take, tried here or used later; a limit that TensorRT has by itself is only lowered."""
+    pools = package.MemoryPoolType
+    if workspace_bytes is not None:
+        config.set_memory_pool_limit(pools.WORKSPACE, workspace_bytes)
+    available = available_memory_bytes()
+    if target.flavor == "rtx" or available is None:  # TensorRT-RTX tries no kernels, and the GPU is not this machine's
+        return
+    power_of_two = 1 << available.bit_length() >> 1  # TensorRT takes nothing else for the second
+    for pool, limit in ((pools.WORKSPACE, available), (pools.TACTIC_DRAM, power_of_two)):
+        if config.get_memory_pool_limit(pool) > limit:
+            config.set_memory_pool_limit(pool, limit)
 
 
 def _load_timing_cache(config: Any, path: Path) -> None:
@@ -266,8 +302,9 @@ def _load_timing_cache(config: Any, path: Path) -> None:
 
 def _writer(package: ModuleType, stream: Any) -> Any:
     """An IStreamWriter into a file, with the sha256 of what went through and the error that stopped it."""
+    base = package.IStreamWriter if _streams(package) else object
 
-    class Writer(package.IStreamWriter):  # type: ignore[misc,name-defined]
+    class Writer(base):  # type: ignore[misc,valid-type]
         def __init__(self) -> None:
             super().__init__()
             self.digest = hashlib.sha256()

@@ -40,6 +40,10 @@ def build(
             help="File that keeps kernels' times for the next build, target trt. Default: beside the engines."
         ),
     ] = None,
+    workspace: Annotated[
+        str | None,
+        typer.Option(help="What a layer may take to compute in, such as 2GB. Default: TensorRT's, and what is free."),
+    ] = None,
     compat: Annotated[
         str | None, typer.Option(help="trt10.3: graphs in the form that JetPack 6's TensorRT reads.")
     ] = None,
@@ -57,7 +61,8 @@ def build(
     from pixtral_engines.build import BuildSettings, build_summary, build_targets, plan_targets
     from pixtral_engines.profiles import Shapes
 
-    settings = BuildSettings(opt_level, timing_cache, compat)
+    limit = None if workspace is None else output.parse_size(workspace, "--workspace")
+    settings = BuildSettings(opt_level, timing_cache, compat, limit)
     plans = plan_targets(opened, target, Shapes.of(opened, context, batch, chunk), profile or ())
     if not dry_run:
         with output.progress() as bars, output.building(bars) as stage:

@@ -23,7 +23,7 @@ from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
 from pixtral_runtime.backends.session import Sessions
 from pixtral_runtime.backends.trt_package import Flavor, import_tensorrt, version_of
 from pixtral_runtime.backends.trt_session import TrtSettings, open_sessions
-from pixtral_runtime.bundle.engine_list import open_engines, unchanged_engines
+from pixtral_runtime.bundle.engine_list import built_elsewhere, open_engines, unchanged_engines
 from pixtral_runtime.bundle.integrity import unchanged
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
@@ -100,6 +100,8 @@ def _open_engines(bundle: Bundle, flavor: Flavor, gpu: Callable[[], CudaDevice])
     device = gpu()
     target = "trt" if flavor == "trt" else f"rtx:sm{device.capability}"
     engines = open_engines(bundle, target, version_of(trt))
+    elsewhere = built_elsewhere(bundle, engines, device.name, device.capability)
     with unchanged_engines(bundle, engines):
         sessions = open_sessions(trt, bundle, engines, device, TrtSettings(cuda_graphs=True))
-    return Opened(sessions, flavor, f"engines for {target} by {engines.tensorrt}")
+    reason = f"engines for {target} by {engines.tensorrt}"
+    return Opened(sessions, flavor, f"{reason}, {elsewhere}" if elsewhere else reason)

@@ -11,6 +11,7 @@ import ctypes
 import importlib
 import os
 import weakref
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,6 +35,14 @@ def use_gpu(index: int) -> None:
     if names and index >= len(names):
         raise MachineError(f"{VISIBLE} names {len(names)} GPUs, and GPU {index} is asked for", Option("device", 0))
     os.environ[VISIBLE] = names[index] if names else str(index)
+
+
+@dataclass(frozen=True)
+class GpuModel:
+    """What a GPU is called, and CUDA's compute capability, 89 for 8.9."""
+
+    name: str
+    capability: int
 
 
 class DeviceStream(Protocol):
@@ -80,6 +89,15 @@ class DeviceStream(Protocol):
     def launch(self, graph: Any) -> None: ...
 
     def release(self, graph: Any) -> None: ...
+
+
+def gpu_here() -> GpuModel | None:
+    """The GPU that this process uses; None where there is none, or no package to reach it."""
+    try:
+        device = CudaDevice()
+    except MachineError:
+        return None
+    return GpuModel(device.name, device.capability)
 
 
 class Memory:
@@ -170,9 +188,10 @@ class CudaDevice:
 
     def end_capture(self) -> Any:
         recorded = self._call("cudaStreamEndCapture", self._stream)
-        graph = self._call("cudaGraphInstantiate", recorded, 0)
-        self._call("cudaGraphDestroy", recorded)
-        return graph
+        try:
+            return self._call("cudaGraphInstantiate", recorded, 0)
+        finally:
+            self._call("cudaGraphDestroy", recorded)
 
     def launch(self, graph: Any) -> None:
         self._call("cudaGraphLaunch", graph, self._stream)
@@ -188,6 +207,7 @@ class CudaDevice:
         status, *results = getattr(self._cuda, name)(*arguments)
         if status == self._cuda.cudaError_t.cudaSuccess:
             return results if len(results) > 1 else next(iter(results), None)
+        self._cuda.cudaGetLastError()  # clears it: TensorRT would take it for its own
         text = self._cuda.cudaGetErrorString(status)[1].decode()
         errors = self._cuda.cudaError_t
         if status == errors.cudaErrorInsufficientDriver:
@@ -200,8 +220,9 @@ class CudaDevice:
             where = "" if seen is None else f" with {VISIBLE}={seen}"
             raise MachineError(f"CUDA finds no such GPU{where}: {text}", "nvidia-smi -L", Option("device", 0))
         if status == errors.cudaErrorMemoryAllocation:
+            size = f" of {arguments[0]} bytes" if name == "cudaMalloc" else ""
             raise MemoryShortageError(
-                f"the GPU has too little memory: {name} of {arguments[0]} bytes: {text}",
+                f"the GPU has too little memory: {name}{size}: {text}",
                 Option("batch", "SMALLER"),
                 "pixtral build BUNDLE with a smaller --context or --batch, and nvidia-smi for what else uses it",
             )

@@ -36,6 +36,8 @@ class EngineSet:
     """A target's engines, by graph.
 
     `tensorrt` is package and version, `compat` an older version in whose form the graphs were, None for their own.
+    `gpu` and `capability` are the GPU that they were built on; None for a target that names a capability, and for
+    engines of earlier versions.
     """
 
     target: str
@@ -46,6 +48,8 @@ class EngineSet:
     chunk: int
     graphs: dict[str, Engine]
     compat: str | None = None
+    gpu: str | None = None
+    capability: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -105,6 +109,27 @@ def open_engines(bundle: Bundle, target: str, tensorrt: str) -> EngineSet:
         if damage := _damage(file, engine):
             raise EngineError(f"{file}: {damage}", rebuild)
     return engines
+
+
+def built_elsewhere(bundle: Bundle, engines: EngineSet, gpu: str, capability: int) -> str:
+    """What there is to say of engines that were built on another GPU than this one; empty where they were not.
+
+    Raises OtherGpuError where it is of another generation: TensorRT would refuse them.
+    """
+    rebuild = _rebuild(bundle, engines.target)
+    if engines.capability not in (None, capability):
+        raise OtherGpuError(
+            f"the engines for {engines.target} were built on {_gpu(engines.gpu, engines.capability)}, "
+            f"here is {_gpu(gpu, capability)}",
+            rebuild,
+        )
+    if engines.gpu in (None, gpu):
+        return ""
+    return f"built on {engines.gpu}, here is {gpu}: {rebuild} picks kernels for this one"
+
+
+def _gpu(name: str | None, capability: int | None) -> str:
+    return f"{name} (compute capability {(capability or 0) / 10:.1f})"
 
 
 @contextmanager

@@ -95,6 +95,21 @@ def test_engines_asked_for_by_name_are_never_replaced_by_the_cpu(bundle: Bundle,
     assert "backend=auto|ort-cpu|ort-cuda|rtx|trt" in caught.value.hint
 
 
+def test_engines_that_were_built_on_another_gpu_say_so(bundle: Bundle, device: Gpu) -> None:
+    """Kernels of `trt` were measured on one GPU: another model is said, another generation refused."""
+    listed = bundle.engines["rtx:sm89"] | {"target": "trt", "tensorrt": "tensorrt 11.4.0.106"}
+
+    def built_on(gpu: str, capability: int) -> Bundle:
+        return replace(bundle, engines={"trt": listed | {"gpu": gpu, "capability": capability}})
+
+    assert "built on" not in opened(built_on(device.name, 89), device).reason
+    found = opened(built_on("NVIDIA L4", 89), device)
+    assert found.backend == "trt" and f"built on NVIDIA L4, here is {device.name}: pixtral build" in found.reason
+    with pytest.raises(OtherGpuError, match=r"built on NVIDIA A10 \(compute capability 8\.6\), here is Stand-In"):
+        opened(built_on("NVIDIA A10", 86), device, "trt")
+    assert opened(built_on("NVIDIA A10", 86), device).backend == "ort-cpu"
+
+
 def test_without_a_gpu_the_commands_use_the_cpu_or_say_what_is_missing(bundle: Bundle) -> None:
     bundle.write()
     asked = ["ask", str(bundle.path), str(IMAGE), "-p", "what color is the shape?"]

@@ -10,7 +10,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from pixtral_runtime.backends.cuda import CudaDevice, Memory, use_gpu
-from pixtral_runtime.errors import MachineError
+from pixtral_runtime.errors import MachineError, MemoryShortageError
 
 
 def test_without_cuda_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,11 +37,13 @@ class FakeCuda:
 
     def __init__(self, failing: str, status: int) -> None:
         self._failing, self._status = failing, status
+        self.called: list[str] = []
 
     def cudaGetErrorString(self, status: int) -> tuple[int, bytes]:
         return 0, b"text of %d" % status
 
     def __getattr__(self, name: str) -> Callable[..., tuple[int, int]]:
+        self.called.append(name)
         return lambda *arguments: (self._status if name == self._failing else 0, 512)
 
 
@@ -64,6 +66,15 @@ def test_what_cuda_says_is_passed_on(
     with pytest.raises(MachineError, match=message) as raised:
         Memory(CudaDevice(), 4096)
     assert hint in raised.value.hint
+
+
+def test_a_graph_that_cannot_be_made_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the recording, nor CUDA's note of the error, which TensorRT would take for one of its own."""
+    cuda = FakeCuda("cudaGraphInstantiate", 2)
+    monkeypatch.setattr(importlib, "import_module", lambda name: cuda)
+    with pytest.raises(MemoryShortageError, match="too little memory: cudaGraphInstantiate: text of 2"):
+        CudaDevice().end_capture()
+    assert {"cudaGraphDestroy", "cudaGetLastError"} <= set(cuda.called)
 
 
 @pytest.mark.parametrize(
