@@ -142,6 +142,7 @@ def with_flags(function: Callable[..., None]) -> Callable[..., None]:
     def command(*, verbose: bool, quiet: bool, debug: bool, version: bool, **arguments: Any) -> None:
         before = output.flags
         output.set_flags(output.Flags(before.verbose or verbose, before.quiet or quiet, before.debug or debug))
+        output.show_library_warnings()
         function(**arguments)
 
     parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in (*own.parameters.values(), *shared.values())]

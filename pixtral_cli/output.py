@@ -155,6 +155,17 @@ def warn(text: str) -> None:
     _say(f"{_paint('warning:', YELLOW)} {text}")
 
 
+def show_library_warnings() -> None:
+    """As warnings of ours, whatever the library's logger `pixtral` is given: what TensorRT warns of."""
+    import logging
+
+    class Shown(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            warn(record.getMessage())
+
+    logging.getLogger("pixtral").handlers = [Shown(logging.WARNING)]
+
+
 def error_line(message: str, hint: str = "") -> None:
     """What went wrong, and on a second line what to type next."""
     _say(f"{_paint('error:', RED)} {message}")

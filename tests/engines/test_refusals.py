@@ -115,6 +115,20 @@ def test_an_engine_of_another_tensorrt_is_refused(with_sm89: tuple[Bundle, Gpu])
     assert f"pixtral build {bundle.path} --target rtx:sm89" in flat(refused)
 
 
+def test_what_tensorrt_warns_of_is_shown_once(with_sm89: tuple[Bundle, Gpu], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(StandIn, "remark", "Engine compiled on a different model of devices.")
+    bundle, _ = with_sm89
+    done = ask(bundle)
+    assert done.exit_code == 0 and flat(done).count("warning: TensorRT: Engine compiled on a different model") == 1
+
+
+def test_memory_that_is_short_at_a_step_ends_in_exit_4(with_sm89: tuple[Bundle, Gpu]) -> None:
+    bundle, device = with_sm89
+    device.most_bytes = 200_000
+    refused = ask(bundle)
+    assert refused.exit_code == 4 and not refused.stdout and "the GPU has too little memory" in flat(refused)
+
+
 def test_a_benchmark_runs_engines_and_refuses_those_that_are_stale_or_not_for_this_gpu(
     with_sm89: tuple[Bundle, Gpu],
 ) -> None:
