@@ -38,6 +38,11 @@ class KnownDevice:
         """A GPU with memory of its own: ONNX Runtime's CUDA is published for these, boards run engines."""
         return self.capability > 0 and self.reserved_bytes == DISCRETE_RESERVE_BYTES
 
+    @property
+    def is_board(self) -> bool:
+        """A GPU in the memory of the CPU."""
+        return self.capability > 0 and not self.is_card
+
 
 KNOWN_DEVICES = {
     device.name: device

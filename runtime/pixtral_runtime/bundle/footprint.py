@@ -6,13 +6,13 @@ reused, so they err on the safe side. What system, driver and libraries keep (`r
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.device_catalog import LEAST_CAPABILITY, NOT_ON_CPU, NOT_ON_GPU, KnownDevice
 from pixtral_runtime.bundle.manifest import WEIGHTS, Bundle, Limits
-from pixtral_runtime.bundle.spec import CUDA_CHUNK_TOKENS, PREFILL_CHUNK_TOKENS
+from pixtral_runtime.bundle.spec import CUDA_CHUNK_TOKENS, PREFILL_CHUNK_TOKENS, kv_cache_bytes_per_token
 from pixtral_runtime.errors import Option, Remedy
 
 CPU_WEIGHT_FACTOR = 1.4  # ONNX Runtime packs matrices while the file is mapped; 1.36 seen for the 12B in int4
@@ -43,17 +43,24 @@ class Footprint:
     def cache_bytes(self, context: int, batch: int) -> int:
         return batch * context * self.cache_bytes_per_token
 
-    def activation_bytes(self, device: KnownDevice, context: int) -> int:
-        """The larger of encoding one image of the largest size and prefilling one chunk of a prompt.
+    def cache_copy_bytes(self, device: KnownDevice, context: int, batch: int) -> int:
+        """Engines update a cache of codes in another one, that of floats where it lies."""
+        is_coded = self.cache_bytes_per_token < kv_cache_bytes_per_token(self.model, self.dtype)
+        return self.cache_bytes(context, batch) if device.capability and is_coded else 0
 
-        A GPU's attention is fused; ONNX Runtime's on a CPU has the scores of all heads in memory, in float32. On a card
-        what ONNX Runtime takes is counted, which is more than engines do: longer chunks, and the widest product's int4
-        weights in float16.
+    def activation_bytes(self, device: KnownDevice, context: int, batch: int = 1) -> int:
+        """The larger of encoding images and prefilling one chunk of a prompt: engines compute in one memory.
+
+        Images are one of the largest size, and engines take a batch of half its side as well. A GPU's attention is
+        fused; ONNX Runtime's on a CPU has the scores of all heads in memory, in float32. On a card what ONNX Runtime
+        takes is counted, which is more than engines do: longer chunks, and the widest product's int4 weights in
+        float16.
         """
         vision, decoder = self.model.vision, self.model.decoder
-        patches = (self.limits.max_image_side // vision.patch_size) ** 2
         chunk = min(CUDA_CHUNK_TOKENS if device.is_card else PREFILL_CHUNK_TOKENS, context)
         wide = 4 if self.dtype == "float32" or self.precision in ("int8", "fp8") else 2  # Q/DQ works in float32
+        side = self.limits.max_image_side // vision.patch_size
+        patches = max(side**2, batch * (side // 2) ** 2 if device.is_board else 0)
         encode = patches * (6 * vision.hidden_size + 3 * vision.intermediate_size + 2 * decoder.dim) * wide
         heads = (decoder.n_heads + 2 * decoder.n_kv_heads) * decoder.head_dim
         prefill = chunk * (4 * decoder.dim + 3 * decoder.hidden_dim + 2 * heads) * wide + 4 * decoder.vocab_size
@@ -68,23 +75,21 @@ class Footprint:
 
     def needed_bytes(self, device: KnownDevice, context: int, batch: int) -> int:
         """All of it, without what the device keeps for itself."""
-        return self.weight_bytes(device) + self.cache_bytes(context, batch) + self.activation_bytes(device, context)
+        caches = self.cache_bytes(context, batch) + self.cache_copy_bytes(device, context, batch)
+        return self.weight_bytes(device) + caches + self.activation_bytes(device, context, batch)
 
     def fits(self, device: KnownDevice, context: int, batch: int) -> bool:
         return device.reserved_bytes + self.needed_bytes(device, context, batch) <= device.memory_bytes
 
     def largest_batch(self, device: KnownDevice, context: int) -> int:
         """Slots of `context` tokens that fit; 0 where the model does not."""
-        free = device.memory_bytes - device.reserved_bytes - self.needed_bytes(device, context, 0)
-        return max(0, free // self.cache_bytes(context, 1))
+        return _largest(
+            lambda batch: self.fits(device, context, batch), device.memory_bytes // self.cache_bytes(context, 1)
+        )
 
     def largest_context(self, device: KnownDevice, batch: int) -> int:
         """Tokens a slot may have with `batch` slots, at most the model's positions; 0 where none fits."""
-        low, high = 0, self.model.decoder.max_position
-        while low < high:
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.fits(device, middle, batch) else (low, middle - 1)
-        return low
+        return _largest(lambda context: self.fits(device, context, batch), self.model.decoder.max_position)
 
     def supported(self, device: KnownDevice, precision: str | None = None) -> bool:
         """Whether the device computes in the precision's types."""
@@ -110,3 +115,12 @@ class Footprint:
             if precision != self.precision and self.supported(device, precision) and smaller <= spare:
                 return (Option("precision", precision),)
         return ("a device with more memory" if self.supported(device) else f"a device with {self.precision}",)
+
+
+def _largest(fits: Callable[[int], bool], most: int) -> int:
+    """The largest number up to `most` that fits, where all smaller ones do; 0 where none fits."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if fits(middle) else (low, middle - 1)
+    return low
