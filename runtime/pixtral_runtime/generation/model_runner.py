@@ -13,6 +13,7 @@ import numpy.typing as npt
 from pixtral_runtime.backends.device_buffers import DeviceBuffer
 from pixtral_runtime.backends.session import Array, Buffer, KVCache, Sessions
 from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.device.ranges import named_range
 from pixtral_runtime.generation.logits import Logits
 from pixtral_runtime.inputs.prompt import Prompt
 
@@ -38,9 +39,11 @@ class ModelRunner:
     def encode(self, images: Sequence[Array]) -> list[Features]:
         """Features (P, D) of each image, (3, H, W) float32. All must have one shape: they share a vision batch."""
         pixels = np.stack(images).astype(self._bundle.dtype)  # (B, 3, H, W)
-        features = self.sessions.vision.run({"pixels": pixels})["image_features"]
+        with named_range("vision"):
+            features = self.sessions.vision.run({"pixels": pixels})["image_features"]
+            if isinstance(features, DeviceBuffer):
+                features.wait()  # so that whoever measures this stage measures it
         if isinstance(features, DeviceBuffer):
-            features.wait()  # so that whoever measures this stage measures it
             return [features[index] for index in range(len(images))]
         return list(features.numpy())
 
@@ -97,7 +100,8 @@ class ModelRunner:
         local = np.where(index >= 0, index - used[0], -1) if len(used) else index
         token_ids = prompt.token_ids[positions][None]
         temperatures = np.full(len(wanted), temperature)
-        return self._step(token_ids, local[None], chunk, positions[None], wanted, temperatures, cache)
+        with named_range("prefill"):
+            return self._step(token_ids, local[None], chunk, positions[None], wanted, temperatures, cache)
 
     def decode_token(self, token: int, position: int, cache: KVCache) -> npt.NDArray[np.float32]:
         """Append one token at `position` to a cache of one slot. Returns the logits (V,) after it."""
@@ -117,7 +121,8 @@ class ModelRunner:
         positions = starts[:, None] + np.arange(tokens)  # (B, T)
         text = np.full(token_ids.shape, -1)
         heat = np.zeros(len(wanted)) if temperatures is None else temperatures
-        return self._step(token_ids, text, self.no_features, positions, wanted, heat, cache)
+        with named_range("decode"):
+            return self._step(token_ids, text, self.no_features, positions, wanted, heat, cache)
 
     def _step(
         self,
