@@ -46,8 +46,12 @@ class Generation:
             )
 
     def fail(self, error: PixtralError) -> None:
-        """End it with an error."""
+        """End it with an error, without the frames that it came through: they hold the memory that was too little."""
         self.error, self.finish_reason = error, "error"
+        held: BaseException | None = error
+        while held is not None:
+            held.__traceback__ = None
+            held = held.__cause__ or held.__context__
 
 
 def milliseconds_since(started: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from collections.abc import Callable
 from functools import partial
@@ -13,13 +14,16 @@ from helpers.bundles import exported
 from helpers.host_device import HostDevice
 from helpers.networks import RTX
 from helpers.places import DEMO
-from helpers.trt_engines import SHAPES, engine_file, hidden_of, session, step_feeds
+from helpers.trt_engines import SHAPES, engine_file, engines, hidden_of, session, step_feeds
 from helpers.trt_standin import StandIn
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.backends.trt_session import TrtSession
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.errors import MachineError, MemoryShortageError
+from pixtral_runtime.generation.generation import Generation
+from pixtral_runtime.generation.scheduler import Scheduler
+from pixtral_runtime.inputs.conversation import user_message
 
 CUDA_SHORTAGE = "[defaultAllocator.cpp::allocate::20] Error Code 1: Cuda Runtime (out of memory)"
 SHORTAGES = (
@@ -102,3 +106,28 @@ def test_each_warning_of_tensorrt_is_passed_on_once(caplog: pytest.LogCaptureFix
     said = [(record.levelno, record.getMessage().partition(":")[0]) for record in caplog.records]
     assert said == [(logging.WARNING, "TensorRT")] * 2
     assert "different models" in caplog.records[0].getMessage() and len(log.warnings) == 4
+
+
+@pytest.mark.parametrize("slots", [2, 1])
+def test_a_job_goes_on_with_fewer_slots_where_the_device_is_full(slots: int, bundle: Bundle) -> None:
+    """What two slots took is free for one; a request that one slot is too much for takes nothing from the next."""
+    trt = StandIn(device := HostDevice())
+    model = engines(trt, bundle)
+    expected = model.generate("what is it?", max_new_tokens=4).token_ids
+    prompt = model.prompts.build(user_message("what is it?", [], None))
+    scheduler = Scheduler(bundle, model.runner, slots)
+    scheduler._cache.reserve(1)
+    gc.collect()
+    device.most_bytes = sum(memory.size for memory in device.memory.values())
+    trt.refusals["execute_async_v3"] = CUDA_SHORTAGE
+    generations = [Generation(prompt, 4) for _ in range(2)]
+    for generation in generations:
+        scheduler.submit(generation)
+    scheduler.step()
+    trt.refusals.clear()
+    while scheduler.busy:
+        scheduler.step()
+    lost = [generation for generation in generations if generation.error]
+    assert all(isinstance(generation.error, MemoryShortageError) for generation in lost)
+    assert len(lost) == (slots == 1) and scheduler.slots == 1
+    assert all(tuple(generation.token_ids) == expected for generation in generations if not generation.error)
