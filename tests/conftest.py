@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from importlib.metadata import PackageNotFoundError, version
@@ -31,7 +32,7 @@ def installed(package: str) -> str:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """A folder for the bundles that tests share (`helpers.bundles`), in the process that starts the others."""
+    """A folder for the bundles and traces that tests share, in the process that starts the others."""
     if not hasattr(config, "workerinput"):
         os.environ[MADE] = tempfile.mkdtemp(prefix="pixtral-tests-")
 
@@ -45,6 +46,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
 def pytest_runtest_setup(item: pytest.Item) -> None:
     if mark := item.get_closest_marker("gpu"):
         skip_without_gpu(**mark.kwargs)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def each_piece_is_traced_once_a_run() -> None:
+    if "pixtral_export.graphs.assemble" in sys.modules:  # tests that export have imported it by now
+        from helpers.traces import share_traces
+
+        share_traces()
 
 
 @pytest.fixture(autouse=True)

@@ -9,4 +9,4 @@ DATA = ROOT / "tests" / "data"
 IMAGES = DATA / "images"
 DEMO = DATA / "tiny-pixtral"
 SHARED = ROOT.parent / "shared"
-MADE = "PIXTRAL_TEST_BUNDLES"  # the variable that names the folder of a run's demo bundles
+MADE = "PIXTRAL_TEST_BUNDLES"  # the variable that names the folder of a run's demo bundles and traces
