@@ -19,6 +19,7 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import Tensor, nn
+from torch.onnx._internal._lazy_import import onnxscript_apis
 
 from helpers.places import MADE
 from pixtral_export.graphs import assemble, trace
@@ -28,7 +29,17 @@ TRACE = trace.trace
 
 def share_traces() -> None:
     """From now on exports of this process read the traces that the run has, and keep theirs for the others."""
+    onnxscript_apis.get_torchlib_ops = functools.cache(
+        onnxscript_apis.get_torchlib_ops
+    )  # torch asks for each trace: 1 s
     assemble.trace = kept_trace  # type: ignore[attr-defined]
+
+
+def sharing_traces() -> dict[str, str]:
+    """The environment of a child process whose exports do so as well."""
+    tests = Path(__file__).parents[1]
+    paths = (tests / "helpers" / "children", tests, *filter(None, [os.environ.get("PYTHONPATH")]))
+    return os.environ | {"PYTHONPATH": os.pathsep.join(map(str, paths))}
 
 
 @functools.wraps(TRACE)

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from helpers.places import ROOT
+from helpers.traces import sharing_traces
 
 CHECKPOINT = ROOT / "tests/data/tiny-pixtral"
 SETTINGS = ["--dtype", "float32", "--max-context", "512"]
@@ -18,7 +19,7 @@ SETTINGS = ["--dtype", "float32", "--max-context", "512"]
 
 def _measured(checkpoint: Path, bundle: Path, *arguments: str) -> tuple[dict[str, Any], int]:
     script = [sys.executable, "scripts/measure_export.py", str(checkpoint), str(bundle), *arguments]
-    done = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(script, cwd=ROOT, env=sharing_traces(), capture_output=True, text=True, check=False)
     assert len(done.stdout.splitlines()) == 1, done.stderr
     return json.loads(done.stdout), done.returncode
 
