@@ -25,7 +25,8 @@ from pixtral_runtime.batch.records import Settings
 from pixtral_runtime.batch.request_file import requests_of_images
 from pixtral_runtime.device.memory import resident_memory_bytes
 
-KILLS = 10
+KILLS = 6
+PICTURES = 120
 GROWTH = 1.05  # resident memory after 1,000 images over that after 100; seen 1.01
 
 
@@ -46,13 +47,13 @@ def write_pictures(folder: Path, count: int) -> list[Path]:
     return paths
 
 
-def test_a_job_killed_ten_times_gives_the_records_of_an_undisturbed_one(bundle: Path, tmp_path: Path) -> None:
-    write_pictures(tmp_path / "photos", 200)
+def test_a_job_killed_again_and_again_gives_the_records_of_an_undisturbed_one(bundle: Path, tmp_path: Path) -> None:
+    write_pictures(tmp_path / "photos", PICTURES)
     (tmp_path / "photos" / "0100.png").write_bytes(b"broken")
     asked = ["run", str(bundle), str(tmp_path / "photos"), "--max-new-tokens", "12", "--batch", "4", "-o"]
     assert CliRunner().invoke(app, [*asked, str(tmp_path / "whole.jsonl")]).exit_code == 5
     whole = by_id(tmp_path / "whole.jsonl")
-    assert len(whole) == 200
+    assert len(whole) == PICTURES
 
     out, rng = tmp_path / "killed.jsonl", random.Random(0)
     command = [sys.executable, "-m", "pixtral_cli", *asked, str(out), "--resume"]
@@ -67,7 +68,7 @@ def test_a_job_killed_ten_times_gives_the_records_of_an_undisturbed_one(bundle: 
         sizes.append(size_of(out))
     assert len(set(sizes)) > KILLS // 2
     done = len(out.read_bytes().splitlines())
-    assert done < 200, "the job was over before the last kill"
+    assert done < PICTURES, "the job was over before the last kill"
     last = subprocess.run(command, capture_output=True, text=True, check=False)
     assert last.returncode == 5, last.stderr
     assert by_id(out) == whole
@@ -90,7 +91,7 @@ def test_a_thousand_files_a_tenth_of_them_broken_take_no_more_memory_than_a_hund
         copy.symlink_to(nasty[index % 5])
         paths += [*good[9 * index : 9 * index + 9], copy]
     model = load(bundle)
-    requests = requests_of_images(paths, ["What is shown?"], None, 6)
+    requests = requests_of_images(paths, ["What is shown?"], None, 2)
     job = Job(model, requests, Settings(model.bundle.fingerprint), JobOptions(slots=4))
     records = job.records()
     first = list(islice(records, 100))
