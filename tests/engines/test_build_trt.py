@@ -8,11 +8,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from helpers.bundles import exported
 from helpers.networks import RTX
 from helpers.places import DEMO
 from helpers.trt_surface import RTX_1_7, SURFACES, TRT_10_3, TRT_11_4, Package
+from pixtral_cli.main import app
 from pixtral_engines import build as building
 from pixtral_engines.build import BuildSettings, build, plan_build
 from pixtral_engines.lowering_trt10_3 import COMPAT
@@ -23,7 +25,7 @@ from pixtral_runtime.backends.cuda import GpuModel
 from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, built_elsewhere, listed_engines
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
-from pixtral_runtime.errors import MemoryShortageError, OtherGpuError
+from pixtral_runtime.errors import MachineError, MemoryShortageError, OtherGpuError
 from pixtral_runtime.files import sha256_of_file
 
 L4 = GpuModel("NVIDIA L4", 89)
@@ -60,6 +62,7 @@ def use(monkeypatch: pytest.MonkeyPatch, package: str, gpu: GpuModel | None = L4
     return trt
 
 
+@pytest.mark.filterwarnings("ignore:Use :DeprecationWarning")  # TensorRT-RTX keeps no times of kernels
 @pytest.mark.parametrize("package", [name for name in SURFACES if name != RTX_1_7])
 def test_every_package_builds(package: str, copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
     """TensorRT 10.3 cannot stream: the engine is made in memory."""
@@ -124,3 +127,15 @@ def test_an_engine_that_is_made_in_memory_needs_more_of_it(plain: Bundle, monkey
     building._refuse_small_machine(plain, plan, use(monkeypatch, TRT_11_4))
     with pytest.raises(MemoryShortageError, match="building for trt takes"):
         building._refuse_small_machine(plain, plan, use(monkeypatch, TRT_10_3))
+
+
+def test_the_command_passes_the_limit_on(copy: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop(bundle: Bundle, plans: object, settings: BuildSettings, progress: object) -> None:
+        raise MachineError(f"a workspace of {settings.workspace_bytes} bytes")
+
+    monkeypatch.setattr(building, "build_targets", stop)
+    asked = ["build", str(copy.path), "--target", "rtx:sm89", "--workspace"]
+    done = CliRunner().invoke(app, [*asked, "2GB"])
+    assert done.exit_code == 4 and "a workspace of 2000000000 bytes" in done.stderr
+    wrong = CliRunner().invoke(app, [*asked, "much"])
+    assert wrong.exit_code == 3 and "--workspace 8GB" in wrong.stderr
