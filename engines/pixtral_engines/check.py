@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 
 from pixtral_engines.interpreter import Interpreter
-from pixtral_engines.network import lower, parse_graph
+from pixtral_engines.lowered_graph import lower
+from pixtral_engines.network import parse_graph
 from pixtral_runtime.backends.ort_session import ort_errors, refuse_missing_kernels
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.integrity import unchanged
@@ -156,15 +157,14 @@ def _all_tensors(bundle: Bundle, graph: str, rows: int, feeds: Mapping[str, Arra
     """Every tensor of a graph, as ONNX Runtime computes it."""
     import onnx
 
-    model = lower(bundle.graph_path(graph), rows)
+    lowered = lower(bundle.graph_path(graph), rows)
+    model = lowered.model
     inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
     made = {value.name for value in model.graph.output}
     model.graph.output.extend(value for value in inferred if value.name not in made)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{graph}.onnx")
-        path.write_bytes(model.SerializeToString())
-        for name in {e.value for t in model.graph.initializer for e in t.external_data if e.key == "location"}:
-            Path(folder, name).hardlink_to(bundle.path / name)
+        lowered.save(path)
         session = _session(path)
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(None, dict(feeds)), strict=True))

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pixtral_runtime.backends.session import Array
+
 if TYPE_CHECKING:
     import onnx
+
+BESIDE = "beside"  # instead of a file's name: values that were made here
+CODES_AT_A_TIME = 1 << 26
 
 
 def fix_cache_rows(model: onnx.ModelProto, rows: int) -> None:
@@ -31,40 +38,95 @@ def drop_zero_points(model: onnx.ModelProto) -> None:
     replace_nodes(model, kept)
 
 
-def scatter_into_cache(model: onnx.ModelProto, *, every_type: bool = False) -> None:
-    """Replace TensorScatter by ScatterElements where the cache holds int8, which TensorRT's cache operator refuses.
+def attend_with_heads_apart(model: onnx.ModelProto) -> None:
+    """Undo the folding of query heads that share a key head: heads apart, and a mask of T rows instead of G·T.
 
-    `every_type`: for a TensorRT that has no such operator.
+    The portable graph folds them for CPUs (`attention` of the export). TensorRT then copies the whole cache before each
+    attention of each step; with heads apart and one token, its kernel reads the cache where it lies.
+    """
+    maker = {output: node for node in model.graph.node for output in node.output}
+    reader = {name: node for node in model.graph.node for name in node.input}
+    dropped: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type != "Attention":
+            continue
+        fold, unfold = maker[node.input[0]], reader[node.output[0]]
+        if (fold.op_type, unfold.op_type) == ("Reshape", "Reshape"):
+            dropped += [fold, unfold]
+            node.input[0], node.output[0] = fold.input[0], unfold.output[0]
+    for node in model.graph.node if dropped else ():
+        if node.op_type == "Concat" and set(node.input) == {"position_ids"}:  # one for each query head of a key head
+            dropped.append(node)
+            for other in model.graph.node:
+                other.input[:] = ["position_ids" if name == node.output[0] else name for name in other.input]
+    replace_nodes(model, [node for node in model.graph.node if node not in dropped])
 
-    The tokens of a call have consecutive positions, so a token's row is as far from its slot's `write_index` as its
-    position is from the first one.
+
+def halve_codes(model: onnx.ModelProto, folder: Path) -> dict[str, Array]:
+    """Turn products by int8 in blocks along K into products by int4 of twice the rows. Returns their weights by name.
+
+    TensorRT widens a whole weight of int8 blocks to float16 before each product, five times the traffic, and computes
+    int4 blocks as it reads them. A code is 16 · high + low + 8 with high and low within int4: rows of `high` have 16
+    times the scales, and what the 8 stands for is the sum of x over each block, times 8 scales.
     """
     from onnx import TensorProto, helper, numpy_helper
 
-    inputs = model.graph.input
-    caches = {v.name for v in inputs if every_type or v.type.tensor_type.elem_type == TensorProto.INT8}
+    stored = {tensor.name: tensor for tensor in model.graph.initializer if tensor.external_data}
+    maker = {output: node for node in model.graph.node for output in node.output}
+    weights: dict[str, Array] = {}
     nodes: list[onnx.NodeProto] = []
     for node in model.graph.node:
-        if node.op_type != "TensorScatter" or node.input[0] not in caches:
+        wide = maker.get(node.input[1]) if node.op_type == "MatMul" else None
+        if wide is None or not (block := _int8_block(wide, stored)):
             nodes.append(node)
             continue
-        past, codes = node.input[:2]
-        if not any(made.output[0] == "cache_rows" for made in nodes):
-            constants = {"cache_zero": [0], "cache_one": [1], "cache_axes": [1, 3]}
-            model.graph.initializer.extend(numpy_helper.from_array(np.array(v), k) for k, v in constants.items())
-            nodes += [
-                helper.make_node("Slice", ["position_ids", "cache_zero", "cache_one", "cache_one"], ["cache_first"]),
-                helper.make_node("Sub", ["position_ids", "cache_first"], ["cache_steps"]),  # (B, T)
-                helper.make_node("Unsqueeze", ["write_index", "cache_one"], ["cache_start"]),
-                helper.make_node("Add", ["cache_start", "cache_steps"], ["cache_places"]),
-                helper.make_node("Unsqueeze", ["cache_places", "cache_axes"], ["cache_rows"]),  # (B, 1, T, 1)
-            ]
-        shape, rows = f"{past}_shape", f"{past}_rows"
-        nodes.append(helper.make_node("Shape", [codes], [shape]))
-        nodes.append(helper.make_node("Expand", ["cache_rows", shape], [rows]))
-        scatter = helper.make_node("ScatterElements", [past, rows, codes], node.output, node.name, axis=2)
-        nodes.append(scatter)
+        nodes.remove(wide)
+        codes, scale = (stored[name] for name in wide.input)
+        name, x, scales = f"{codes.name}.halves", node.input[0], mapped(scale, folder)
+        (rows, columns), blocks = codes.dims, len(scales)
+        for key, data, kind, dims in (
+            (name, _halves(mapped(codes, folder)), TensorProto.INT4, (2 * rows, columns)),
+            (f"{name}.scale", np.concatenate([scales * 16, scales]), scale.data_type, (2 * blocks, columns)),
+            (f"{name}.eight", scales * 8, scale.data_type, (blocks, columns)),
+        ):
+            weights[key] = data
+            model.graph.initializer.append(declared(key, data, kind, dims))
+        of_block = np.repeat(np.eye(blocks, dtype=scales.dtype), block, 0)  # (K, blocks)
+        model.graph.initializer.append(numpy_helper.from_array(of_block, f"{name}.of_block"))
+        quantized = [name, f"{name}.scale"]
+        nodes += [
+            helper.make_node("Concat", [x, x], [f"{name}.x"], f"{name}.x", axis=-1),
+            helper.make_node("DequantizeLinear", quantized, [f"{name}.wide"], wide.name, axis=0, block_size=block),
+            helper.make_node("MatMul", [f"{name}.x", f"{name}.wide"], [f"{name}.signed"], node.name),
+            helper.make_node("MatMul", [x, f"{name}.of_block"], [f"{name}.sums"], f"{name}.sums"),
+            helper.make_node("MatMul", [f"{name}.sums", f"{name}.eight"], [f"{name}.offset"], f"{name}.offset"),
+            helper.make_node("Add", [f"{name}.signed", f"{name}.offset"], node.output, f"{name}.add"),
+        ]
     replace_nodes(model, nodes)
+    return weights
+
+
+def _int8_block(wide: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> int:
+    """Rows of a block, where a node widens a stored matrix of int8 in blocks along its rows; otherwise 0."""
+    from onnx import TensorProto
+
+    if wide.op_type != "DequantizeLinear" or len(wide.input) != 2 or not all(name in stored for name in wide.input):
+        return 0
+    values = {attribute.name: attribute.i for attribute in wide.attribute}
+    is_int8 = stored[wide.input[0]].data_type == TensorProto.INT8
+    return values.get("block_size", 0) if is_int8 and values.get("axis", 1) == 0 else 0
+
+
+def _halves(codes: Array) -> Array:
+    """int8 (K, N) as int4 (2K, N), packed: the upper halves of all codes, then the lower ones less 8."""
+    packed = np.empty((2, codes.size // 2), np.uint8)
+    flat = codes.reshape(-1).view(np.uint8)
+    for start in range(0, flat.size, CODES_AT_A_TIME):
+        part, at = flat[start : start + CODES_AT_A_TIME], slice(start // 2, (start + CODES_AT_A_TIME) // 2)
+        high, low = part >> 4, (part & 15) ^ 8
+        packed[0, at] = high[0::2] | high[1::2] << 4
+        packed[1, at] = low[0::2] | low[1::2] << 4
+    return packed.reshape(-1)
 
 
 def dequantize_before_gather(model: onnx.ModelProto) -> None:
@@ -94,3 +156,22 @@ def replace_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
     copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
     del model.graph.node[:]
     model.graph.node.extend(copies)
+
+
+def mapped(tensor: onnx.TensorProto, folder: Path) -> Array:
+    """A tensor of the weight file, of a type that has a byte or more."""
+    from onnx import helper
+
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.memmap(folder / place["location"], dtype, "r", int(place.get("offset", 0)), tuple(tensor.dims))
+
+
+def declared(name: str, data: Array, kind: int, dims: Sequence[int]) -> onnx.TensorProto:
+    """What stands in a graph for values that are handed over beside it."""
+    import onnx
+
+    tensor = onnx.TensorProto(name=name, dims=dims, data_type=kind, data_location=onnx.TensorProto.EXTERNAL)
+    for key, value in (("location", BESIDE), ("length", str(data.nbytes))):
+        tensor.external_data.add(key=key, value=value)
+    return tensor

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixtral_engines.lowering import replace_nodes, scatter_into_cache
+from pixtral_engines.lowering import replace_nodes
 from pixtral_runtime.errors import EngineError
 
 if TYPE_CHECKING:
@@ -41,11 +41,42 @@ def lower_for_trt10_3(model: onnx.ModelProto) -> None:
         names = ", ".join(TensorProto.DataType.Name(kind).lower() for kind in sorted(later))
         raise EngineError(f"TensorRT 10.3 has no {names}", hint)
     rewriter = _Rewriter(model)
-    scatter_into_cache(model, every_type=True)
+    scatter_into_cache(model)
     rewriter.rewrite()
     if unknown := {node.op_type for node in model.graph.node if not defs.has(node.op_type, COMPAT_OPSET, node.domain)}:
         raise EngineError(f"no form for TensorRT 10.3 of {', '.join(sorted(unknown))}", WITHOUT_COMPAT)
     model.opset_import[0].version, model.ir_version = COMPAT_OPSET, COMPAT_IR_VERSION
+
+
+def scatter_into_cache(model: onnx.ModelProto) -> None:
+    """Replace TensorScatter by ScatterElements.
+
+    The tokens of a call have consecutive positions, so a token's row is as far from its slot's `write_index` as its
+    position is from the first one.
+    """
+    from onnx import helper, numpy_helper
+
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        if node.op_type != "TensorScatter":
+            nodes.append(node)
+            continue
+        past, codes = node.input[:2]
+        if not any(made.output[0] == "cache_rows" for made in nodes):
+            constants = {"cache_zero": [0], "cache_one": [1], "cache_axes": [1, 3]}
+            model.graph.initializer.extend(numpy_helper.from_array(np.array(v), k) for k, v in constants.items())
+            nodes += [
+                helper.make_node("Slice", ["position_ids", "cache_zero", "cache_one", "cache_one"], ["cache_first"]),
+                helper.make_node("Sub", ["position_ids", "cache_first"], ["cache_steps"]),  # (B, T)
+                helper.make_node("Unsqueeze", ["write_index", "cache_one"], ["cache_start"]),
+                helper.make_node("Add", ["cache_start", "cache_steps"], ["cache_places"]),
+                helper.make_node("Unsqueeze", ["cache_places", "cache_axes"], ["cache_rows"]),  # (B, 1, T, 1)
+            ]
+        shape, rows = f"{past}_shape", f"{past}_rows"
+        nodes.append(helper.make_node("Shape", [codes], [shape]))
+        nodes.append(helper.make_node("Expand", ["cache_rows", shape], [rows]))
+        nodes.append(helper.make_node("ScatterElements", [past, rows, codes], node.output, node.name, axis=2))
+    replace_nodes(model, nodes)
 
 
 class _Rewriter:

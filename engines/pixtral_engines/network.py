@@ -7,16 +7,18 @@ engine is being built. So every value that a node of the graph reads is looked f
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixtral_engines.lowering import dequantize_before_gather, drop_zero_points, fix_cache_rows, scatter_into_cache
-from pixtral_engines.lowering_trt10_3 import COMPAT, COMPAT_OPSET, lower_for_trt10_3
+from pixtral_engines.lowered_graph import lower
+from pixtral_engines.lowering import BESIDE
+from pixtral_engines.lowering_trt10_3 import COMPAT, COMPAT_OPSET
+from pixtral_runtime.backends.session import Array
 from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.errors import BundleError, EngineError, MachineError
@@ -36,7 +38,7 @@ class ParsedNetwork:
     network: Any  # INetworkDefinition
     builder: Any
     parser: Any
-    weights: tuple[np.memmap[Any, Any], ...]
+    weights: tuple[Array, ...]
     warnings: tuple[str, ...]  # of the importer
     dropped: tuple[tuple[str, str], ...]  # node and input that it reads in the graph but not in the network
     widened: tuple[str, ...]  # layers that compute in float32 where the graph does not say so
@@ -48,32 +50,16 @@ def parse_graph(bundle: Bundle, graph: str, trt: ModuleType, cache_rows: int, *,
     `compat`: in the form for TensorRT 10.3.
     """
     path = bundle.graph_path(graph)
-    parsed = parse_model(lower(path, cache_rows, compat=compat), path, trt)
+    lowered = lower(path, cache_rows, compat=compat)
+    parsed = parse_model(lowered.model, path, trt, lowered.made)
     refuse_dropped_inputs(parsed, path)
     return parsed
 
 
-def lower(path: Path, cache_rows: int, *, compat: bool = False) -> onnx.ModelProto:
-    """A graph without its weights, rewritten for TensorRT."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        model = onnx.load(path, load_external_data=False)
-    except (DecodeError, OSError) as error:
-        raise BundleError(f"{path} is damaged: {error}", f"pixtral inspect {path.parent} --verify") from error
-    fix_cache_rows(model, cache_rows)
-    drop_zero_points(model)
-    dequantize_before_gather(model)
-    if compat:
-        lower_for_trt10_3(model)
-    else:
-        scatter_into_cache(model)
-    return model
-
-
-def parse_model(model: onnx.ModelProto, path: Path, trt: ModuleType) -> ParsedNetwork:
-    """Parse a model whose weight files lie beside `path`; they are mapped, not read.
+def parse_model(
+    model: onnx.ModelProto, path: Path, trt: ModuleType, made: Mapping[str, Array] = MappingProxyType({})
+) -> ParsedNetwork:
+    """Parse a model whose weight files lie beside `path`; they are mapped, not read. `made` are weights beside it.
 
     Raises InputError where TensorRT cannot read it, MachineError where it is too old to know an operator.
     """
@@ -82,10 +68,10 @@ def parse_model(model: onnx.ModelProto, path: Path, trt: ModuleType) -> ParsedNe
     builder = trt.Builder(log.logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, log.logger)
-    weights: tuple[np.memmap[Any, Any], ...] = ()
+    weights: tuple[Array, ...] = ()
     if hasattr(parser, "load_initializer"):
         is_read = parser.load_model_proto(model.SerializeToString(), str(path))
-        weights = _map_weights(model, path.parent, parser) if is_read else ()
+        weights = _map_weights(model, path.parent, parser, made) if is_read else ()
         is_read = is_read and parser.parse_model_proto()
     else:  # before TensorRT 10.13: it reads the weight files itself
         is_read = parser.parse(model.SerializeToString(), str(path))
@@ -117,12 +103,15 @@ def refuse_dropped_inputs(parsed: ParsedNetwork, path: Path) -> None:
         )
 
 
-def _map_weights(model: onnx.ModelProto, folder: Path, parser: Any) -> tuple[np.memmap[Any, Any], ...]:
-    files: dict[str, np.memmap[Any, Any]] = {}
+def _map_weights(model: onnx.ModelProto, folder: Path, parser: Any, made: Mapping[str, Array]) -> tuple[Array, ...]:
+    files: dict[str, Array] = {}
     for tensor in model.graph.initializer:
         if tensor.external_data:
             place = {entry.key: entry.value for entry in tensor.external_data}
             name, length = place["location"], int(place["length"])
+            if name == BESIDE:
+                parser.load_initializer(tensor.name, made[tensor.name].ctypes.data, length)
+                continue
             if name not in files:
                 files[name] = np.memmap(folder / name, np.uint8, "r")
             start = int(place.get("offset", 0))
@@ -132,7 +121,7 @@ def _map_weights(model: onnx.ModelProto, folder: Path, parser: Any) -> tuple[np.
                     f"{folder / name}: bytes {start} to {start + length} do not hold {tensor.name}",
                     "pixtral export CHECKPOINT -o BUNDLE --force",
                 )
-    return tuple(files.values())
+    return (*files.values(), *made.values())
 
 
 def _refuse_old_package(errors: list[Any], model: onnx.ModelProto, path: Path, trt: ModuleType) -> None:

@@ -9,11 +9,10 @@ from typing import Annotated, Any
 import typer
 
 from pixtral_cli import output
+from pixtral_cli.engine_report import Failure, against_network, verdict
 from pixtral_cli.options import BundleArgument, JsonOption, ThreadsOption, open_prompts, refuse_unused
 
 EPILOG = "Example: pixtral check bundle --against checkpoint/"
-Failure = tuple[str, str]
-"""What differs, and what to type next."""
 
 
 def check(
@@ -23,7 +22,8 @@ def check(
         str | None, typer.Option(help="The checkpoint it was made from, a folder or a hub id, run in torch.")
     ] = None,
     engine: Annotated[
-        str | None, typer.Option(help="A target of 'pixtral build', such as rtx:sm89: what TensorRT understood.")
+        str | None,
+        typer.Option(help="A target of 'pixtral build', such as rtx:sm89: what TensorRT understood and compiled."),
     ] = None,
     threads: ThreadsOption = 0,
     as_json: JsonOption = False,
@@ -45,7 +45,7 @@ def check(
     if against is not None:
         failures += _against_checkpoint(bundle, against, threads, results, show=not as_json)
     if engine is not None:
-        failures += _against_network(bundle, engine, results, show=not as_json)
+        failures += against_network(bundle, engine, results, show=not as_json)
     if as_json:
         output.print_json({"verdict": "FAILED" if failures else "PASSED", **results})
     if failures:
@@ -84,7 +84,7 @@ def _against_checkpoint(
             for c in worst.values()
         ]
         output.print_table(header, rows)
-        output.print_line(_verdict(len(failed), len(seen), "torch and ONNX Runtime"))
+        output.print_line(verdict(len(failed), len(seen), "torch and ONNX Runtime"))
     return [
         (
             f"{c.stage} with {c.case}: {c.tensor} differs by {c.error:.1e} of its largest value, "
@@ -93,64 +93,3 @@ def _against_checkpoint(
         )
         for c in failed
     ]
-
-
-def _against_network(path: Path, target: str, results: dict[str, Any], *, show: bool) -> list[Failure]:
-    """ONNX Runtime against the network that TensorRT parses, and the engines' files against what was built."""
-    output.require("onnx", "rtx", "Checking engines")
-    from pixtral_engines.check import FLOAT16_LARGEST, NetworkCheck
-    from pixtral_engines.targets import parse_targets
-    from pixtral_runtime.backends.trt_package import import_tensorrt, version_of
-    from pixtral_runtime.bundle.engine_list import open_engines, verify_engines
-    from pixtral_runtime.errors import CheckFailed, InputError
-
-    chosen, *others = parse_targets(target)
-    if others:
-        raise InputError(f"--engine {target} names several targets", f"--engine {chosen.name}")
-    package = import_tensorrt(chosen.flavor)
-    prompts = open_prompts(path, "mistral", None, None)
-    compat = None
-    is_built = chosen.name in prompts.bundle.engines
-    if is_built:
-        engines = open_engines(prompts.bundle, chosen.name, version_of(package))
-        verify_engines(prompts.bundle, engines)
-        compat = engines.compat
-    try:
-        check = NetworkCheck(prompts.bundle, prompts, package, compat=compat is not None)
-    except InputError as error:  # TensorRT drops something, or cannot read it
-        raise CheckFailed(str(error), *error.remedies) from error
-    seen = []
-    for agreement in check.run():
-        seen.append(agreement)
-        output.verbose(f"{agreement.stage:8} {agreement.case:20} {agreement.tensor} {agreement.error:.1e}")
-    activations = {graph: found.worst for graph, found in check.activations.items()}
-    failed = [agreement for agreement in seen if not agreement.passed]
-    results["network"] = {
-        "target": chosen.name,
-        "engines": "verified" if is_built else "not built",
-        "compat": compat,
-        "comparisons": [asdict(agreement) | {"passed": agreement.passed} for agreement in seen],
-        "largest_activations": {graph: found.largest for graph, found in check.activations.items()},
-    }
-    if show:
-        rows = []
-        for graph, (layer, largest) in activations.items():
-            worst = max((a for a in seen if a.stage == graph), key=lambda a: a.error)
-            share = f"{largest:.0f}, {100 * largest / FLOAT16_LARGEST:.1f} %"
-            result = "ok" if worst.passed else "FAILED"
-            rows.append((graph, worst.case, f"{worst.error:.1e}", f"{worst.tolerance:.0e}", share, layer, result))
-        header = ("network", "worst case", "error", "tolerance", "largest, of float16's", "in layer", "")
-        output.print_table(header, rows)
-        output.print_line(_verdict(len(failed), len(seen), f"ONNX Runtime and {package.__name__}'s networks"))
-    return [
-        (
-            f"TensorRT understands {a.stage} otherwise: {a.tensor} differs by {a.error:.1e} with {a.case}, "
-            f"{a.tolerance:.0e} is allowed; first in layer '{a.layer}'",
-            "pixtral doctor, and report the versions it names; do not use these engines",
-        )
-        for a in failed
-    ]
-
-
-def _verdict(failed: int, total: int, what: str) -> str:
-    return f"{'FAILED' if failed else 'PASSED'}: {total - failed} of {total} comparisons within tolerance ({what})"

@@ -144,7 +144,7 @@ def _row(footprint: Footprint, device: KnownDevice, context: int, batch: int) ->
         "memory_bytes": device.memory_bytes,
         "reserved_bytes": device.reserved_bytes,
         "weight_bytes": footprint.weight_bytes(device),
-        "kv_cache_bytes": footprint.cache_bytes(context, batch) + footprint.cache_copy_bytes(device, context, batch),
+        "kv_cache_bytes": footprint.cache_bytes(context, batch),
         "activation_bytes": footprint.activation_bytes(device, context, batch),
         "fits": not advice,
         "largest_context": footprint.largest_context(device, batch) if footprint.supported(device) else 0,

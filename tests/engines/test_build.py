@@ -22,6 +22,7 @@ from helpers.places import DEMO
 from pixtral_cli.main import app
 from pixtral_engines import build as building
 from pixtral_engines.build import BuildSettings, build, plan_build
+from pixtral_engines.plan_judgement import judge_decoder
 from pixtral_engines.profiles import Shapes, profiles
 from pixtral_engines.targets import TARGETS, parse_targets
 from pixtral_export.plan import ExportSettings
@@ -37,13 +38,13 @@ SETTINGS = {
     "float16": ExportSettings(),
     "bfloat16": ExportSettings(dtype="bfloat16"),
     "int8": ExportSettings(precision="int8"),
-    "int4": ExportSettings(precision="int4", method="rtn"),
+    "int4": ExportSettings(precision="int4", group_size=32, method="rtn"),
     "fp8": ExportSettings(precision="fp8", method="rtn"),
     "nvfp4": ExportSettings(precision="nvfp4", method="rtn"),
-    "int8 cache": ExportSettings(kv_cache="int8"),
 }
 BUILT = {"fp8": ("rtx:sm89",), "nvfp4": ("rtx:sm120",), "float16": ("rtx:sm75", "rtx:sm121")}
-"""For the others SM86. Every GPU of every recipe, at the 12B's widths: `scripts/check_engine_sizes.py`."""
+"""For the others SM86. Every GPU of every recipe, at the 12B's widths: `scripts/check_engines.py`."""
+JUDGED = ("rtx:sm80", "rtx:sm86", "rtx:sm89", "rtx:sm120")
 SHAPES = Shapes(context=256, batch=2, chunk=64)
 SHORT = ExportSettings(max_context=512)
 
@@ -86,6 +87,11 @@ def test_every_recipe_builds_for_a_gpu_that_has_its_types(name: str, tmp_path: P
             path = bundle.path / engines.graphs[graph].file
             assert engines.graphs[graph].sha256 == sha256_of_file(path)
             assert path.stat().st_size == engines.graphs[graph].bytes > 100_000
+        if target in JUDGED:
+            judged = judge_decoder(again, engines, import_tensorrt("rtx"))
+            kinds = {fault.kind for fault in judged.faults}
+            assert kinds == ({"widens a weight by itself"} if name == "nvfp4" else set()), judged.faults
+            assert judged.passed == (name != "nvfp4"), judged.moved_share
 
 
 @pytest.mark.parametrize(
@@ -104,6 +110,8 @@ def test_a_gpu_without_the_type_is_refused_before_any_work(plain: Bundle) -> Non
         assert "rtx:sm120" in caught.value.hint
     with pytest.raises(InputError, match="no float32"):
         plan_build(replace(plain, dtype="float32", precision="float32"), TARGETS["rtx:sm89"], SHAPES)
+    with pytest.raises(InputError, match="no int8 cache that is smaller or faster"):
+        plan_build(replace(plain, kv_cache="int8"), TARGETS["rtx:sm89"], SHAPES)
 
 
 def test_tensorrt_itself_refuses_the_same(plain: Bundle, tmp_path: Path) -> None:

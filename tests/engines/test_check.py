@@ -35,7 +35,6 @@ SETTINGS = {
     "int4": ExportSettings(precision="int4", group_size=32, method="rtn"),
     "int8": ExportSettings(precision="int8"),
     "fp8": ExportSettings(precision="fp8", method="rtn"),
-    "int8 cache": ExportSettings(kv_cache="int8"),
 }
 
 

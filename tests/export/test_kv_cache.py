@@ -16,7 +16,7 @@ from torch import Tensor
 
 from helpers.bundles import exported
 from helpers.tiny import tiny_config, write_checkpoint
-from pixtral_engines.lowering import scatter_into_cache
+from pixtral_engines.lowering_trt10_3 import scatter_into_cache
 from pixtral_export.check import load_reference, reference_logits
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.model import ops

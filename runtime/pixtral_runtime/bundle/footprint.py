@@ -43,11 +43,6 @@ class Footprint:
     def cache_bytes(self, context: int, batch: int) -> int:
         return batch * context * self.cache_bytes_per_token
 
-    def cache_copy_bytes(self, device: KnownDevice, context: int, batch: int) -> int:
-        """Engines update a cache of codes in another one, that of floats where it lies."""
-        is_coded = self.cache_bytes_per_token < kv_cache_bytes_per_token(self.model, self.dtype)
-        return self.cache_bytes(context, batch) if device.capability and is_coded else 0
-
     def activation_bytes(self, device: KnownDevice, context: int, batch: int = 1) -> int:
         """The larger of encoding images and prefilling one chunk of a prompt: engines compute in one memory.
 
@@ -64,7 +59,9 @@ class Footprint:
         encode = patches * (6 * vision.hidden_size + 3 * vision.intermediate_size + 2 * decoder.dim) * wide
         heads = (decoder.n_heads + 2 * decoder.n_kv_heads) * decoder.head_dim
         prefill = chunk * (4 * decoder.dim + 3 * decoder.hidden_dim + 2 * heads) * wide + 4 * decoder.vocab_size
-        if not device.is_card:
+        if device.is_board:  # engines: a mask, and one layer's keys and values for each query head
+            prefill += chunk * context + 2 * decoder.n_heads * decoder.head_dim * context * 2
+        elif not device.is_card:
             prefill += decoder.n_heads // decoder.n_kv_heads * chunk * context  # the mask
         elif self.precision == "int4":
             prefill += 2 * decoder.hidden_dim * decoder.dim * wide
@@ -75,8 +72,8 @@ class Footprint:
 
     def needed_bytes(self, device: KnownDevice, context: int, batch: int) -> int:
         """All of it, without what the device keeps for itself."""
-        caches = self.cache_bytes(context, batch) + self.cache_copy_bytes(device, context, batch)
-        return self.weight_bytes(device) + caches + self.activation_bytes(device, context, batch)
+        cache = self.cache_bytes(context, batch)
+        return self.weight_bytes(device) + cache + self.activation_bytes(device, context, batch)
 
     def fits(self, device: KnownDevice, context: int, batch: int) -> bool:
         return device.reserved_bytes + self.needed_bytes(device, context, batch) <= device.memory_bytes
@@ -91,8 +88,14 @@ class Footprint:
         """Tokens a slot may have with `batch` slots, at most the model's positions; 0 where none fits."""
         return _largest(lambda context: self.fits(device, context, batch), self.model.decoder.max_position)
 
+    @property
+    def has_codes_cached(self) -> bool:
+        return self.cache_bytes_per_token < kv_cache_bytes_per_token(self.model, self.dtype)
+
     def supported(self, device: KnownDevice, precision: str | None = None) -> bool:
-        """Whether the device computes in the precision's types."""
+        """Whether the device computes in the precision's types. Boards run engines, which have no cache of codes."""
+        if device.is_board and self.has_codes_cached:
+            return False
         names = {precision or self.precision, self.dtype}
         if device.capability == 0:
             return names.isdisjoint(NOT_ON_CPU)
@@ -102,6 +105,8 @@ class Footprint:
         """What to change, all of it, where it does not fit; empty where it does."""
         if device.capability and self.dtype == NOT_ON_GPU:
             return (Option("dtype", "float16"),)
+        if device.is_board and self.has_codes_cached:
+            return (f"a cache in {self.dtype}",)
         if self.supported(device):
             if self.fits(device, context, batch):
                 return ()

@@ -1,0 +1,76 @@
+"""A bundle's graph in the form that TensorRT gets, in memory or as a file."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pixtral_engines.lowering import (
+    BESIDE,
+    attend_with_heads_apart,
+    dequantize_before_gather,
+    drop_zero_points,
+    fix_cache_rows,
+    halve_codes,
+)
+from pixtral_engines.lowering_trt10_3 import lower_for_trt10_3
+from pixtral_runtime.backends.session import Array
+from pixtral_runtime.errors import BundleError
+
+if TYPE_CHECKING:
+    import onnx
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """A graph that refers to its weights: files in `folder`, and values that were made for it, by name."""
+
+    model: onnx.ModelProto
+    folder: Path
+    made: Mapping[str, Array]
+
+    def save(self, path: Path) -> None:
+        """Write the graph, and beside it the weights it refers to: files are linked, or copied to another disk."""
+        import onnx
+
+        model = onnx.ModelProto.FromString(self.model.SerializeToString())
+        names = set()
+        for tensor in model.graph.initializer:
+            for entry in tensor.external_data:
+                if entry.key == "location" and entry.value == BESIDE:
+                    entry.value = f"{path.stem}.{tensor.name}"
+                    path.with_name(entry.value).write_bytes(self.made[tensor.name].tobytes())
+                elif entry.key == "location":
+                    names.add(entry.value)
+        for name in names:
+            _link(self.folder / name, path.with_name(name))
+        path.write_bytes(model.SerializeToString())
+
+
+def lower(path: Path, cache_rows: int, *, compat: bool = False) -> Lowered:
+    """Rewrite a bundle's graph for TensorRT. `compat`: for TensorRT 10.3. Raises BundleError where it is damaged."""
+    import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
+
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except (DecodeError, OSError) as error:
+        raise BundleError(f"{path} is damaged: {error}", f"pixtral inspect {path.parent} --verify") from error
+    fix_cache_rows(model, cache_rows)
+    drop_zero_points(model)
+    dequantize_before_gather(model)
+    if compat:
+        lower_for_trt10_3(model)
+        return Lowered(model, path.parent, {})
+    attend_with_heads_apart(model)
+    return Lowered(model, path.parent, halve_codes(model, path.parent))
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.hardlink_to(source)
+    except OSError:  # another disk
+        shutil.copyfile(source, target)
