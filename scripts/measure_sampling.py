@@ -20,7 +20,7 @@ VOCABULARY, PICKED, STEPS = 131_072, 64, 15
 
 
 def rows_of(slots: int, temperature: float) -> list[LogitsRow]:
-    """What the decoder's form for CUDA hands over (`ort_cuda_lowering.pick_candidates`)."""
+    """What the decoder's form for CUDA hands over (`backends.candidates.pick_candidates`)."""
     random, rows = np.random.default_rng(slots), []
     for _ in range(slots):
         logits = (2.5 * random.standard_normal(VOCABULARY)).astype(np.float16).astype(np.float32)

@@ -22,6 +22,7 @@ from pixtral_engines.lowering_trt10_3 import COMPAT
 from pixtral_engines.network import ParsedNetwork, parse_graph
 from pixtral_engines.profiles import Profile, Shapes, ranges, read_profiles
 from pixtral_engines.targets import Target, parse_targets, refuse_types
+from pixtral_runtime.backends.candidates import with_candidates
 from pixtral_runtime.backends.cuda import gpu_here
 from pixtral_runtime.backends.trt_package import import_tensorrt, log_of, version_of
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, open_engines, source_of, with_engines
@@ -268,9 +269,10 @@ def _configure(bundle: Bundle, graph: str, plan: BuildPlan, settings: BuildSetti
         config.set_compute_capability(getattr(package.ComputeCapability, f"SM{plan.target.capability}"), 0)
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
+    spec = bundle.graph_spec(graph) if settings.compat else with_candidates(bundle, graph)
     for sizes in plan.profiles[graph]:
         profile = parsed.builder.create_optimization_profile()
-        for tensor in bundle.graph_spec(graph).inputs:
+        for tensor in spec.inputs:
             profile.set_shape(tensor.name, *ranges(tensor, sizes))
         config.add_optimization_profile(profile)
     return config

@@ -79,14 +79,14 @@ class Interpreter:
         return {tensor.name: values[tensor.name] for tensor in self.outputs}
 
     def _evaluate(self, step: _Step, values: dict[str | None, Any]) -> None:
-        (tensor,) = step.outputs
-        value = np.asarray(step.evaluate(step.layer, [values[name] for name in step.inputs], tensor))
-        value = value.astype(NUMPY_DTYPES[tensor.dtype], copy=False)
-        if refusal := tensor.refusal(value):
-            raise RuntimeError(f"layer '{step.layer.name}': {refusal}")
-        values[tensor.name] = value
-        if self._cache_constants and tensor.name in self._constant:
-            self._constants[tensor.name] = value
+        made = step.evaluate(step.layer, [values[name] for name in step.inputs], step.outputs[0])
+        for tensor, one in zip(step.outputs, made if isinstance(made, tuple) else (made,), strict=True):
+            value = np.asarray(one).astype(NUMPY_DTYPES[tensor.dtype], copy=False)
+            if refusal := tensor.refusal(value):
+                raise RuntimeError(f"layer '{step.layer.name}': {refusal}")
+            values[tensor.name] = value
+            if self._cache_constants and tensor.name in self._constant:
+                self._constants[tensor.name] = value
 
 
 def _step(layer: Any, trt: ModuleType) -> _Step:

@@ -56,9 +56,9 @@ class Tensor:
         return f"{self.name} is {value.dtype} {value.shape}, expected {NUMPY_DTYPES[self.dtype]} {self.shape}"
 
 
-Evaluate = Callable[[Any, Sequence[Array], Tensor], Array]
-"""A layer's meaning: the layer, its inputs (None where one is left out) and what its output is declared as, to the
-output in whatever type it was computed in."""
+Evaluate = Callable[[Any, Sequence[Array], Tensor], Array | tuple[Array, ...]]
+"""A layer's meaning: the layer, its inputs (None where one is left out) and what its first output is declared as, to
+the output in whatever type it was computed in, or to all of them."""
 
 
 def _wide(x: Array) -> Array:
@@ -354,6 +354,16 @@ def _name(tensor: Any) -> str:
     return "" if tensor is None else str(tensor.name)
 
 
+def _top_k(layer: Any, inputs: Sequence[Array], output: Tensor) -> tuple[Array, Array]:
+    """The largest values along an axis and where they stand, of equal ones the first."""
+    axes = [axis for axis in range(inputs[0].ndim) if layer.axes >> axis & 1]
+    if layer.op.name != "MAX" or len(axes) != 1:
+        raise UnknownLayer(layer, f"top-k {layer.op.name} along axes {axes}")
+    count = layer.k if len(inputs) == 1 or inputs[1] is None else int(inputs[1])
+    places = np.argsort(-_wide(inputs[0]), axes[0], kind="stable").take(range(count), axes[0])
+    return np.take_along_axis(inputs[0], places, axes[0]), places
+
+
 LAYERS: dict[str, tuple[str, Evaluate]] = {
     "ACTIVATION": ("IActivationLayer", _activation),
     "ATTENTION_INPUT": ("IAttentionInputLayer", _attention),
@@ -378,6 +388,7 @@ LAYERS: dict[str, tuple[str, Evaluate]] = {
     "SLICE": ("ISliceLayer", _slice),
     "SOFTMAX": ("ISoftMaxLayer", _softmax),
     "SQUEEZE": ("ISqueezeLayer", _squeeze),
+    "TOPK": ("ITopKLayer", _top_k),
     "UNARY": ("IUnaryLayer", _unary),
     "UNSQUEEZE": ("IUnsqueezeLayer", _unsqueeze),
 }

@@ -17,6 +17,7 @@ from pixtral_engines.lowering import (
     halve_codes,
 )
 from pixtral_engines.lowering_trt10_3 import lower_for_trt10_3
+from pixtral_runtime.backends.candidates import pick_candidates
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.errors import BundleError
 
@@ -66,6 +67,7 @@ def lower(path: Path, cache_rows: int, *, compat: bool = False) -> Lowered:
         lower_for_trt10_3(model)
         return Lowered(model, path.parent, {})
     attend_with_heads_apart(model)
+    pick_candidates(model)
     return Lowered(model, path.parent, halve_codes(model, path.parent))
 
 

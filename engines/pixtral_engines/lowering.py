@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pixtral_runtime.backends.onnx_nodes import replace_nodes
 from pixtral_runtime.backends.session import Array
 
 if TYPE_CHECKING:
@@ -149,13 +150,6 @@ def dequantize_before_gather(model: onnx.ModelProto) -> None:
         else:
             nodes.append(node)
     replace_nodes(model, nodes)
-
-
-def replace_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
-    """Give a graph other nodes, some of which may be its own."""
-    copies = [type(node).FromString(node.SerializeToString()) for node in nodes]
-    del model.graph.node[:]
-    model.graph.node.extend(copies)
 
 
 def mapped(tensor: onnx.TensorProto, folder: Path) -> Array:

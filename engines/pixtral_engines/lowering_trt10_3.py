@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pixtral_engines.lowering import replace_nodes
+from pixtral_runtime.backends.onnx_nodes import replace_nodes
 from pixtral_runtime.errors import EngineError
 
 if TYPE_CHECKING:

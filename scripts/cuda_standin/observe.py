@@ -32,10 +32,10 @@ from cuda_standin.records import (
     parse_report,
 )
 from device_results import native_log
+from pixtral_runtime.backends.candidates import CANDIDATES
 from pixtral_runtime.backends.cuda import CudaDevice
 from pixtral_runtime.backends.ort_cuda import (
     ALIGNMENT,
-    CANDIDATES,
     REPEATS_BEFORE_GRAPH,
     CudaSettings,
     open_cuda_sessions,

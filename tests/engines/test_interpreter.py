@@ -147,12 +147,26 @@ def test_prefill_and_decode_steps_agree_over_a_cache(named_bundle: tuple[str, Bu
             "write_index": write_index,
             "logits_index": np.array([tokens - 1, 2 * tokens - 1]),
         }
-        seen, expected = run(feeds), reference(name, bundle, plain, "decoder", feeds)
+        inverse = np.array([1, 2], np.float32)
+        seen = run(feeds | {"inverse_temperature": inverse})
+        expected = reference(name, bundle, plain, "decoder", feeds)
+        assert_picked(seen.pop("picked"), seen["logits"], inverse)
         assert seen["logits"].dtype == np.float32
         errors = {key: relative_error(value, expected[key]) for key, value in seen.items()}
         assert len(errors) == 1 + len(cache) and max(errors.values()) < TOLERANCE[name], errors
         cache = {past.name: expected[present.name].astype(cache[past.name].dtype) for past, present in pairs}
         write_index = write_index + tokens
+
+
+def assert_picked(picked: Array, logits: Array, inverse: Array) -> None:
+    """The best of each row, and what it weighs."""
+    count = picked.shape[1] // 2
+    assert count == 64
+    order = np.argsort(-logits, 1, kind="stable")[:, :count]
+    np.testing.assert_array_equal(picked[:, count:-1], order)
+    np.testing.assert_array_equal(picked[:, :count], np.take_along_axis(logits, order, 1))
+    mass = np.exp((logits - logits.max(1, keepdims=True)) * inverse[:, None]).sum(1)
+    np.testing.assert_allclose(picked[:, -1], mass, rtol=1e-5)
 
 
 @dataclass
@@ -217,7 +231,8 @@ class InterpreterSession:
 
 def test_greedy_answers_are_those_of_onnx_runtime(plain: Bundle) -> None:
     ours = load(plain.path)
-    sessions = Sessions(*(InterpreterSession(plain, graph, 512) for graph in GRAPHS))  # type: ignore[arg-type]
+    vision, embed, decoder = (InterpreterSession(plain, graph, 512) for graph in GRAPHS)
+    sessions = Sessions(vision, embed, decoder, picks=True)  # type: ignore[arg-type]
     theirs = Model(plain, sessions, ours.prompts)
     for question, images in (
         ("Describe this image in one short sentence.", ["gray_circle_99x70.png"]),

@@ -89,7 +89,7 @@ def test_an_island_of_float32_is_found(bundle: Bundle, tmp_path: Path) -> None:
         """The last layer's down projection computes in float32, with an input that float16 cannot hold."""
         product = [node for node in model.graph.node if node.op_type == "MatMul" and "dequantize" in node.input[1]][-1]
         place = list(model.graph.node).index(product)
-        model.graph.initializer.append(numpy_helper.from_array(np.float32(1.0001), "factor"))
+        model.graph.initializer.append(numpy_helper.from_array(np.array(1.0001, np.float32), "factor"))
         nodes = [helper.make_node("Cast", [name], [f"{name}_wide"], f"{name}_wide", to=1) for name in product.input]
         x, weight = (cast.output[0] for cast in nodes)
         nodes += [

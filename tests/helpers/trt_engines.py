@@ -57,6 +57,7 @@ def step_feeds(bundle: Bundle, hidden: Array, positions: Array) -> dict[str, Arr
         "position_ids": positions,
         "write_index": positions[:, 0].copy(),
         "logits_index": np.arange(slots) * tokens + tokens - 1,
+        "inverse_temperature": np.ones(slots, np.float32),
     }
 
 

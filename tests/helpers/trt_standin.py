@@ -24,13 +24,15 @@ from pixtral_engines.arrays import NUMPY_DTYPES
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import parse_graph
 from pixtral_engines.profiles import Profile, ranges
+from pixtral_runtime.backends.candidates import with_candidates
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
 
 
 def write_engine(path: Path, bundle: Bundle, graph: str, rows: int, profiles: list[Profile]) -> Path:
     """An engine file for the stand-in."""
-    shapes = [{tensor.name: ranges(tensor, sizes) for tensor in bundle.graph_spec(graph).inputs} for sizes in profiles]
+    inputs = with_candidates(bundle, graph).inputs
+    shapes = [{tensor.name: ranges(tensor, sizes) for tensor in inputs} for sizes in profiles]
     path.write_text(json.dumps({"bundle": str(bundle.path), "graph": graph, "rows": rows, "profiles": shapes}))
     return path
 
@@ -98,8 +100,9 @@ class ICudaEngine:
     def __init__(self, trt: StandIn, logger: Any, text: bytes) -> None:
         self.trt, self.logger = trt, logger
         data = json.loads(text)
-        self.spec = open_bundle(Path(data["bundle"])).graph_spec(data["graph"])
-        self.patch = open_bundle(Path(data["bundle"])).model.vision.patch_size
+        bundle = open_bundle(Path(data["bundle"]))
+        self.spec = bundle.graph_spec(data["graph"]) if trt.compat else with_candidates(bundle, data["graph"])
+        self.patch = bundle.model.vision.patch_size
         self.interpreter, self.aliases = interpreter_of(data["bundle"], data["graph"], data["rows"], trt.compat)
         self._profiles = data["profiles"]
         self.inputs = {tensor.name: tensor for tensor in self.interpreter.inputs}

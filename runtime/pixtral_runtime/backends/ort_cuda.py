@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from pixtral_runtime.backends.candidates import with_candidates
 from pixtral_runtime.backends.cuda import DeviceStream, Memory
 from pixtral_runtime.backends.device_buffers import DeviceBuffer, DeviceCache, Shape, whole_rows
 from pixtral_runtime.backends.ort_cuda_lowering import lowered
@@ -47,7 +48,6 @@ WITH_BATCHED_KERNELS = {
     # They have weights of their own: those that were read are given back one by one.
     "session.use_device_allocator_for_initializers": "1",
 }
-CANDIDATES = 64  # of a row of logits, picked on the device
 SMALL_FEEDS_BYTES = 256 << 10  # of a run that travel together
 ALIGNMENT = 256  # bytes, of every tensor
 MOST_CUDA_GRAPHS = 64  # a session never forgets one
@@ -103,8 +103,7 @@ class OrtCudaSession:
         refuse_missing_kernels(bundle)
         refuse_wide_products(bundle)
         self._bundle, self._device, self._place, self._settings = bundle, device, place, settings
-        self._candidates = min(CANDIDATES, bundle.model.decoder.vocab_size)
-        self._spec = with_candidates(bundle.graph_spec(graph), self._candidates)
+        self._spec = with_candidates(bundle, graph)
         self._path = bundle.graph_path(graph)
         self.graph_use = GraphUse("captured" if settings.cuda_graphs and graph != "vision" else "off")
         self._rows_first = False
@@ -164,7 +163,6 @@ class OrtCudaSession:
         with ort_errors(self._path, "is damaged"):
             graph, weights, self._rows_first = lowered(
                 self._path,
-                self._candidates,
                 by_length=self._settings.by_length,
                 block=BLOCK_OF_BATCHED_KERNELS if batched else None,
             )
@@ -287,16 +285,6 @@ def open_cuda_sessions(
         replays=settings.cuda_graphs,
         picks=True,
         free_bytes=device.free_bytes(),
-    )
-
-
-def with_candidates(graph: GraphSpec, count: int) -> GraphSpec:
-    """The decoder's tensors with those of `ort_cuda_lowering.pick_candidates`; other graphs as they are."""
-    if not graph.caches:
-        return graph
-    inputs = (*graph.inputs, TensorSpec("inverse_temperature", ("R",), "float32"))
-    return replace(
-        graph, inputs=inputs, outputs=(*graph.outputs, TensorSpec("picked", ("R", 2 * count + 1), "float32"))
     )
 
 

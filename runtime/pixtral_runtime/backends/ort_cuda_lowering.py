@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from pixtral_runtime.backends.candidates import pick_candidates
 from pixtral_runtime.backends.onnx_nodes import add_constants, drop_unread, replace_nodes
 from pixtral_runtime.backends.ort_cuda_attention import attend_by_length, put_rows_first
 from pixtral_runtime.errors import BundleError, extra_missing
@@ -45,11 +46,11 @@ class Lowered(NamedTuple):
     rows_first: bool = False
 
 
-def lowered(path: Path, candidates: int, *, by_length: bool = True, block: int | None = None) -> Lowered:
+def lowered(path: Path, *, by_length: bool = True, block: int | None = None) -> Lowered:
     """A bundle's graph as the CUDA provider is to get it. Raises MissingPackageError without onnx, BundleError for a
     file that is no graph.
 
-    `candidates` is how many of a row of logits it picks. `by_length` False leaves attention as it is, to measure what
+    `by_length` False leaves attention as it is, to measure what
     that brings. `block`: codes get scales for so many rows, each repeated where they have scales for more.
     """
     try:
@@ -68,7 +69,7 @@ def lowered(path: Path, candidates: int, *, by_length: bool = True, block: int |
     widen_gathered_codes(model)
     weights = join_products(model, path.parent, block)
     add_and_normalize(model)
-    pick_candidates(model, candidates)
+    pick_candidates(model)
     return Lowered(model.SerializeToString(), weights, rows_first)
 
 
@@ -230,34 +231,6 @@ def add_and_normalize(model: onnx.ModelProto) -> None:
     if instead:
         replace_nodes(model, [new for node in model.graph.node for new in instead.get(node.output[0], [node])])
         model.opset_import.append(helper.make_opsetid(CONTRIB, 1))
-
-
-def pick_candidates(model: onnx.ModelProto, count: int) -> None:
-    """The `count` best logits of each row, their token ids, and what the row weighs, as one output.
-
-    Adds the input `inverse_temperature` (R,) and the output `picked` (R, 2 · count + 1), float32: logits, ids (exact:
-    a vocabulary has less than 2^24) and the sum of exp((logit - best) · inverse_temperature) over the row.
-    """
-    from onnx import TensorProto, helper
-
-    if not any(value.name == "logits" for value in model.graph.output):
-        return
-    add_constants(model, picked_count=[count], picked_first=[0], picked_end=[1], picked_axis=[1])
-    model.graph.node.extend(
-        [
-            helper.make_node("TopK", ["logits", "picked_count"], ["picked_logits", "picked_ids"], axis=1),
-            helper.make_node("Cast", ["picked_ids"], ["picked_numbers"], to=TensorProto.FLOAT),
-            helper.make_node("Slice", ["picked_logits", "picked_first", "picked_end", "picked_axis"], ["best_logit"]),
-            helper.make_node("Sub", ["logits", "best_logit"], ["below_best"]),
-            helper.make_node("Unsqueeze", ["inverse_temperature", "picked_axis"], ["inverse_temperatures"]),
-            helper.make_node("Mul", ["below_best", "inverse_temperatures"], ["tempered"]),
-            helper.make_node("Exp", ["tempered"], ["weights"]),
-            helper.make_node("ReduceSum", ["weights", "picked_axis"], ["mass"], keepdims=1),
-            helper.make_node("Concat", ["picked_logits", "picked_numbers", "mass"], ["picked"], axis=1),
-        ]
-    )
-    model.graph.input.append(helper.make_tensor_value_info("inverse_temperature", TensorProto.FLOAT, ["R"]))
-    model.graph.output.append(helper.make_tensor_value_info("picked", TensorProto.FLOAT, ["R", 2 * count + 1]))
 
 
 def widen_gathered_codes(model: onnx.ModelProto) -> None:

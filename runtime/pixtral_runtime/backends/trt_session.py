@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from pixtral_runtime.backends.candidates import PICKED, with_candidates
 from pixtral_runtime.backends.cuda import DeviceStream, Memory
 from pixtral_runtime.backends.device_buffers import DeviceBuffer, DeviceCache, Shape
 from pixtral_runtime.backends.session import Array, Buffer, GraphUse, KVCache, Sessions, own_cache
@@ -86,11 +87,13 @@ class TrtSession:
         self._rebuild = f"pixtral build {bundle.path}"
         self._runtime = trt.Runtime(self._log.logger)
         self._engine = self._load(path)
-        self._spec = bundle.graph_spec(graph)
+        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+        self.picks = PICKED in names
+        self._spec = with_candidates(bundle, graph) if self.picks else bundle.graph_spec(graph)
         self._inputs, self._outputs = (
             {tensor.name: tensor for tensor in tensors} for tensors in (self._spec.inputs, self._spec.outputs)
         )
-        self._refuse_other_graph(trt, path)
+        self._refuse_other_graph(trt, path, names)
         self._profiles = [self._profile(index) for index in range(self._engine.num_optimization_profiles)]
         alias = getattr(self._engine, "get_aliased_input_tensor", lambda _: None)  # from TensorRT 10.15 on
         self._aliases = {name: alias(name) for name in self._outputs}
@@ -153,8 +156,7 @@ class TrtSession:
             raise self._log.failure(f"load {path}", before, f"{self._rebuild}, or pixtral doctor")
         return engine
 
-    def _refuse_other_graph(self, trt: ModuleType, path: Path) -> None:
-        names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
+    def _refuse_other_graph(self, trt: ModuleType, path: Path, names: Sequence[str]) -> None:
         seen = {name: TENSORRT_DTYPES.get(kind := self._engine.get_tensor_dtype(name).name, kind) for name in names}
         expected = {name: tensor.dtype for name, tensor in (self._inputs | self._outputs).items()}
         fed = {name for name in names if self._engine.get_tensor_mode(name) == trt.TensorIOMode.INPUT}
@@ -269,8 +271,12 @@ def open_sessions(
         kernels = kernel_file(graph, engine.sha256, device.name)
         return TrtSession(trt, bundle.path / engine.file, bundle, graph, device, settings, scratch, kernels)
 
+    vision, embed, decoder = map(session, GRAPHS)
     return Sessions(
-        *map(session, GRAPHS),
+        vision,
+        embed,
+        decoder,
+        picks=decoder.picks,
         replays=settings.cuda_graphs,
         chunk=engines.chunk,
         slots=engines.batch,

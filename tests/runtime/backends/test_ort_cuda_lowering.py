@@ -18,7 +18,6 @@ from pixtral_runtime.backends.ort_cuda_lowering import CONTRIB, LOWERED, WIDE_FL
 from pixtral_runtime.bundle.manifest import Bundle
 
 QUERIES, GATE = "layers.0.attention.wq.weight", "layers.0.feed_forward.w1.weight"
-CANDIDATES = 8
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +60,7 @@ def others(name: str) -> list[str]:
 
 @pytest.mark.parametrize("block", [None, 32])
 def test_products_of_one_tensor_are_one(int4: Bundle, block: int | None) -> None:
-    graph, weights, _ = lowered(int4.graph_path("decoder"), CANDIDATES, block=block)
+    graph, weights, _ = lowered(int4.graph_path("decoder"), block=block)
     model = onnx.load_from_string(graph)
     assert all(len(names) == 1 for names in products(model.graph).values())
     assert max(len(names) for names in products(portable(int4)).values()) == 3
@@ -78,7 +77,7 @@ def test_products_of_one_tensor_are_one(int4: Bundle, block: int | None) -> None
 
 def test_every_code_gets_the_small_blocks(int4: Bundle) -> None:
     """Products that stand alone and the head too, whose codes are of 8 bits."""
-    graph, weights, _ = lowered(int4.graph_path("decoder"), CANDIDATES, block=32)
+    graph, weights, _ = lowered(int4.graph_path("decoder"), block=32)
     wide = [node for node in onnx.load_from_string(graph).graph.node if node.op_type == "DequantizeLinear"]
     assert len(wide) == 4 * int4.model.decoder.n_layers + 1
     assert {attribute.i for node in wide for attribute in node.attribute if attribute.name == "block_size"} == {32}
@@ -86,7 +85,7 @@ def test_every_code_gets_the_small_blocks(int4: Bundle) -> None:
 
 
 def test_blocks_that_are_no_multiple_are_left(int4: Bundle) -> None:
-    assert _blocks(lowered(int4.graph_path("decoder"), CANDIDATES, block=48)) == {128}
+    assert _blocks(lowered(int4.graph_path("decoder"), block=48)) == {128}
 
 
 def _blocks(result: Lowered) -> set[int]:
@@ -98,18 +97,18 @@ def test_wide_products_of_floats_stay_apart(tmp_path: Path, monkeypatch: pytest.
     """They fill a device by themselves; joined they would be copied for nothing."""
     bundle = exported(DEMO, tmp_path / "b")
     assert max(bundle.model.decoder.hidden_dim, bundle.model.decoder.dim) < WIDE_FLOAT_PRODUCT
-    _, weights, _ = lowered(bundle.graph_path("decoder"), CANDIDATES)
+    _, weights, _ = lowered(bundle.graph_path("decoder"))
     for name in (QUERIES, GATE):
         np.testing.assert_array_equal(weights["+".join(others(name)) + LOWERED].data, stored(bundle, *others(name)))
     monkeypatch.setattr(
         "pixtral_runtime.backends.ort_cuda_lowering.WIDE_FLOAT_PRODUCT", bundle.model.decoder.hidden_dim
     )
-    _, weights, _ = lowered(bundle.graph_path("decoder"), CANDIDATES)
+    _, weights, _ = lowered(bundle.graph_path("decoder"))
     assert any("attention" in name for name in weights) and not any("feed_forward" in name for name in weights)
 
 
 def test_all_norms_of_a_decoder_but_the_first_and_the_last_take_their_sum_in(int4: Bundle) -> None:
-    model = onnx.load_from_string(lowered(int4.graph_path("decoder"), CANDIDATES).graph)
+    model = onnx.load_from_string(lowered(int4.graph_path("decoder")).graph)
     kinds = [node.op_type for node in model.graph.node]
     assert kinds.count("SkipSimplifiedLayerNormalization") == 2 * int4.model.decoder.n_layers - 1
     assert kinds.count("RMSNormalization") == 2
@@ -135,9 +134,9 @@ def test_rows_stay_first_from_products_to_products(int4: Bundle) -> None:
         slots, rows, width = value.type.tensor_type.shape.dim
         sizes = (slots.dim_param, rows.dim_param, width.dim_value)
         assert sizes == ("B", "C", decoder.n_kv_heads * decoder.head_dim)
-    assert lowered(int4.graph_path("decoder"), CANDIDATES).rows_first
-    assert not lowered(int4.graph_path("decoder"), CANDIDATES, by_length=False).rows_first
-    assert not lowered(int4.graph_path("vision"), CANDIDATES).rows_first
+    assert lowered(int4.graph_path("decoder")).rows_first
+    assert not lowered(int4.graph_path("decoder"), by_length=False).rows_first
+    assert not lowered(int4.graph_path("vision")).rows_first
 
 
 @pytest.mark.parametrize("other", ["float32", "other heads", "one more reader", "no lengths"])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -33,7 +33,7 @@ from pixtral_runtime import Model, load
 from pixtral_runtime.backends.cuda import CudaDevice, Memory
 from pixtral_runtime.backends.device_buffers import DeviceBuffer
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
-from pixtral_runtime.backends.session import Array
+from pixtral_runtime.backends.session import Array, Buffer, KVCache
 from pixtral_runtime.backends.trt_package import version_of
 from pixtral_runtime.backends.trt_session import TrtSession, TrtSettings, open_sessions
 from pixtral_runtime.bundle.engine_list import open_engines
@@ -107,6 +107,12 @@ def logits_after(model: Model, tokens: tuple[int, ...], *images: str) -> Array:
     return logits
 
 
+def fed(decoder: TrtSession | OrtSession, feeds: dict[str, Array], cache: KVCache) -> Mapping[str, Buffer]:
+    """A run, with the feeds that a decoder takes that picks no candidates where it is one."""
+    picks = isinstance(decoder, TrtSession) and decoder.picks
+    return decoder.run({name: v for name, v in feeds.items() if picks or name != "inverse_temperature"}, cache)
+
+
 @pytest.mark.parametrize("package", [TRT_11_4, TRT_10_3])
 def test_two_slots_decode_together_from_positions_of_their_own(package: str, bundle: Bundle) -> None:
     """Each slot is prefilled by itself, the first in chunks, and both decode in one step; as two lone caches do."""
@@ -121,17 +127,17 @@ def test_two_slots_decode_together_from_positions_of_their_own(package: str, bun
         feeds = step_feeds(bundle, hidden_of(bundle, 1, tokens, seed=tokens), positions)
         seen, expected = (
             run["logits"].numpy()
-            for run in (ours.run(feeds, cache.view(slot, slot + 1)), theirs.run(feeds, alone[slot]))
+            for run in (fed(ours, feeds, cache.view(slot, slot + 1)), fed(theirs, feeds, alone[slot]))
         )
         errors.append(relative_error(seen, expected))
         starts[slot] += tokens
     for step in range(3):
         positions = np.array(starts)[:, None] + step
         hidden = hidden_of(bundle, 2, 1, seed=step)
-        both = ours.run(step_feeds(bundle, hidden, positions), cache)["logits"].numpy()
+        both = fed(ours, step_feeds(bundle, hidden, positions), cache)["logits"].numpy()
         for slot in range(2):
             feeds = step_feeds(bundle, hidden[slot : slot + 1], positions[slot : slot + 1])
-            expected = theirs.run(feeds, alone[slot])["logits"].numpy()[0]
+            expected = fed(theirs, feeds, alone[slot])["logits"].numpy()[0]
             errors.append(relative_error(both[slot], expected))
     assert max(errors) < TOLERANCE, errors
     for (key, value), *lone in zip(cache.layers(), *(one.layers() for one in alone), strict=True):
@@ -201,14 +207,15 @@ def test_device_memory_is_given_back(bundle: Bundle) -> None:
 
 
 def test_the_cache_is_updated_in_place_only_where_the_engine_says_so(bundle: Bundle) -> None:
-    for package, copies in ((TRT_11_4, 0), (TRT_10_3, 2 * bundle.model.decoder.n_layers)):
+    for package, more in ((TRT_11_4, 2), (TRT_10_3, 2 * bundle.model.decoder.n_layers)):
         device = HostDevice()
         decoder = session(StandIn(device, package), bundle, "decoder")
         cache = decoder.new_cache(1, 1)
         taken = device.calls["alloc"]
-        run = decoder.run(step_feeds(bundle, hidden_of(bundle, 1, 1), np.zeros((1, 1), np.int64)), cache)
-        assert list(run) == ["logits"]
-        assert device.calls["alloc"] - taken == 6 + copies  # four feeds, logits, room to compute, present tensors
+        run = fed(decoder, step_feeds(bundle, hidden_of(bundle, 1, 1), np.zeros((1, 1), np.int64)), cache)
+        assert list(run) == (["logits", "picked"] if package == TRT_11_4 else ["logits"])
+        # four feeds, logits, room to compute; a temperature and what is picked, or present tensors
+        assert device.calls["alloc"] - taken == 6 + more
 
 
 def test_a_buffer_of_another_backend_is_copied(bundle: Bundle) -> None:
