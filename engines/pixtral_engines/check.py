@@ -170,7 +170,7 @@ def _all_tensors(bundle: Bundle, graph: str, rows: int, feeds: Mapping[str, Arra
     model.graph.output.extend(value for value in inferred if value.name not in made)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{graph}.onnx")
-        lowered.save(path)
+        lowered.save(path, link=True)
         session = _session(path)
         names = [output.name for output in session.get_outputs()]
         return dict(zip(names, session.run(None, _with_temperature(feeds)), strict=True))

@@ -19,7 +19,10 @@ from pixtral_engines.lowering import (
 from pixtral_engines.lowering_trt10_3 import lower_for_trt10_3
 from pixtral_runtime.backends.candidates import pick_candidates
 from pixtral_runtime.backends.session import Array
-from pixtral_runtime.errors import BundleError
+from pixtral_runtime.bundle.integrity import unchanged
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.spec import GRAPHS
+from pixtral_runtime.errors import BundleError, Option, SettingError
 
 if TYPE_CHECKING:
     import onnx
@@ -33,8 +36,8 @@ class Lowered:
     folder: Path
     made: Mapping[str, Array]
 
-    def save(self, path: Path) -> None:
-        """Write the graph, and beside it the weights it refers to: files are linked, or copied to another disk."""
+    def save(self, path: Path, *, link: bool = False) -> None:
+        """Write the graph, and beside it the weights it refers to: copies of files, or links."""
         import onnx
 
         model = onnx.ModelProto.FromString(self.model.SerializeToString())
@@ -47,7 +50,10 @@ class Lowered:
                 elif entry.key == "location":
                     names.add(entry.value)
         for name in names:
-            _link(self.folder / name, path.with_name(name))
+            if link:
+                path.with_name(name).hardlink_to(self.folder / name)
+            elif not path.with_name(name).exists():
+                shutil.copyfile(self.folder / name, path.with_name(name))
         path.write_bytes(model.SerializeToString())
 
 
@@ -71,8 +77,11 @@ def lower(path: Path, cache_rows: int, *, compat: bool = False) -> Lowered:
     return Lowered(model, path.parent, halve_codes(model, path.parent))
 
 
-def _link(source: Path, target: Path) -> None:
-    try:
-        target.hardlink_to(source)
-    except OSError:  # another disk
-        shutil.copyfile(source, target)
+def save_graphs(bundle: Bundle, folder: Path, cache_rows: int, *, compat: bool = False) -> None:
+    """Write a bundle's graphs as TensorRT gets them, into a new or an empty folder. Raises SettingError for another."""
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise SettingError(f"{folder} is there and is no empty folder", Option("save_onnx", "ANOTHER"))
+    with unchanged(bundle):
+        folder.mkdir(parents=True, exist_ok=True)
+        for graph in GRAPHS:
+            lower(bundle.graph_path(graph), cache_rows, compat=compat).save(folder / f"{graph}.onnx")

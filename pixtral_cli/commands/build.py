@@ -47,6 +47,10 @@ def build(
     compat: Annotated[
         str | None, typer.Option(help="trt10.3: graphs in the form that JetPack 6's TensorRT reads.")
     ] = None,
+    save_onnx: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Also write the graphs as TensorRT gets them, for trtexec: a new folder."),
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print profiles and sizes, build nothing.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -59,11 +63,14 @@ def build(
     opened = open_bundle(bundle)
     output.require("onnx", "rtx", "Building engines")
     from pixtral_engines.build import BuildSettings, build_summary, build_targets, plan_targets
+    from pixtral_engines.lowered_graph import save_graphs
     from pixtral_engines.profiles import Shapes
 
     limit = None if workspace is None else output.parse_size(workspace, "--workspace")
     settings = BuildSettings(opt_level, timing_cache, compat, limit)
     plans = plan_targets(opened, target, Shapes.of(opened, context, batch, chunk), profile or ())
+    if save_onnx is not None:
+        save_graphs(opened, save_onnx, plans[0].shapes.context, compat=compat is not None)
     if not dry_run:
         with output.progress() as bars, output.building(bars) as stage:
             opened = build_targets(opened, plans, settings, stage)
