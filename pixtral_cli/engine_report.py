@@ -24,7 +24,7 @@ def against_network(path: Path, target: str, results: dict[str, Any], *, show: b
     """ONNX Runtime against the network that TensorRT parses, and the engines' files against what was built."""
     output.require("onnx", "rtx", "Checking engines")
     from pixtral_engines.check import FLOAT16_LARGEST, NetworkCheck
-    from pixtral_engines.targets import parse_targets, refuse_types
+    from pixtral_engines.targets import parse_targets, refuse_cached_codes
     from pixtral_runtime.backends.trt_package import import_tensorrt, version_of
     from pixtral_runtime.bundle.engine_list import open_engines, verify_engines
     from pixtral_runtime.errors import CheckFailed, InputError
@@ -34,7 +34,7 @@ def against_network(path: Path, target: str, results: dict[str, Any], *, show: b
         raise InputError(f"--engine {target} names several targets", f"--engine {chosen.name}")
     package = import_tensorrt(chosen.flavor)
     prompts = open_prompts(path, "mistral", None, None)
-    refuse_types(prompts.bundle, chosen)
+    refuse_cached_codes(prompts.bundle)
     compat = None
     is_built = chosen.name in prompts.bundle.engines
     if is_built:

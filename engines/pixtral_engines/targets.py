@@ -55,11 +55,7 @@ def refuse_types(bundle: Bundle, target: Target) -> None:
             "TensorRT's attention takes no float32",
             f"pixtral export CHECKPOINT -o {bundle.path} --dtype float16 --force",
         )
-    if bundle.kv_cache is not None:
-        raise EngineError(
-            "TensorRT has no int8 cache that is smaller or faster than a float16 one: each step would widen all of it",
-            f"pixtral export CHECKPOINT -o {bundle.path} --force, without its option for the cache",
-        )
+    refuse_cached_codes(bundle)
     least = LEAST_CAPABILITY.get(bundle.precision, 0)
     if target.capability is not None and target.capability < least:
         able = [name for name, other in TARGETS.items() if (other.capability or 0) >= least]
@@ -67,4 +63,13 @@ def refuse_types(bundle: Bundle, target: Target) -> None:
             f"{target.name} does not compute in {bundle.precision}",
             Option("target", tuple(able)),
             "pixtral export CHECKPOINT --precision int4",
+        )
+
+
+def refuse_cached_codes(bundle: Bundle) -> None:
+    """Raise EngineError for a bundle with an int8 cache."""
+    if bundle.kv_cache is not None:
+        raise EngineError(
+            "TensorRT has no int8 cache that is smaller or faster than a float16 one: each step would widen all of it",
+            f"pixtral export CHECKPOINT -o {bundle.path} --force, without its option for the cache",
         )

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
 from itertools import groupby
@@ -33,13 +32,13 @@ from pixtral_export.quantization.formats import FORMATS
 from pixtral_export.quantization.gptq import one_thread
 from pixtral_export.quantization.recipes import Recipe, Stored
 from pixtral_export.weight_names import ExternalWeight, input_scale_name, scale_name
+from pixtral_export.weights.activations import Activations, overflow
 from pixtral_export.weights.plan import rope_tensors
 from pixtral_export.weights.values import check_values
 from pixtral_export.weights.weight_file import Advance, WeightFile, rope_tables
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.manifest import WEIGHTS, FileEntry, Limits
 from pixtral_runtime.bundle.spec import cache_names
-from pixtral_runtime.errors import CheckpointError
 from pixtral_runtime.files import write_atomically
 from pixtral_runtime.inputs.prompt import Prompt
 from pixtral_runtime.json_data import from_json
@@ -85,39 +84,6 @@ class Journal:
     def save(self, path: Path) -> None:
         path.parent.mkdir(exist_ok=True)
         write_atomically(path, json.dumps(asdict(self)).encode())
-
-
-class Activations:
-    """Outputs of units for every sample, a file each, so that memory holds one sample at a time."""
-
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-
-    def save(self, unit: str, values: Iterable[Tensor]) -> None:
-        self.drop(unit)
-        place = self._folder / unit
-        place.mkdir(parents=True)
-        for index, value in enumerate(values):
-            if not value.isfinite().all():
-                raise _overflow(f"the output of {unit}")
-            torch.save(value.clone(), place / f"{index:06}.pt")
-
-    def load(self, unit: str, only: range | None = None) -> Iterator[Tensor]:
-        """All values in their order, or those whose numbers are in `only`."""
-        for number, path in enumerate(sorted((self._folder / unit).glob("*.pt"))):
-            if only is None or number in only:
-                yield torch.load(path, weights_only=True)
-
-    def drop(self, unit: str) -> None:
-        shutil.rmtree(self._folder / unit, ignore_errors=True)
-
-
-def _overflow(where: str) -> CheckpointError:
-    """Finite weights, yet no answer: no number format can help."""
-    return CheckpointError(
-        f"{where} is not finite on the calibration samples, even in float32",
-        "the weights are damaged or of a model that was not trained",
-    )
 
 
 def units(config: ModelConfig) -> list[tuple[str, list[Parameter]]]:
@@ -269,7 +235,7 @@ class LayerwisePass:
             handle.remove()
         for name, seen in statistics.items():
             if not seen.largest.isfinite().all():
-                raise _overflow(f"the input of {unit}.{name}")
+                raise overflow(f"the input of {unit}.{name}")
         for outcome in quantize_block(
             module, groups, schemes, statistics, self.dtype, self.recipe.method, self.recipe.smooth,
             lambda: list(forward(judges(sequences))),
