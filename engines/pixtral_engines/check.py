@@ -166,8 +166,8 @@ def _all_tensors(bundle: Bundle, graph: str, rows: int, feeds: Mapping[str, Arra
     lowered = lower(bundle.graph_path(graph), rows)
     model = lowered.model
     inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
-    made = {value.name for value in model.graph.output}
-    model.graph.output.extend(value for value in inferred if value.name not in made)
+    made = {name for node in model.graph.node for name in node.output} - {value.name for value in model.graph.output}
+    model.graph.output.extend(value for value in inferred if value.name in made)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, f"{graph}.onnx")
         lowered.save(path, link=True)

@@ -118,7 +118,7 @@ def read_programs(path: Path) -> list[Program]:
     with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as plan:
         programs = [_parse(text) for text in _texts(plan)]
     if not programs:
-        raise EngineError(f"{path} holds no program that is understood", "pixtral build … --force")
+        raise EngineError(f"{path} holds no program that is understood", "build it anew")
     return sorted(programs, key=lambda program: program.profile)
 
 

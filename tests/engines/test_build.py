@@ -240,10 +240,11 @@ def test_a_full_disk_stops_the_build_with_its_own_error(copy: Bundle, monkeypatc
 def test_profiles_serve_every_call_of_the_runtime(plain: Bundle) -> None:
     shapes = Shapes.of(plain, None, 3, 256)
     prefill, decode = profiles(plain, "decoder", shapes)
-    assert prefill["B"] == (1, 1, 1) and prefill["T"][2] == 256 and decode["T"] == (1, 1, 1) and decode["B"][2] == 3
+    assert prefill["B"] == (1, 1, 2) and prefill["T"][2] == 256 and decode["T"] == (1, 1, 1) and decode["B"][2] == 3
     assert prefill["C"] == decode["C"] == (shapes.context,) * 3
-    (both,) = profiles(replace(plain, precision="int4"), "decoder", shapes)
-    assert both["B"] == (1, 3, 3) and both["T"] == (1, 1, 256) and both["R"] == (1, 3, 3)
+    for precision, most in (("float16", 2), ("int4", 1)):  # or weights are stored in two forms
+        alone = profiles(replace(plain, precision=precision), "decoder", Shapes.of(plain, None, 1, 256))
+        assert [one["B"] for one in alone] == [one["R"] for one in alone] == [(1, 1, most)] * 2
     patch, side = plain.model.vision.patch_size, plain.limits.max_image_side
     vision = profiles(plain, "vision", shapes)
     assert {one["H"][0] for one in vision} == {patch} and max(one["W"][2] for one in vision) == side

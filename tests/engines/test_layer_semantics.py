@@ -156,9 +156,9 @@ def test_attention_of_the_network_api(kind: str, lengths: list[int] | None) -> N
 
 def test_an_unknown_layer_is_named() -> None:
     builder, network = empty_network()
-    layer = network.add_topk(network.add_input("x", RTX.float32, (2, 3)), RTX.TopKOperation.MAX, 1, 2)
+    layer = network.add_lrn(network.add_input("x", RTX.float32, (1, 2, 3, 4)), 1, 1.0, 1.0, 1.0)
     layer.name = "answer"
-    with pytest.raises(UnknownLayer, match="the type TOPK of layer 'answer'"):
+    with pytest.raises(UnknownLayer, match="the type LRN of layer 'answer'"):
         Interpreter(network, RTX, keep=builder)
 
 

@@ -19,6 +19,7 @@ from pixtral_engines.network import parse_model
 from pixtral_engines.plan_judgement import PlanJudgement, judge, plan_faults
 from pixtral_engines.profiles import Shapes, profiles, ranges
 from pixtral_export.plan import ExportSettings
+from pixtral_runtime.backends.candidates import with_candidates
 from pixtral_runtime.backends.trt_package import import_tensorrt
 from pixtral_runtime.bundle.engine_list import Engine
 from pixtral_runtime.bundle.manifest import Bundle
@@ -45,7 +46,7 @@ def compiled(bundle: Bundle, path: Path, change: Any = lambda model: None) -> Pl
     wanted = profiles(bundle, "decoder", SHAPES)
     for sizes in wanted:
         profile = parsed.builder.create_optimization_profile()
-        for tensor in bundle.graph_spec("decoder").inputs:
+        for tensor in with_candidates(bundle, "decoder").inputs:
             profile.set_shape(tensor.name, *ranges(tensor, sizes))
         config.add_optimization_profile(profile)
     path.write_bytes(parsed.builder.build_serialized_network(parsed.network, config))

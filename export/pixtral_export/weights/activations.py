@@ -45,7 +45,7 @@ class Activations:
                 except (OSError, EOFError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
                     raise CheckpointError(
                         f"{path}, which an earlier calibration left, is damaged: {str(error) or 'it ends too early'}",
-                        f"rm -r {self._folder}, and the same command again",
+                        f"delete {self._folder}, and run the same command again",
                     ) from error
                 yield value
 

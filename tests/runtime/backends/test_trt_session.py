@@ -30,6 +30,7 @@ from pixtral_engines.build import BuildSettings, build, plan_build
 from pixtral_engines.targets import Target
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Model, load
+from pixtral_runtime.backends.candidates import with_candidates
 from pixtral_runtime.backends.cuda import CudaDevice, Memory
 from pixtral_runtime.backends.device_buffers import DeviceBuffer
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
@@ -38,6 +39,7 @@ from pixtral_runtime.backends.trt_package import version_of
 from pixtral_runtime.backends.trt_session import TrtSession, TrtSettings, open_sessions
 from pixtral_runtime.bundle.engine_list import open_engines
 from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.compare.parity import relative_error
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.generation.generation import Generation
@@ -168,9 +170,9 @@ def test_device_memory_is_taken_once(bundle: Bundle) -> None:
     model = engines(StandIn(device), bundle)
     answer(model, IMAGE)
     taken = device.calls["alloc"]
-    fed = ("pixels", "token_ids", "image_features", "feature_index", "position_ids", "write_index", "logits_index")
-    made = ("image_features", "hidden", "logits")
-    assert taken == len(fed) + len(made) + 2 * bundle.model.decoder.n_layers + 1  # to compute in
+    fed = sum(len(with_candidates(bundle, graph).inputs) for graph in GRAPHS) - 1 - 2 * bundle.model.decoder.n_layers
+    made = ("image_features", "hidden", "logits", "picked")
+    assert taken == fed + len(made) + 2 * bundle.model.decoder.n_layers + 1  # to compute in; hidden stays there
     answer(model, IMAGE)
     assert device.calls["alloc"] == taken
     others = ("red_triangle_64x64.png", "blue_circle_64x64.png", "yellow_rectangle_64x64.png", IMAGE)
@@ -308,7 +310,7 @@ def test_feeds_outside_every_profile_are_refused_with_the_limits(bundle: Bundle)
     [
         (lambda feeds: feeds | {"hidden": feeds["hidden"].astype(np.float32)}, "hidden is float32, expected float16"),
         (lambda feeds: feeds | {"hiden": feeds["hidden"]}, "missing or unknown: hiden"),
-        (lambda feeds: {"hidden": feeds["hidden"]}, "missing or unknown: logits_index, position_ids, write_index"),
+        (lambda feeds: {"hidden": feeds["hidden"]}, "missing or unknown: inverse_temperature, logits_index, .*"),
     ],
 )
 def test_wrong_feeds_are_refused(

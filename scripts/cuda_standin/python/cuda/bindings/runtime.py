@@ -54,6 +54,22 @@ def cudaDeviceGetAttribute(attribute: int, index: int) -> tuple[int, int]:
     return _RUNTIME.cudaDeviceGetAttribute(ctypes.byref(value), int(attribute), index), value.value
 
 
+class cudaDeviceProp:
+    def __init__(self, name: bytes) -> None:
+        self.name = name
+
+
+def cudaGetDeviceProperties(index: int) -> tuple[int, cudaDeviceProp]:
+    """Of its many fields the first, the name."""
+    properties = ctypes.create_string_buffer(1 << 14)
+    return _RUNTIME.cudaGetDeviceProperties(properties, index), cudaDeviceProp(properties.value)
+
+
+def cudaGetLastError() -> tuple[cudaError_t]:
+    """The stand-in keeps none."""
+    return (cudaError_t.cudaSuccess,)
+
+
 def cudaStreamCreateWithFlags(flags: int) -> tuple[int, int | None]:
     return _pointer("cudaStreamCreateWithFlags", flags)
 
