@@ -69,7 +69,7 @@ def test_the_first_layer_that_is_understood_otherwise_is_named(plain: Bundle, mo
     """As if TensorRT had lost the mask."""
     kind, attention = layers.LAYERS["ATTENTION_INPUT"]
 
-    def blind(layer: Any, inputs: Sequence[Array], output: Any) -> Array:
+    def blind(layer: Any, inputs: Sequence[Array], output: Any) -> Array | tuple[Array, ...]:
         return attention(layer, [x if x.dtype != np.bool_ else np.ones_like(x) for x in inputs], output)
 
     monkeypatch.setitem(layers.LAYERS, "ATTENTION_INPUT", (kind, blind))
