@@ -109,14 +109,11 @@ def _map_weights(model: onnx.ModelProto, folder: Path, parser: Any, made: Mappin
         if tensor.external_data:
             place = {entry.key: entry.value for entry in tensor.external_data}
             name, length = place["location"], int(place["length"])
-            if name == BESIDE:
-                parser.load_initializer(tensor.name, made[tensor.name].ctypes.data, length)
-                continue
-            if name not in files:
+            if name != BESIDE and name not in files:
                 files[name] = np.memmap(folder / name, np.uint8, "r")
-            start = int(place.get("offset", 0))
-            is_whole = start + length <= files[name].size
-            if not is_whole or not parser.load_initializer(tensor.name, files[name].ctypes.data + start, length):
+            data, start = made[tensor.name] if name == BESIDE else files[name], int(place.get("offset", 0))
+            is_whole = start + length <= data.nbytes
+            if not is_whole or not parser.load_initializer(tensor.name, data.ctypes.data + start, length):
                 raise BundleError(
                     f"{folder / name}: bytes {start} to {start + length} do not hold {tensor.name}",
                     "pixtral export CHECKPOINT -o BUNDLE --force",

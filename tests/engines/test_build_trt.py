@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
-from helpers.bundles import exported
 from helpers.networks import RTX
-from helpers.places import DEMO
 from helpers.trt_surface import RTX_1_7, SURFACES, TRT_10_3, TRT_11_4, Package
 from pixtral_cli.main import app
 from pixtral_engines import build as building
@@ -20,7 +16,6 @@ from pixtral_engines.build import BuildSettings, build, plan_build
 from pixtral_engines.lowering_trt10_3 import COMPAT
 from pixtral_engines.profiles import Shapes
 from pixtral_engines.targets import TARGETS
-from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends.cuda import GpuModel
 from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, built_elsewhere, listed_engines
@@ -41,17 +36,6 @@ class Builder(RTX.Builder):  # type: ignore[misc,name-defined]
         config.num_compute_capabilities = 1
         config.set_compute_capability(RTX.ComputeCapability.SM89, 0)
         return config
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return exported(DEMO, tmp_path_factory.mktemp("plain") / "b", ExportSettings(max_context=512))
-
-
-@pytest.fixture
-def copy(plain: Bundle, tmp_path: Path) -> Bundle:
-    shutil.copytree(plain.path, tmp_path / "b")
-    return open_bundle(tmp_path / "b")
 
 
 def use(monkeypatch: pytest.MonkeyPatch, package: str, gpu: GpuModel | None = L4) -> ModuleType:

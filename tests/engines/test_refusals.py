@@ -15,16 +15,15 @@ import onnx
 import pytest
 from typer.testing import CliRunner, Result
 
-from helpers.bundles import exported, seal_again
+from helpers.bundles import seal_again
 from helpers.host_device import HostDevice
 from helpers.networks import RTX
-from helpers.places import DEMO, IMAGES
+from helpers.places import IMAGES
 from helpers.trt_standin import StandIn, write_engine
 from helpers.trt_surface import RTX_1_7
 from pixtral_cli.main import app
 from pixtral_engines import build as building
 from pixtral_engines.profiles import Shapes, profiles
-from pixtral_export.plan import ExportSettings
 from pixtral_runtime.backends import choose as backend
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, source_of, with_engines
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
@@ -47,18 +46,6 @@ def invoke(*arguments: object) -> Result:
 
 def ask(bundle: Bundle) -> Result:
     return invoke("ask", bundle.path, IMAGE, "-p", "what color is the shape?", "--backend", "rtx")
-
-
-@pytest.fixture(scope="module")
-def plain(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
-    return exported(DEMO, tmp_path_factory.mktemp("plain") / "b", ExportSettings(max_context=512))
-
-
-@pytest.fixture
-def copy(plain: Bundle, tmp_path: Path) -> Bundle:
-    """A bundle that a test may spoil."""
-    shutil.copytree(plain.path, tmp_path / "b")
-    return open_bundle(tmp_path / "b")
 
 
 @pytest.fixture
