@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pixtral_runtime.backends.onnx_nodes import replace_nodes
+from pixtral_runtime.backends.onnx_nodes import drop_unread, put_heads_apart, replace_nodes
 from pixtral_runtime.backends.session import Array
 
 if TYPE_CHECKING:
@@ -40,27 +40,18 @@ def drop_zero_points(model: onnx.ModelProto) -> None:
 
 
 def attend_with_heads_apart(model: onnx.ModelProto) -> None:
-    """Undo the folding of query heads that share a key head: heads apart, and a mask of T rows instead of G·T.
+    """Query heads apart instead of below each other, and a mask of T rows instead of G·T.
 
-    The portable graph folds them for CPUs (`attention` of the export). TensorRT then copies the whole cache before each
-    attention of each step; with heads apart and one token, its kernel reads the cache where it lies.
+    TensorRT copies the whole cache before each attention of folded heads; with heads apart and one token, its kernel
+    reads the cache where it lies.
     """
-    maker = {output: node for node in model.graph.node for output in node.output}
-    reader = {name: node for node in model.graph.node for name in node.input}
-    dropped: list[onnx.NodeProto] = []
+    if not put_heads_apart(model):
+        return
     for node in model.graph.node:
-        if node.op_type != "Attention":
-            continue
-        fold, unfold = maker[node.input[0]], reader[node.output[0]]
-        if (fold.op_type, unfold.op_type) == ("Reshape", "Reshape"):
-            dropped += [fold, unfold]
-            node.input[0], node.output[0] = fold.input[0], unfold.output[0]
-    for node in model.graph.node if dropped else ():
         if node.op_type == "Concat" and set(node.input) == {"position_ids"}:  # one for each query head of a key head
-            dropped.append(node)
             for other in model.graph.node:
                 other.input[:] = ["position_ids" if name == node.output[0] else name for name in other.input]
-    replace_nodes(model, [node for node in model.graph.node if node not in dropped])
+    drop_unread(model)
 
 
 def halve_codes(model: onnx.ModelProto, folder: Path) -> dict[str, Array]:

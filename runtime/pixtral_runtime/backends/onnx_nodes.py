@@ -22,6 +22,26 @@ def replace_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
     model.graph.node.extend(kept)
 
 
+def put_heads_apart(model: onnx.ModelProto) -> bool:
+    """Undo the folding of query heads that share a key head. Returns whether there was any; masks stay as they are.
+
+    The portable graph puts such queries below each other, for kernels of CPUs that then take a key once.
+    """
+    maker = {output: node for node in model.graph.node for output in node.output}
+    reader = {name: node for node in model.graph.node for name in node.input}
+    folds: set[str] = set()
+    for node in model.graph.node:
+        if node.op_type != "Attention":
+            continue
+        fold, unfold = maker[node.input[0]], reader[node.output[0]]
+        if (fold.op_type, unfold.op_type) == ("Reshape", "Reshape"):
+            folds |= {fold.output[0], unfold.output[0]}
+            node.input[0], node.output[0] = fold.input[0], unfold.output[0]
+    reshapes = [node for node in model.graph.node if node.op_type == "Reshape" and node.output[0] in folds]
+    replace_nodes(model, [node for node in model.graph.node if node not in reshapes])
+    return bool(folds)
+
+
 def drop_unread(model: onnx.ModelProto) -> None:
     """Take away nodes whose outputs nothing reads, and values that no node reads then."""
     nodes, size = list(model.graph.node), -1

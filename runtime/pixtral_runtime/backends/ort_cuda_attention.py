@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from pixtral_runtime.backends.onnx_nodes import add_constants, drop_unread, replace_nodes
+from pixtral_runtime.backends.onnx_nodes import add_constants, drop_unread, put_heads_apart, replace_nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -18,24 +18,15 @@ def attend_by_length(model: onnx.ModelProto) -> None:
 
     Any mask rules Flash attention out; the memory-efficient kernel that is left runs a decode step on K thread blocks
     a slot and reads all C rows. The tokens of a call have consecutive positions, so the mask says the same as causal
-    attention over position + 1 rows. The mask's rows were folded for kernels that take a key once (`ops.attention`);
-    Flash does so by itself.
+    attention over position + 1 rows. Flash takes a key once for the query heads that share it by itself.
     """
     from onnx import helper
 
-    maker = {output: node for node in model.graph.node for output in node.output}
-    reader = {name: node for node in model.graph.node for name in node.input}
-    dropped: list[onnx.NodeProto] = []
+    put_heads_apart(model)
     for node in model.graph.node:
-        if node.op_type != "Attention" or len(node.input) < 4:
-            continue
-        query, result = node.input[0], node.output[0]
-        fold, unfold = maker[query], reader[result]
-        if (fold.op_type, unfold.op_type) == ("Reshape", "Reshape"):
-            dropped += [fold, unfold]
-            query, result = fold.input[0], unfold.output[0]
-        inputs = [query, *node.input[1:3], "", "", "", KEY_LENGTHS]
-        node.CopyFrom(helper.make_node("Attention", inputs, [result], name=node.name, is_causal=1))
+        if node.op_type == "Attention" and len(node.input) > 3:
+            inputs = [*node.input[:3], "", "", "", KEY_LENGTHS]
+            node.CopyFrom(helper.make_node("Attention", inputs, node.output, name=node.name, is_causal=1))
     if not any(KEY_LENGTHS in node.input for node in model.graph.node):
         return
     add_constants(model, last_token=-1, one_row=1)
@@ -43,7 +34,7 @@ def attend_by_length(model: onnx.ModelProto) -> None:
         helper.make_node("Gather", ["position_ids", "last_token"], ["last_position"], axis=1),
         helper.make_node("Add", ["last_position", "one_row"], [KEY_LENGTHS]),
     ]
-    replace_nodes(model, lengths + [node for node in model.graph.node if node not in dropped])
+    replace_nodes(model, [*lengths, *model.graph.node])
     drop_unread(model)
 
 
