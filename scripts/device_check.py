@@ -41,7 +41,7 @@ STAGES = {
     "plumbing": Stage("device_plumbing.plumbing", 30, ()),
     "smoke": Stage("device_compare.smoke", 45, ()),
     "answers": Stage("device_compare.answers", 30),
-    "widths": Stage("device_compare.widths", 90),
+    "widths": Stage("device_compare.widths", 170),
     "int4": Stage("device_speed.int4", 130),
     "float16": Stage("device_speed.float16", 110),
     "transformers": Stage("device_peer.transformers", 75, ()),
