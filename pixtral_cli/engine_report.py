@@ -35,14 +35,14 @@ def against_network(path: Path, target: str, results: dict[str, Any], *, show: b
     package = import_tensorrt(chosen.flavor)
     prompts = open_prompts(path, "mistral", None, None)
     refuse_cached_codes(prompts.bundle)
-    compat = None
+    compat, cuts = None, list[int]()
     is_built = chosen.name in prompts.bundle.engines
     if is_built:
         engines = open_engines(prompts.bundle, chosen.name, version_of(package))
         verify_engines(prompts.bundle, engines)
-        compat = engines.compat
+        compat, cuts = engines.compat, engines.cuts
     try:
-        check = NetworkCheck(prompts.bundle, prompts, package, compat=compat is not None)
+        check = NetworkCheck(prompts.bundle, prompts, package, compat=compat is not None, cuts=cuts)
     except InputError as error:  # TensorRT drops something, or cannot read it
         raise CheckFailed(str(error), *error.remedies) from error
     seen = []
@@ -55,6 +55,7 @@ def against_network(path: Path, target: str, results: dict[str, Any], *, show: b
         "target": chosen.name,
         "engines": "verified" if is_built else "not built",
         "compat": compat,
+        "parts": len(cuts) + 1,
         "comparisons": [asdict(agreement) | {"passed": agreement.passed} for agreement in seen],
         "largest_activations": {graph: found.largest for graph, found in check.activations.items()},
     }

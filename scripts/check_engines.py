@@ -20,7 +20,8 @@ from pathlib import Path
 from unittest import mock
 
 from make_synthetic_checkpoint import pixtral_12b, write_checkpoint
-from pixtral_engines.build import BuildSettings, build_targets, plan_build
+from pixtral_engines.build import BuildSettings, build_targets
+from pixtral_engines.build_plan import plan_build
 from pixtral_engines.plan_judgement import judge_decoder
 from pixtral_engines.profiles import Shapes
 from pixtral_engines.targets import TARGETS

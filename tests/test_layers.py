@@ -62,9 +62,10 @@ ORDER = {
     ),
     "pixtral_engines": (
         ("build", "check", "plan_judgement"),
+        ("build_plan",),
         ("compiled_plan", "interpreter", "network", "profiles", "targets"),
         ("layer_semantics", "lowered_graph"),
-        ("arrays", "lowering", "lowering_trt10_3"),
+        ("arrays", "lowering", "lowering_trt10_3", "parts"),
     ),
     "pixtral_runtime": (
         ("evaluation",),

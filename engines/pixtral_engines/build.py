@@ -12,33 +12,33 @@ import hashlib
 import os
 import re
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pixtral_engines.build_plan import BuildPlan
 from pixtral_engines.lowering_trt10_3 import COMPAT
 from pixtral_engines.network import ParsedNetwork, parse_graph
-from pixtral_engines.profiles import Profile, Shapes, ranges, read_profiles
-from pixtral_engines.targets import Target, parse_targets, refuse_types
-from pixtral_runtime.backends.candidates import with_candidates
+from pixtral_engines.parts import specs_of
+from pixtral_engines.profiles import Profile, ranges
+from pixtral_engines.targets import Target
 from pixtral_runtime.backends.cuda import gpu_here
 from pixtral_runtime.backends.trt_package import import_tensorrt, log_of, version_of
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, open_engines, source_of, with_engines
 from pixtral_runtime.bundle.integrity import unchanged
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle, writing
-from pixtral_runtime.bundle.onnx_weights import weight_bytes
-from pixtral_runtime.bundle.spec import GRAPHS
+from pixtral_runtime.bundle.spec import GRAPHS, GraphSpec
 from pixtral_runtime.device.memory import available_memory_bytes
 from pixtral_runtime.errors import EngineError, InputError, MachineError, MemoryShortageError, Option, SettingError
 from pixtral_runtime.files import Output, check_outputs, sync, write_atomically
 
 ENGINE, PARTIAL = ".engine", ".partial"
-MADE_HERE = re.compile(rf"({'|'.join(GRAPHS)})({PARTIAL}|(\.[0-9a-f]{{8}})?{ENGINE})")  # earlier versions: no digits
+MADE_HERE = re.compile(
+    rf"({'|'.join(GRAPHS)})(\.\d{{1,3}})?({PARTIAL}|(\.[0-9a-f]{{8}})?{ENGINE})"
+)  # earlier versions: no digits
 UNUSED_INPUT = "Unused Input"
-BUILDER_MEMORY_BYTES = 1_500_000_000  # TensorRT loaded and compiling a graph without weights
-MEMORY_PER_ENGINE_BYTE = 2.0  # read and written once each; 13.2 GB seen for the 12B's 6.3 GB decoder in int4
 
 Progress = Callable[[str, int, int], None]
 """Called with the stage's name, steps done and steps in all."""
@@ -63,40 +63,6 @@ class BuildSettings:
             raise SettingError(f"no form of the graphs for '{self.compat}'", Option("compat", COMPAT))
 
 
-@dataclass(frozen=True)
-class BuildPlan:
-    """What building takes. Bytes of engines are those of the weights each graph reads."""
-
-    target: Target
-    shapes: Shapes
-    profiles: Mapping[str, list[Profile]]
-    engine_bytes: Mapping[str, int]
-
-    @property
-    def peak_memory_bytes(self) -> int:
-        """Of the largest engine: they are built one after another."""
-        return BUILDER_MEMORY_BYTES + round(MEMORY_PER_ENGINE_BYTE * max(self.engine_bytes.values()))
-
-
-def plan_build(bundle: Bundle, target: Target, shapes: Shapes, own_profiles: Sequence[str] = ()) -> BuildPlan:
-    """Check that the target has the bundle's types, and say what building takes. Raises InputError.
-
-    `own_profiles` are texts that `read_profiles` reads.
-    """
-    refuse_types(bundle, target)
-    return BuildPlan(
-        target,
-        shapes,
-        read_profiles(bundle, shapes, own_profiles),
-        {graph: sum(weight_bytes(bundle.graph_path(graph)).values()) for graph in GRAPHS},
-    )
-
-
-def plan_targets(bundle: Bundle, targets: str, shapes: Shapes, own_profiles: Sequence[str] = ()) -> list[BuildPlan]:
-    """A plan for each target of a comma-separated list. Raises InputError."""
-    return [plan_build(bundle, target, shapes, own_profiles) for target in parse_targets(targets)]
-
-
 def build(bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Progress) -> Bundle:
     """Build a target's engines and list them in the manifest, in the place of those that were there.
 
@@ -114,10 +80,15 @@ def build(bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Pr
             context=plan.shapes.context,
             batch=plan.shapes.batch,
             chunk=plan.shapes.chunk,
-            graphs={graph: _build_graph(bundle, graph, plan, settings, package, progress) for graph in GRAPHS},
+            graphs={
+                name: _build_engine(bundle, graph, spec, plan, settings, package, progress)
+                for graph in GRAPHS
+                for name, spec in specs_of(bundle, graph, plan.cuts, compat=settings.compat is not None).items()
+            },
             compat=settings.compat,
             gpu=gpu.name if gpu else None,
             capability=gpu.capability if gpu else None,
+            cuts=list(plan.cuts),
         )
         sync(bundle.path / plan.target.folder)
         bundle = with_engines(bundle, engines)
@@ -154,31 +125,6 @@ def build_targets(bundle: Bundle, plans: Sequence[BuildPlan], settings: BuildSet
     return bundle
 
 
-def build_summary(bundle: Bundle, plans: Sequence[BuildPlan], *, is_built: bool) -> dict[str, Any]:
-    """What was built, or would be, as a JSON document: plans of one bundle and of one kind of shapes."""
-    shapes = plans[0].shapes
-    built = bundle.engines if is_built else {}
-    return {
-        "bundle": str(bundle.path),
-        "precision": bundle.precision,
-        "context": shapes.context,
-        "batch": shapes.batch,
-        "chunk": shapes.chunk,
-        "peak_memory_bytes": max(plan.peak_memory_bytes for plan in plans),
-        "built": is_built,
-        "targets": [
-            {
-                "target": plan.target.name,
-                "engine_bytes": {graph: entry["bytes"] for graph, entry in built[plan.target.name]["graphs"].items()}
-                if is_built
-                else dict(plan.engine_bytes),
-                "profiles": {graph: list(profiles) for graph, profiles in plan.profiles.items()},
-            }
-            for plan in plans
-        ],
-    }
-
-
 def _refuse_small_machine(bundle: Bundle, plan: BuildPlan, package: ModuleType) -> None:
     needed, free = sum(plan.engine_bytes.values()), shutil.disk_usage(bundle.path).free
     if free < needed:
@@ -191,27 +137,37 @@ def _refuse_small_machine(bundle: Bundle, plan: BuildPlan, package: ModuleType) 
         raise MemoryShortageError(
             f"building for {plan.target.name} takes some {peak / 1e9:.1f} GB of memory, "
             f"{available / 1e9:.1f} GB are available",
+            Option("parts", "MORE"),
             "build on a larger machine, which needs no GPU for rtx targets, and copy the bundle",
             "pixtral export … --precision int4",
         )
 
 
-def _build_graph(
-    bundle: Bundle, graph: str, plan: BuildPlan, settings: BuildSettings, package: ModuleType, progress: Progress
+def _build_engine(
+    bundle: Bundle,
+    graph: str,
+    spec: GraphSpec,
+    plan: BuildPlan,
+    settings: BuildSettings,
+    package: ModuleType,
+    progress: Progress,
 ) -> Engine:
-    log = log_of(package)
-    parsed = parse_graph(bundle, graph, package, plan.shapes.context, compat=settings.compat is not None)
+    """One engine of a graph, the one of these tensors."""
+    log, name = log_of(package), spec.name
+    parsed = parse_graph(
+        bundle, graph, package, plan.shapes.context, compat=settings.compat is not None, part=spec, cuts=plan.cuts
+    )
     if parsed.widened:
         raise EngineError(
-            f"{graph}: TensorRT computes {', '.join(parsed.widened[:3])} in float32, which the graph does not ask for",
+            f"{name}: TensorRT computes {', '.join(parsed.widened[:3])} in float32, which the graph does not ask for",
             "pixtral doctor, and report the versions it names",
         )
-    config = _configure(bundle, graph, plan, settings, parsed)
+    config = _configure(spec, plan.profiles[graph], plan.target, settings, parsed)
     timing_cache = settings.timing_cache or bundle.path / plan.target.folder / "timing.cache"
     if plan.target.flavor == "trt":
         _load_timing_cache(config, timing_cache)
-    monitor = config.progress_monitor = _monitor(package, f"{plan.target.name} {graph}", progress)
-    partial = bundle.path / plan.target.folder / f"{graph}{PARTIAL}"
+    monitor = config.progress_monitor = _monitor(package, f"{plan.target.name} {name}", progress)
+    partial = bundle.path / plan.target.folder / f"{name}{PARTIAL}"
     partial.parent.mkdir(parents=True, exist_ok=True)
     partial.unlink(missing_ok=True)  # of a build that was killed
     warned, failed = len(log.warnings), len(log.errors)
@@ -222,21 +178,21 @@ def _build_graph(
             stream.flush()
             os.fsync(stream.fileno())
         if monitor.interrupted:
-            raise KeyboardInterrupt(f"{plan.target.name} {graph}")
+            raise KeyboardInterrupt(f"{plan.target.name} {name}")
         if writer.error is not None:
             raise writer.error
         if not built:
             first = next(iter(log.errors[failed:]), "no reason given")
             raise EngineError(
-                f"TensorRT cannot build {graph} for {plan.target.name}: {first}",
+                f"TensorRT cannot build {name} for {plan.target.name}: {first}",
                 Option("target", "ANOTHER"),
                 Option("context", "SMALLER"),
                 Option("batch", "SMALLER"),
                 Option("chunk", "SMALLER"),
             )
         if dropped := [text for text in log.warnings[warned:] if UNUSED_INPUT in text]:
-            raise EngineError(f"TensorRT drops an input of {graph}: {dropped[0]}", "pip install --upgrade pixtral")
-        path = partial.with_name(f"{graph}.{writer.digest.hexdigest()[:8]}{ENGINE}")
+            raise EngineError(f"TensorRT drops an input of {name}: {dropped[0]}", "pip install --upgrade pixtral")
+        path = partial.with_name(f"{name}.{writer.digest.hexdigest()[:8]}{ENGINE}")
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -260,17 +216,18 @@ def _serialize(parsed: ParsedNetwork, config: Any, writer: Any) -> bool:
     return engine is not None and writer.write(memoryview(engine)) > 0
 
 
-def _configure(bundle: Bundle, graph: str, plan: BuildPlan, settings: BuildSettings, parsed: ParsedNetwork) -> Any:
+def _configure(
+    spec: GraphSpec, profiles: Sequence[Profile], target: Target, settings: BuildSettings, parsed: ParsedNetwork
+) -> Any:
     package = parsed.trt
     config = parsed.builder.create_builder_config()
-    _limit_memory(config, package, plan.target, settings.workspace_bytes)
-    if plan.target.capability is not None:
+    _limit_memory(config, package, target, settings.workspace_bytes)
+    if target.capability is not None:
         config.num_compute_capabilities = 1
-        config.set_compute_capability(getattr(package.ComputeCapability, f"SM{plan.target.capability}"), 0)
+        config.set_compute_capability(getattr(package.ComputeCapability, f"SM{target.capability}"), 0)
     if settings.optimization_level is not None:
         config.builder_optimization_level = settings.optimization_level
-    spec = bundle.graph_spec(graph) if settings.compat else with_candidates(bundle, graph)
-    for sizes in plan.profiles[graph]:
+    for sizes in profiles:
         profile = parsed.builder.create_optimization_profile()
         for tensor in spec.inputs:
             profile.set_shape(tensor.name, *ranges(tensor, sizes))

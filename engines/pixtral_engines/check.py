@@ -9,7 +9,7 @@ kept: float16 ends at 65504, and Pixtral was trained in bfloat16.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -20,6 +20,7 @@ import numpy as np
 from pixtral_engines.interpreter import Interpreter, Observe
 from pixtral_engines.lowered_graph import lower
 from pixtral_engines.network import parse_graph
+from pixtral_engines.parts import specs_of
 from pixtral_runtime.backends.ort_session import ort_errors, refuse_missing_kernels
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.integrity import unchanged
@@ -57,10 +58,18 @@ class LargestActivations:
 class NetworkCheck:
     """Both sides of every graph of a bundle. Raises MachineError where ONNX Runtime cannot run the bundle.
 
-    `compat`: the network's side in the form for TensorRT 10.3.
+    `compat`: the network's side in the form for TensorRT 10.3. `cuts`: its decoder in parts, one after the other.
     """
 
-    def __init__(self, bundle: Bundle, prompts: PromptBuilder, package: ModuleType, *, compat: bool = False) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        prompts: PromptBuilder,
+        package: ModuleType,
+        *,
+        compat: bool = False,
+        cuts: Sequence[int] = (),
+    ) -> None:
         refuse_missing_kernels(bundle)
         self.bundle = bundle
         self._prompts = list(prompt_cases(prompts))
@@ -69,12 +78,15 @@ class NetworkCheck:
         is_rounded = bundle.precision in ("int8", "fp8") or bundle.kv_cache is not None
         self.tolerance = ROUNDED_TOLERANCE if is_rounded else NETWORK_TOLERANCE[bundle.dtype]
         self._reference: dict[str, Any] = {}
-        self._network: dict[str, Interpreter] = {}
+        self._network: dict[str, list[Interpreter]] = {}
         with unchanged(bundle):
             for graph in GRAPHS:
                 self._reference[graph] = _session(bundle.graph_path(graph))
-                parsed = parse_graph(bundle, graph, package, self.rows, compat=compat)
-                self._network[graph] = Interpreter(parsed.network, package, keep=parsed, cache_constants=True)
+                self._network[graph] = []
+                for part in specs_of(bundle, graph, cuts, compat=compat).values():
+                    parsed = parse_graph(bundle, graph, package, self.rows, compat=compat, part=part, cuts=cuts)
+                    interpreter = Interpreter(parsed.network, package, keep=parsed, cache_constants=True)
+                    self._network[graph].append(interpreter)
 
     def run(self) -> Iterator[TensorCheck]:
         """Compare every output of every call of the sweep."""
@@ -129,9 +141,11 @@ class NetworkCheck:
 
     def _run(self, graph: str, feeds: Mapping[str, Array], observe: Observe) -> dict[str, Array]:
         """The network's side. What its decoder picks of logits is not compared: the reference has no such output."""
-        network = self._network[graph]
-        taken = {tensor.name for tensor in network.inputs}
-        return network.run({name: v for name, v in _with_temperature(feeds).items() if name in taken}, observe)
+        values = _with_temperature(feeds)
+        for network in self._network[graph]:
+            taken = {tensor.name for tensor in network.inputs}
+            values |= network.run({name: value for name, value in values.items() if name in taken}, observe)
+        return values
 
     def _first_difference(self, graph: str, feeds: Mapping[str, Array]) -> str:
         """The first layer, in the network's order, whose output is not the tensor of the same name in the graph."""

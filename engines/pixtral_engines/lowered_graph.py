@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +17,12 @@ from pixtral_engines.lowering import (
     halve_codes,
 )
 from pixtral_engines.lowering_trt10_3 import lower_for_trt10_3
+from pixtral_engines.parts import specs_of, take_part
 from pixtral_runtime.backends.candidates import pick_candidates
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.integrity import unchanged
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.bundle.spec import GRAPHS
+from pixtral_runtime.bundle.spec import GRAPHS, GraphSpec
 from pixtral_runtime.errors import BundleError, Option, SettingError
 
 if TYPE_CHECKING:
@@ -57,8 +58,13 @@ class Lowered:
         path.write_bytes(model.SerializeToString())
 
 
-def lower(path: Path, cache_rows: int, *, compat: bool = False) -> Lowered:
-    """Rewrite a bundle's graph for TensorRT. `compat`: for TensorRT 10.3. Raises BundleError where it is damaged."""
+def lower(
+    path: Path, cache_rows: int, *, compat: bool = False, part: GraphSpec | None = None, cuts: Sequence[int] = ()
+) -> Lowered:
+    """Rewrite a bundle's graph, or one part of a decoder with `cuts`, for TensorRT. Raises BundleError where damaged.
+
+    `compat`: for TensorRT 10.3.
+    """
     import onnx
     from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
@@ -67,21 +73,27 @@ def lower(path: Path, cache_rows: int, *, compat: bool = False) -> Lowered:
     except (DecodeError, OSError) as error:
         raise BundleError(f"{path} is damaged: {error}", f"pixtral inspect {path.parent} --verify") from error
     fix_cache_rows(model, cache_rows)
+    if part is not None:
+        take_part(model, part, cuts)
     drop_zero_points(model)
     dequantize_before_gather(model)
     if compat:
         lower_for_trt10_3(model)
-        return Lowered(model, path.parent, {})
-    attend_with_heads_apart(model)
-    pick_candidates(model)
-    return Lowered(model, path.parent, halve_codes(model, path.parent))
+    else:
+        attend_with_heads_apart(model)
+        pick_candidates(model)
+    return Lowered(model, path.parent, {} if compat else halve_codes(model, path.parent))
 
 
-def save_graphs(bundle: Bundle, folder: Path, cache_rows: int, *, compat: bool = False) -> None:
+def save_graphs(
+    bundle: Bundle, folder: Path, cache_rows: int, *, compat: bool = False, cuts: Sequence[int] = ()
+) -> None:
     """Write a bundle's graphs as TensorRT gets them, into a new or an empty folder. Raises SettingError for another."""
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise SettingError(f"{folder} is there and is no empty folder", Option("save_onnx", "ANOTHER"))
     with unchanged(bundle):
         folder.mkdir(parents=True, exist_ok=True)
         for graph in GRAPHS:
-            lower(bundle.graph_path(graph), cache_rows, compat=compat).save(folder / f"{graph}.onnx")
+            for name, spec in specs_of(bundle, graph, cuts, compat=compat).items():
+                lowered = lower(bundle.graph_path(graph), cache_rows, compat=compat, part=spec, cuts=cuts)
+                lowered.save(folder / f"{name}.onnx")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pixtral_runtime.backends.onnx_nodes import drop_unread, put_heads_apart, replace_nodes
+from pixtral_runtime.backends.onnx_nodes import add_constants, drop_unread, put_heads_apart, replace_nodes
 from pixtral_runtime.backends.session import Array
 
 if TYPE_CHECKING:
@@ -19,11 +19,26 @@ CODES_AT_A_TIME = 1 << 26
 
 
 def fix_cache_rows(model: onnx.ModelProto, rows: int) -> None:
-    """Write the number of cache rows into inputs and outputs: TensorRT takes no dynamic one."""
+    """Write the number of cache rows into inputs, outputs and where the graph asks a cache for it.
+
+    TensorRT takes no dynamic one.
+    """
+
+    dims: dict[str, list[int]] = {}
     for value in [*model.graph.input, *model.graph.output]:
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param == "C":
                 dim.dim_value = rows
+        dims[value.name] = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+    nodes: list[onnx.NodeProto] = []
+    for node in model.graph.node:
+        ends = {attribute.name: attribute.i for attribute in node.attribute}
+        asked = dims.get(node.input[0], [])[ends.get("start", 0) : ends.get("end")] if node.op_type == "Shape" else []
+        if asked and all(asked):
+            add_constants(model, **{node.output[0]: asked})
+        else:
+            nodes.append(node)
+    replace_nodes(model, nodes)
 
 
 def drop_zero_points(model: onnx.ModelProto) -> None:

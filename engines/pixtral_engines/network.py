@@ -7,7 +7,7 @@ engine is being built. So every value that a node of the graph reads is looked f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -21,6 +21,7 @@ from pixtral_engines.lowering_trt10_3 import COMPAT, COMPAT_OPSET
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.spec import GraphSpec
 from pixtral_runtime.errors import BundleError, EngineError, MachineError
 
 if TYPE_CHECKING:
@@ -44,13 +45,22 @@ class ParsedNetwork:
     widened: tuple[str, ...]  # layers that compute in float32 where the graph does not say so
 
 
-def parse_graph(bundle: Bundle, graph: str, trt: ModuleType, cache_rows: int, *, compat: bool = False) -> ParsedNetwork:
+def parse_graph(
+    bundle: Bundle,
+    graph: str,
+    trt: ModuleType,
+    cache_rows: int,
+    *,
+    compat: bool = False,
+    part: GraphSpec | None = None,
+    cuts: Sequence[int] = (),
+) -> ParsedNetwork:
     """Parse vision, embed or decoder with a cache of `cache_rows` rows. Raises InputError where TensorRT cannot.
 
-    `compat`: in the form for TensorRT 10.3.
+    `compat`: in the form for TensorRT 10.3. `part` and `cuts`: those of `lower`.
     """
     path = bundle.graph_path(graph)
-    lowered = lower(path, cache_rows, compat=compat)
+    lowered = lower(path, cache_rows, compat=compat, part=part, cuts=cuts)
     parsed = parse_model(lowered.model, path, trt, lowered.made)
     refuse_dropped_inputs(parsed, path)
     return parsed

@@ -13,6 +13,7 @@ from types import ModuleType
 from typing import Any
 
 from pixtral_engines.compiled_plan import Kernel, PlanTensor, Program, read_programs, refuse_unknown_version
+from pixtral_runtime.bundle.decoder_parts import engine_specs
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.onnx_weights import ROPE_MARK, weight_bytes
@@ -65,10 +66,18 @@ class PlanJudgement:
 
 
 def judge_decoder(bundle: Bundle, engines: EngineSet, package: ModuleType) -> PlanJudgement:
-    """Judge the decoder's plan. Raises EngineError where plans of this TensorRT are not known."""
+    """Judge the decoder's plan, or those of its parts. Raises EngineError where plans of this TensorRT are unknown."""
     refuse_unknown_version(package)
-    engine = engines.graphs["decoder"]
-    return judge(bundle, read_programs(bundle.path / engine.file), engine, engines.context)
+    parts = [engines.graphs[name] for name in engine_specs(bundle.graph_spec("decoder"), engines.cuts)]
+    plans = [read_programs(bundle.path / part.file) for part in parts]
+    return judge(bundle, [chained(programs) for programs in zip(*plans, strict=True)], parts[0], engines.context)
+
+
+def chained(parts: Sequence[Program]) -> Program:
+    """The programs of a decoder's parts as one."""
+    outputs = tuple(name for part in parts for name in part.outputs)
+    return Program(parts[0].profile, outputs, tuple(kernel for part in parts for kernel in part.kernels))
+
 
 
 def judge(bundle: Bundle, programs: list[Program], engine: Engine, rows: int) -> PlanJudgement:

@@ -44,6 +44,10 @@ def build(
         str | None,
         typer.Option(help="What a layer may take to compute in, such as 2GB. Default: TensorRT's, and what is free."),
     ] = None,
+    parts: Annotated[
+        int | None,
+        typer.Option(min=1, help="Engines of the decoder: more take less memory to build. Default: what memory asks."),
+    ] = None,
     compat: Annotated[
         str | None, typer.Option(help="trt10.3: graphs in the form that JetPack 6's TensorRT reads.")
     ] = None,
@@ -62,15 +66,16 @@ def build(
         refuse_unused(called, ("timing_cache",), f"for {target}: TensorRT-RTX measures no kernels", "--target trt")
     opened = open_bundle(bundle)
     output.require("onnx", "rtx", "Building engines")
-    from pixtral_engines.build import BuildSettings, build_summary, build_targets, plan_targets
+    from pixtral_engines.build import BuildSettings, build_targets
+    from pixtral_engines.build_plan import build_summary, plan_targets
     from pixtral_engines.lowered_graph import save_graphs
     from pixtral_engines.profiles import Shapes
 
     limit = None if workspace is None else output.parse_size(workspace, "--workspace")
     settings = BuildSettings(opt_level, timing_cache, compat, limit)
-    plans = plan_targets(opened, target, Shapes.of(opened, context, batch, chunk), profile or ())
+    plans = plan_targets(opened, target, Shapes.of(opened, context, batch, chunk), profile or (), parts)
     if save_onnx is not None:
-        save_graphs(opened, save_onnx, plans[0].shapes.context, compat=compat is not None)
+        save_graphs(opened, save_onnx, plans[0].shapes.context, compat=compat is not None, cuts=plans[0].cuts)
     if not dry_run:
         with output.progress() as bars, output.building(bars) as stage:
             opened = build_targets(opened, plans, settings, stage)
@@ -80,7 +85,10 @@ def build(
         return
     output.print_pairs({name: value for name, value in summary.items() if name != "targets"})
     for built in summary["targets"]:
-        rows = [(graph, f"{size:,}", _text(built["profiles"][graph])) for graph, size in built["engine_bytes"].items()]
+        rows = [
+            (name, f"{size:,}", _text(built["profiles"][name.partition(".")[0]]))
+            for name, size in built["engine_bytes"].items()
+        ]
         output.print_table((built["target"], "bytes", "profiles"), rows)
 
 

@@ -108,7 +108,8 @@ def export(
 
 def _build(bundle: Bundle, targets: str) -> list[dict[str, Any]]:
     """Engines as `pixtral build --target` makes them by default."""
-    from pixtral_engines.build import BuildSettings, build_summary, build_targets, plan_targets
+    from pixtral_engines.build import BuildSettings, build_targets
+    from pixtral_engines.build_plan import build_summary, plan_targets
     from pixtral_engines.profiles import Shapes
 
     plans = plan_targets(bundle, targets, Shapes.of(bundle))

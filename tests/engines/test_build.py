@@ -21,7 +21,8 @@ from helpers.bundles import exported
 from helpers.places import DEMO
 from pixtral_cli.main import app
 from pixtral_engines import build as building
-from pixtral_engines.build import BuildSettings, build, plan_build
+from pixtral_engines.build import BuildSettings, build
+from pixtral_engines.build_plan import plan_build
 from pixtral_engines.plan_judgement import judge_decoder
 from pixtral_engines.profiles import Shapes, profiles
 from pixtral_engines.targets import TARGETS, parse_targets

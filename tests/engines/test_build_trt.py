@@ -12,7 +12,8 @@ from helpers.networks import RTX
 from helpers.trt_surface import RTX_1_7, SURFACES, TRT_10_3, TRT_11_4, Package
 from pixtral_cli.main import app
 from pixtral_engines import build as building
-from pixtral_engines.build import BuildSettings, build, plan_build
+from pixtral_engines.build import BuildSettings, build
+from pixtral_engines.build_plan import plan_build
 from pixtral_engines.lowering_trt10_3 import COMPAT
 from pixtral_engines.profiles import Shapes
 from pixtral_engines.targets import TARGETS
@@ -53,7 +54,7 @@ def test_every_package_builds(package: str, copy: Bundle, monkeypatch: pytest.Mo
     trt = use(monkeypatch, package)
     settings = BuildSettings(optimization_level=0, compat=COMPAT if package == TRT_10_3 else None)
     plan = plan_build(copy, TARGETS["trt"], SHAPES)
-    engine = building._build_graph(copy, "embed", plan, settings, trt, lambda *_: None)
+    engine = building._build_engine(copy, "embed", copy.graph_spec("embed"), plan, settings, trt, lambda *_: None)
     assert engine.sha256 == sha256_of_file(copy.path / engine.file) and engine.bytes > 100_000
     assert (copy.path / "engines/trt/timing.cache").is_file()
 
@@ -63,7 +64,7 @@ def test_engines_say_on_which_gpu_they_were_built(
     gpu: GpuModel | None, expected: tuple[str | None, int | None], copy: Bundle, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     use(monkeypatch, TRT_11_4, gpu)
-    monkeypatch.setattr(building, "_build_graph", lambda bundle, graph, *_: Engine(f"{graph}.engine", 0, "", "", []))
+    monkeypatch.setattr(building, "_build_engine", lambda bundle, graph, *_: Engine(f"{graph}.engine", 0, "", "", []))
     monkeypatch.setattr(building, "open_engines", lambda *_: None)
     (copy.path / TARGETS["trt"].folder).mkdir(parents=True)
     build(copy, plan_build(copy, TARGETS["trt"], SHAPES), BuildSettings(), lambda *_: None)

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 from helpers.bundles import exported
 from helpers.networks import RTX, interpret, make_model, run_in_onnx_runtime
 from helpers.places import DEMO
-from pixtral_engines.build import BuildSettings, build, plan_build
+from pixtral_engines.build import BuildSettings, build
+from pixtral_engines.build_plan import plan_build
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.lowered_graph import lower
 from pixtral_engines.lowering_trt10_3 import COMPAT, lower_for_trt10_3

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
 from helpers.places import IMAGES
 from helpers.trt_standin import StandIn, write_engine
+from pixtral_engines.parts import specs_of
 from pixtral_engines.profiles import Shapes, profiles
 from pixtral_runtime import Model, load
 from pixtral_runtime.backends.session import Array
-from pixtral_runtime.backends.trt_session import TrtSession, TrtSettings, open_sessions
+from pixtral_runtime.backends.trt_bundle import open_sessions
+from pixtral_runtime.backends.trt_session import TrtSession, TrtSettings
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
@@ -26,17 +29,21 @@ TOKENS = 12
 PLAIN = TrtSettings()
 
 
-def engine_file(bundle: Bundle, graph: str, shapes: Shapes = SHAPES) -> Path:
-    return write_engine(bundle.path / f"{graph}.engine", bundle, graph, shapes.context, profiles(bundle, graph, shapes))
+def engine_file(bundle: Bundle, name: str, shapes: Shapes = SHAPES, cuts: Sequence[int] = ()) -> Path:
+    sizes = profiles(bundle, name.partition(".")[0], shapes)
+    return write_engine(bundle.path / f"{name}.engine", bundle, name, shapes.context, sizes, cuts)
 
 
 def session(trt: StandIn, bundle: Bundle, graph: str, settings: TrtSettings = PLAIN) -> TrtSession:
     return TrtSession(trt, engine_file(bundle, graph), bundle, graph, trt.device, settings)
 
 
-def engines(trt: StandIn, bundle: Bundle, settings: TrtSettings = PLAIN, shapes: Shapes = SHAPES) -> Model:
-    listed = {graph: Engine(engine_file(bundle, graph, shapes).name, 0, "", "", []) for graph in GRAPHS}
-    listing = EngineSet("stand-in", "", "", shapes.context, shapes.batch, shapes.chunk, listed)
+def engines(
+    trt: StandIn, bundle: Bundle, settings: TrtSettings = PLAIN, shapes: Shapes = SHAPES, cuts: Sequence[int] = ()
+) -> Model:
+    names = [name for graph in GRAPHS for name in specs_of(bundle, graph, cuts)]
+    listed = {name: Engine(engine_file(bundle, name, shapes, cuts).name, 0, "", "", []) for name in names}
+    listing = EngineSet("stand-in", "", "", shapes.context, shapes.batch, shapes.chunk, listed, cuts=list(cuts))
     sessions = open_sessions(trt, bundle, listing, trt.device, settings)
     return Model(bundle, sessions, load(bundle.path).prompts)
 

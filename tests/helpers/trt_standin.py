@@ -8,7 +8,7 @@ real TensorRT parsed from that graph. The context refuses what TensorRT refuses,
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -23,17 +23,20 @@ from helpers.trt_surface import TRT_11_4, Package
 from pixtral_engines.arrays import NUMPY_DTYPES
 from pixtral_engines.interpreter import Interpreter
 from pixtral_engines.network import parse_graph
+from pixtral_engines.parts import specs_of
 from pixtral_engines.profiles import Profile, ranges
-from pixtral_runtime.backends.candidates import with_candidates
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle
 
 
-def write_engine(path: Path, bundle: Bundle, graph: str, rows: int, profiles: list[Profile]) -> Path:
-    """An engine file for the stand-in."""
-    inputs = with_candidates(bundle, graph).inputs
+def write_engine(
+    path: Path, bundle: Bundle, name: str, rows: int, profiles: list[Profile], cuts: Sequence[int] = ()
+) -> Path:
+    """An engine file for the stand-in. `name` is that of a graph, or of a part."""
+    inputs = specs_of(bundle, name.partition(".")[0], cuts)[name].inputs
     shapes = [{tensor.name: ranges(tensor, sizes) for tensor in inputs} for sizes in profiles]
-    path.write_text(json.dumps({"bundle": str(bundle.path), "graph": graph, "rows": rows, "profiles": shapes}))
+    data = {"bundle": str(bundle.path), "name": name, "rows": rows, "profiles": shapes, "cuts": list(cuts)}
+    path.write_text(json.dumps(data))
     return path
 
 
@@ -85,9 +88,13 @@ class Runtime:
 
 
 @lru_cache
-def interpreter_of(bundle: str, graph: str, rows: int, compat: bool) -> tuple[Interpreter, dict[str, str]]:
-    """A graph's interpreter, and the input that an output shares its memory with."""
-    parsed = parse_graph(open_bundle(Path(bundle)), graph, RTX, rows, compat=compat)
+def interpreter_of(
+    path: str, name: str, rows: int, compat: bool, cuts: tuple[int, ...]
+) -> tuple[Interpreter, dict[str, str]]:
+    """An engine's interpreter, and the input that an output shares its memory with."""
+    bundle, graph = open_bundle(Path(path)), name.partition(".")[0]
+    part = specs_of(bundle, graph, cuts, compat=compat)[name]
+    parsed = parse_graph(bundle, graph, RTX, rows, compat=compat, part=part, cuts=cuts)
     layers = [parsed.network.get_layer(n) for n in range(parsed.network.num_layers)]
     updates = [layer for layer in layers if RTX.ILayer.type.fget(layer).name == "KV_CACHE_UPDATE"]
     aliases = {layer.get_output(0).name: layer.get_input(0).name for layer in updates}
@@ -100,10 +107,10 @@ class ICudaEngine:
     def __init__(self, trt: StandIn, logger: Any, text: bytes) -> None:
         self.trt, self.logger = trt, logger
         data = json.loads(text)
-        bundle = open_bundle(Path(data["bundle"]))
-        self.spec = bundle.graph_spec(data["graph"]) if trt.compat else with_candidates(bundle, data["graph"])
+        bundle, name, cuts = open_bundle(Path(data["bundle"])), data["name"], tuple(data["cuts"])
+        self.spec = specs_of(bundle, name.partition(".")[0], cuts, compat=trt.compat)[name]
         self.patch = bundle.model.vision.patch_size
-        self.interpreter, self.aliases = interpreter_of(data["bundle"], data["graph"], data["rows"], trt.compat)
+        self.interpreter, self.aliases = interpreter_of(data["bundle"], name, data["rows"], trt.compat, cuts)
         self._profiles = data["profiles"]
         self.inputs = {tensor.name: tensor for tensor in self.interpreter.inputs}
         self._tensors = self.inputs | {tensor.name: tensor for tensor in self.interpreter.outputs}

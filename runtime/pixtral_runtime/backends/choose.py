@@ -21,8 +21,9 @@ from pixtral_runtime.backends.ort_cuda import (
 )
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
 from pixtral_runtime.backends.session import Sessions
+from pixtral_runtime.backends.trt_bundle import open_sessions
 from pixtral_runtime.backends.trt_package import Flavor, import_tensorrt, version_of
-from pixtral_runtime.backends.trt_session import TrtSettings, open_sessions
+from pixtral_runtime.backends.trt_session import TrtSettings
 from pixtral_runtime.bundle.engine_list import built_elsewhere, open_engines, unchanged_engines
 from pixtral_runtime.bundle.integrity import unchanged
 from pixtral_runtime.bundle.manifest import Bundle

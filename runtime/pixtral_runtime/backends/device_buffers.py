@@ -168,6 +168,16 @@ class DeviceCache:
             self._views[start, stop] = part
         return self._views[start, stop]
 
+    def of(self, tensors: CachePairs) -> DeviceCache:
+        """Some of its tensors, consecutive ones, as a cache over the same memory. Good as long as a view is."""
+        if tensors not in self._views:
+            start = self.tensors.index(tensors[0])
+            part = copy.copy(self)
+            part.tensors, part._views = tensors, {}
+            part.addresses = self.addresses[start : start + len(tensors)]
+            self._views[tensors] = part
+        return self._views[tensors]
+
     def copy_rows(self, source: int, target: int, rows: int) -> None:
         """Queued on the device, one copy for all heads of a tensor."""
         blocks, row = self._blocks
@@ -182,7 +192,7 @@ class DeviceCache:
 
     def _place(self) -> None:
         self.addresses = tuple(block.address for block in self._memory)
-        self._views: dict[tuple[int, int], DeviceCache] = {}
+        self._views: dict[tuple[int, int] | CachePairs, DeviceCache] = {}
 
 
 def whole_rows(rows: int, most: int) -> int:

@@ -26,13 +26,13 @@ import numpy as np
 from pixtral_runtime.backends.candidates import PICKED, with_candidates
 from pixtral_runtime.backends.cuda import DeviceStream, Memory
 from pixtral_runtime.backends.device_buffers import DeviceBuffer, DeviceCache, Shape
-from pixtral_runtime.backends.session import Array, Buffer, GraphUse, KVCache, Sessions, own_cache
+from pixtral_runtime.backends.session import Array, Buffer, GraphUse, KVCache, own_cache
 from pixtral_runtime.backends.trt_context import Scratch, TrtContext
-from pixtral_runtime.backends.trt_kernel_cache import keep_kernels, kernel_file
+from pixtral_runtime.backends.trt_kernel_cache import keep_kernels
 from pixtral_runtime.backends.trt_package import log_of
-from pixtral_runtime.bundle.engine_list import EngineSet
+from pixtral_runtime.bundle.decoder_parts import engine_specs
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.bundle.spec import GRAPHS, TensorSpec
+from pixtral_runtime.bundle.spec import CachePairs, TensorSpec
 from pixtral_runtime.errors import EngineError, InputError, StaleEngineError
 
 TENSORRT_DTYPES = {"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "INT8": "int8", "INT64": "int64"}
@@ -65,7 +65,8 @@ class TrtSession:
     """One engine of a bundle.
 
     `path` is the engine's file, `kernels` the one where TensorRT-RTX keeps what it compiles; all sessions of the bundle
-    share `device`, and `scratch` to compute in. Raises EngineError where the engine is not one of the bundle's graph,
+    share `device`, and `scratch` to compute in. `name` is the graph's, or with `cuts` that of a part (`decoder_parts`).
+    Raises EngineError where the engine is not one of the bundle's graph,
     MachineError where TensorRT cannot load it here.
     """
 
@@ -74,13 +75,14 @@ class TrtSession:
         trt: ModuleType,
         path: Path,
         bundle: Bundle,
-        graph: str,
+        name: str,
         device: DeviceStream,
         settings: TrtSettings = TrtSettings(),
         scratch: Scratch | None = None,
         kernels: Path | None = None,
+        cuts: Sequence[int] = (),
     ) -> None:
-        self._graph, self._device = graph, device
+        self._graph, self._device = name, device
         self._trt, self._scratch = trt, scratch or Scratch(device)
         self._log = log_of(trt)
         self._bundle_path = bundle.path
@@ -89,9 +91,11 @@ class TrtSession:
         self._engine = self._load(path)
         names = [self._engine.get_tensor_name(index) for index in range(self._engine.num_io_tensors)]
         self.picks = PICKED in names
-        self._spec = with_candidates(bundle, graph) if self.picks else bundle.graph_spec(graph)
+        graph = name.partition(".")[0]
+        whole = with_candidates(bundle, graph) if self.picks else bundle.graph_spec(graph)
+        self.spec = engine_specs(whole, cuts)[name]
         self._inputs, self._outputs = (
-            {tensor.name: tensor for tensor in tensors} for tensors in (self._spec.inputs, self._spec.outputs)
+            {tensor.name: tensor for tensor in tensors} for tensors in (self.spec.inputs, self.spec.outputs)
         )
         self._refuse_other_graph(trt, path, names)
         self._profiles = [self._profile(index) for index in range(self._engine.num_optimization_profiles)]
@@ -108,7 +112,7 @@ class TrtSession:
 
     def run(self, feeds: Mapping[str, Array | Buffer], cache: KVCache | None = None) -> dict[str, Buffer]:
         """Queue one run. Raises InputError for feeds that no profile takes and for a cache not the engine's."""
-        past = own_cache(self._spec, cache, DeviceCache)
+        past = own_cache(self.spec, cache, DeviceCache)
         values = {name: v if isinstance(v, np.ndarray | DeviceBuffer) else v.numpy() for name, v in feeds.items()}
         shapes: dict[str, Shape] = {name: value.shape for name, value in values.items()}
         pasts = past.by_name() if past else {}
@@ -124,14 +128,19 @@ class TrtSession:
         addresses |= {name: addresses[alias] for name, alias in self._aliases.items() if alias is not None}
         addresses |= {name: buffer.address for name, buffer in outputs.items()}
         context.run(addresses, self.graph_use)
-        for read, written in self._spec.caches:
+        for read, written in self.spec.caches:
             if present := outputs.pop(written.name, None):
                 self._device.copy_within(addresses[read.name], present.address, present.nbytes)
         return dict(outputs)
 
-    def new_cache(self, slots: int, rows: int) -> DeviceCache:
-        """A zeroed cache. Raises InputError where it is larger than the engine's."""
-        tensors = self._spec.caches
+    def upload(self, name: str, value: Array) -> DeviceBuffer:
+        """A tensor from the host, for several engines that take it. It stays until the next one of its name."""
+        self._feed(name, value)
+        return DeviceBuffer(self._device, [], self._fed[name], value.shape, value.dtype)
+
+    def new_cache(self, slots: int, rows: int, tensors: CachePairs = ()) -> DeviceCache:
+        """A zeroed cache, of its own tensors or of several engines'. Raises InputError where it exceeds theirs."""
+        tensors = tensors or self.spec.caches
         first, _ = tensors[0]
         most, *rest = max(profile.ranges[first.name][2] for profile in self._profiles)
         if slots > most:
@@ -254,35 +263,6 @@ class TrtSession:
         pool = self._pools[name]
         memory = pool.pop() if pool else Memory(self._device, self._capacity[name])
         return DeviceBuffer(self._device, pool, memory, shape, _dtype(self._outputs[name]))
-
-
-def open_sessions(
-    trt: ModuleType,
-    bundle: Bundle,
-    engines: EngineSet,
-    device: DeviceStream,
-    settings: TrtSettings = TrtSettings(),
-) -> Sessions:
-    """A target's three engines on one device. Raises InputError and MachineError as `TrtSession` does."""
-    scratch = Scratch(device)
-
-    def session(graph: str) -> TrtSession:
-        engine = engines.graphs[graph]
-        kernels = kernel_file(graph, engine.sha256, device.name)
-        return TrtSession(trt, bundle.path / engine.file, bundle, graph, device, settings, scratch, kernels)
-
-    vision, embed, decoder = map(session, GRAPHS)
-    return Sessions(
-        vision,
-        embed,
-        decoder,
-        picks=decoder.picks,
-        replays=settings.cuda_graphs,
-        chunk=engines.chunk,
-        slots=engines.batch,
-        context=engines.context,
-        drafts=False,
-    )
 
 
 def _within(shape: Shape, smallest: Shape, largest: Shape) -> bool:

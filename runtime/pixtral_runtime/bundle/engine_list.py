@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from pixtral_runtime.bundle.decoder_parts import are_cuts, engine_specs
 from pixtral_runtime.bundle.integrity import check_file, unchanged_files
 from pixtral_runtime.bundle.manifest import WEIGHTS, Bundle, FileEntry
 from pixtral_runtime.bundle.spec import GRAPHS
@@ -37,7 +38,8 @@ class EngineSet:
 
     `tensorrt` is package and version, `compat` an older version in whose form the graphs were, None for their own.
     `gpu` and `capability` are the GPU that they were built on; None for a target that names a capability, and for
-    engines of earlier versions.
+    engines of earlier versions. `cuts` are those of a decoder in parts (`decoder_parts`), which `graphs` has by the
+    parts' names.
     """
 
     target: str
@@ -50,6 +52,7 @@ class EngineSet:
     compat: str | None = None
     gpu: str | None = None
     capability: int | None = None
+    cuts: list[int] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -73,7 +76,10 @@ def with_engines(bundle: Bundle, engines: EngineSet) -> Bundle:
 def listed_engines(bundle: Bundle, target: str) -> EngineSet:
     """A target's engines as the manifest lists them. Raises EngineError where the list cannot be read."""
     try:
-        return EngineSet.from_dict(bundle.engines[target])
+        engines = EngineSet.from_dict(bundle.engines[target])
+        if not are_cuts(bundle.graph_spec("decoder"), engines.cuts):
+            raise TypeError(f"a decoder cannot be cut at {engines.cuts}")
+        return engines
     except (TypeError, RecursionError) as error:
         raise EngineError(
             f"{bundle.path}: the list of engines for {target} cannot be read: {error}",
@@ -100,14 +106,16 @@ def open_engines(bundle: Bundle, target: str, tensorrt: str) -> EngineSet:
             rebuild,
         )
     for graph in GRAPHS:
-        if graph not in engines.graphs:
-            raise EngineError(f"{bundle.path} has no {graph} engine for {target}", rebuild)
-        engine = engines.graphs[graph]
-        file = bundle.path / engine.file
-        if engine.source_sha256 != source_of(bundle, graph):
-            raise StaleEngineError(f"{file}: it was built from another {graph} graph or other weights", rebuild)
-        if damage := _damage(file, engine):
-            raise EngineError(f"{file}: {damage}", rebuild)
+        source = source_of(bundle, graph)
+        for name in engine_specs(bundle.graph_spec(graph), engines.cuts):
+            if name not in engines.graphs:
+                raise EngineError(f"{bundle.path} has no {name} engine for {target}", rebuild)
+            engine = engines.graphs[name]
+            file = bundle.path / engine.file
+            if engine.source_sha256 != source:
+                raise StaleEngineError(f"{file}: it was built from another {graph} graph or other weights", rebuild)
+            if damage := _damage(file, engine):
+                raise EngineError(f"{file}: {damage}", rebuild)
     return engines
 
 

@@ -26,7 +26,8 @@ from helpers.trt_engines import (
 )
 from helpers.trt_standin import StandIn
 from helpers.trt_surface import TRT_10_3, TRT_11_4
-from pixtral_engines.build import BuildSettings, build, plan_build
+from pixtral_engines.build import BuildSettings, build
+from pixtral_engines.build_plan import plan_build
 from pixtral_engines.targets import Target
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Model, load
@@ -35,8 +36,9 @@ from pixtral_runtime.backends.cuda import CudaDevice, Memory
 from pixtral_runtime.backends.device_buffers import DeviceBuffer
 from pixtral_runtime.backends.ort_session import OrtSession, OrtSettings
 from pixtral_runtime.backends.session import Array, Buffer, KVCache
+from pixtral_runtime.backends.trt_bundle import open_sessions
 from pixtral_runtime.backends.trt_package import version_of
-from pixtral_runtime.backends.trt_session import TrtSession, TrtSettings, open_sessions
+from pixtral_runtime.backends.trt_session import TrtSession, TrtSettings
 from pixtral_runtime.bundle.engine_list import open_engines
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS

@@ -1,0 +1,99 @@
+"""What building a bundle's engines takes, known before it starts: shapes, bytes of engines, memory, parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from pixtral_engines.parts import even_cuts, part_bytes, specs_of
+from pixtral_engines.profiles import Profile, Shapes, read_profiles
+from pixtral_engines.targets import Target, parse_targets, refuse_types
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.bundle.onnx_weights import weight_bytes
+from pixtral_runtime.bundle.spec import GRAPHS
+from pixtral_runtime.device.memory import available_memory_bytes
+from pixtral_runtime.errors import Option, SettingError
+
+BUILDER_MEMORY_BYTES = 1_500_000_000  # TensorRT loaded and compiling a graph without weights
+MEMORY_PER_ENGINE_BYTE = 2.0  # read and written once each; 13.2 GB seen for the 12B's 6.3 GB decoder in int4
+MOST_CHOSEN_PARTS = 8  # of a decoder, where nobody says how many
+
+
+@dataclass(frozen=True)
+class BuildPlan:
+    """What building takes. `engine_bytes` are, by the engine's name, those of the weights that it reads.
+
+    `profiles` are by graph. `cuts`: where the decoder is cut into parts, see `decoder_parts`.
+    """
+
+    target: Target
+    shapes: Shapes
+    profiles: Mapping[str, list[Profile]]
+    engine_bytes: Mapping[str, int]
+    cuts: tuple[int, ...] = ()
+
+    @property
+    def peak_memory_bytes(self) -> int:
+        """Of the largest engine: they are built one after another."""
+        return BUILDER_MEMORY_BYTES + round(MEMORY_PER_ENGINE_BYTE * max(self.engine_bytes.values()))
+
+
+def plan_build(
+    bundle: Bundle, target: Target, shapes: Shapes, own_profiles: Sequence[str] = (), parts: int | None = None
+) -> BuildPlan:
+    """Check that the target has the bundle's types, and say what building takes. Raises InputError.
+
+    `own_profiles` are texts that `read_profiles` reads. `parts` of the decoder; None: 1, or as many as this machine's
+    memory asks for.
+    """
+    refuse_types(bundle, target)
+    layers = bundle.model.decoder.n_layers
+    if parts is not None and not 1 <= parts <= layers:
+        raise SettingError(f"a decoder of {layers} layers cannot be built in {parts} parts", Option("parts", "N"))
+    profiles = read_profiles(bundle, shapes, own_profiles)
+    available = available_memory_bytes()
+    for count in [parts] if parts is not None else [1, 2, 4, MOST_CHOSEN_PARTS]:
+        cuts = even_cuts(bundle, min(count, layers))
+        plan = BuildPlan(target, shapes, profiles, _engine_bytes(bundle, cuts), cuts)
+        if available is None or plan.peak_memory_bytes <= available:
+            break
+    return plan
+
+
+def _engine_bytes(bundle: Bundle, cuts: Sequence[int]) -> dict[str, int]:
+    sizes = {graph: sum(weight_bytes(bundle.graph_path(graph)).values()) for graph in GRAPHS if graph != "decoder"}
+    return sizes | dict(zip(specs_of(bundle, "decoder", cuts), part_bytes(bundle, cuts), strict=True))
+
+
+def plan_targets(
+    bundle: Bundle, targets: str, shapes: Shapes, own_profiles: Sequence[str] = (), parts: int | None = None
+) -> list[BuildPlan]:
+    """A plan for each target of a comma-separated list. Raises InputError."""
+    return [plan_build(bundle, target, shapes, own_profiles, parts) for target in parse_targets(targets)]
+
+
+def build_summary(bundle: Bundle, plans: Sequence[BuildPlan], *, is_built: bool) -> dict[str, Any]:
+    """What was built, or would be, as a JSON document: plans of one bundle and of one kind of shapes."""
+    shapes = plans[0].shapes
+    built = bundle.engines if is_built else {}
+    return {
+        "bundle": str(bundle.path),
+        "precision": bundle.precision,
+        "context": shapes.context,
+        "batch": shapes.batch,
+        "chunk": shapes.chunk,
+        "parts": len(plans[0].cuts) + 1,
+        "peak_memory_bytes": max(plan.peak_memory_bytes for plan in plans),
+        "built": is_built,
+        "targets": [
+            {
+                "target": plan.target.name,
+                "engine_bytes": {name: entry["bytes"] for name, entry in built[plan.target.name]["graphs"].items()}
+                if is_built
+                else dict(plan.engine_bytes),
+                "profiles": {graph: list(profiles) for graph, profiles in plan.profiles.items()},
+            }
+            for plan in plans
+        ],
+    }
