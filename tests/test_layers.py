@@ -65,6 +65,8 @@ ORDER = {
         ("build_plan",),
         ("compiled_plan", "interpreter", "network", "profiles", "targets"),
         ("layer_semantics", "lowered_graph"),
+        ("attention_semantics",),
+        ("tensors",),
         ("arrays", "lowering", "lowering_trt10_3", "parts"),
     ),
     "pixtral_runtime": (

@@ -8,14 +8,17 @@ end. What each layer means stands in `layers`; this file puts them in order and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
 from pixtral_engines.arrays import NUMPY_DTYPES
-from pixtral_engines.layer_semantics import LAYERS, Evaluate, Tensor, UnknownLayer
+from pixtral_engines.attention_semantics import attention, in_float16
+from pixtral_engines.layer_semantics import LAYERS
+from pixtral_engines.tensors import Evaluate, Tensor, UnknownLayer
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.errors import InputError
 
@@ -37,14 +40,26 @@ class Interpreter:
     """Runs a network on the host.
 
     `keep` is held as long as the interpreter: the network's weights are in memory that its parser owns.
-    `cache_constants` keeps what layers without a run-time input compute, such as dequantized weights.
+    `cache_constants` keeps what layers without a run-time input compute, such as dequantized weights. With
+    `float16_attention` attention adds up in float16, as kernels may.
     """
 
-    def __init__(self, network: Any, trt: ModuleType, *, keep: object = None, cache_constants: bool = False) -> None:
+    def __init__(
+        self,
+        network: Any,
+        trt: ModuleType,
+        *,
+        keep: object = None,
+        cache_constants: bool = False,
+        float16_attention: bool = False,
+    ) -> None:
         self._network, self._keep, self._cache_constants = network, keep, cache_constants
         self.inputs = [Tensor.of(network.get_input(n)) for n in range(network.num_inputs)]
         self.outputs = [Tensor.of(network.get_output(n)) for n in range(network.num_outputs)]
         self._steps = _in_order([_step(network.get_layer(n), trt) for n in range(network.num_layers)])
+        if float16_attention:
+            rounded: dict[Evaluate, Evaluate] = {attention: partial(attention, product=in_float16)}
+            self._steps = [replace(step, evaluate=rounded.get(step.evaluate, step.evaluate)) for step in self._steps]
         self._constant: set[str] = set()
         self._last_use: dict[str, int] = {}
         self._constants: dict[str, Array] = {}

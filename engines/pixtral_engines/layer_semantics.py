@@ -11,59 +11,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from pixtral_engines.arrays import NUMPY_DTYPES, weights_array
+from pixtral_engines.arrays import weights_array
+from pixtral_engines.attention_semantics import attention
+from pixtral_engines.tensors import Evaluate, Tensor, UnknownLayer, wide
 from pixtral_runtime.backends.session import Array
-from pixtral_runtime.errors import InputError, PixtralError
+from pixtral_runtime.errors import InputError
 
 LIMITS = {"INT8": (-128, 127), "INT4": (-8, 7), "FP8": (-448, 448), "FP4": (-6, 6)}
 """What Quantize clamps to."""
-
-INTEGERS = (np.int64, np.int32, np.bool_)
-
-
-class UnknownLayer(PixtralError):
-    """A network holds a layer that the interpreter has no meaning for."""
-
-    def __init__(self, layer: Any, what: str) -> None:
-        message = f"the interpreter does not know {what} of layer '{layer.name}'"
-        super().__init__(message, "pip install --upgrade pixtral, or add it to pixtral_engines/layers.py")
-
-
-@dataclass(frozen=True)
-class Tensor:
-    """A tensor as the network declares it."""
-
-    name: str
-    dtype: str
-    shape: tuple[int, ...]  # -1 where it changes from call to call
-
-    @classmethod
-    def of(cls, tensor: Any) -> Tensor:
-        return cls(tensor.name, tensor.dtype.name, tuple(tensor.shape))
-
-    def refusal(self, value: Array) -> str:
-        """Why a value cannot be this tensor; empty where it can."""
-        fits = len(value.shape) == len(self.shape) and all(
-            n in (-1, m) for n, m in zip(self.shape, value.shape, strict=True)
-        )
-        if fits and value.dtype == NUMPY_DTYPES[self.dtype]:
-            return ""
-        return f"{self.name} is {value.dtype} {value.shape}, expected {NUMPY_DTYPES[self.dtype]} {self.shape}"
-
-
-Evaluate = Callable[[Any, Sequence[Array], Tensor], Array | tuple[Array, ...]]
-"""A layer's meaning: the layer, its inputs (None where one is left out) and what its first output is declared as, to
-the output in whatever type it was computed in, or to all of them."""
-
-
-def _wide(x: Array) -> Array:
-    """Floats and codes as float32; integers that count or index stay as they are."""
-    return x if x.dtype in INTEGERS else x.astype(np.float32, copy=False)
 
 
 # Constants and types
@@ -191,29 +150,29 @@ def _operation(table: dict[str, Any], layer: Any, operation: Any) -> Any:
 
 
 def _elementwise(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
-    result: Array = _operation(ELEMENTWISE, layer, layer.op)(*map(_wide, inputs))
+    result: Array = _operation(ELEMENTWISE, layer, layer.op)(*map(wide, inputs))
     return result
 
 
 def _unary(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
-    result: Array = _operation(UNARY, layer, layer.op)(_wide(inputs[0]))
+    result: Array = _operation(UNARY, layer, layer.op)(wide(inputs[0]))
     return result
 
 
 def _activation(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
-    result: Array = _operation(ACTIVATION, layer, layer.type)(_wide(inputs[0]))
+    result: Array = _operation(ACTIVATION, layer, layer.type)(wide(inputs[0]))
     return result
 
 
 def _reduce(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
     axes = tuple(axis for axis in range(inputs[0].ndim) if layer.axes >> axis & 1)
-    result: Array = _operation(REDUCE, layer, layer.op)(_wide(inputs[0]), axis=axes, keepdims=layer.keep_dims)
+    result: Array = _operation(REDUCE, layer, layer.op)(wide(inputs[0]), axis=axes, keepdims=layer.keep_dims)
     return result
 
 
 def _softmax(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
     """Over the one axis whose bit is set."""
-    axis, x = layer.axes.bit_length() - 1, _wide(inputs[0])
+    axis, x = layer.axes.bit_length() - 1, wide(inputs[0])
     powers = np.exp(x - x.max(axis, keepdims=True))
     return np.asarray(powers / powers.sum(axis, keepdims=True))
 
@@ -227,7 +186,7 @@ def _matrix_multiply(layer: Any, inputs: Sequence[Array], output: Tensor) -> Arr
     def operand(x: Array, operation: str) -> Array:
         if operation == "VECTOR":
             raise UnknownLayer(layer, "the operation VECTOR")
-        return _wide(x.swapaxes(-1, -2) if operation == "TRANSPOSE" else x)
+        return wide(x.swapaxes(-1, -2) if operation == "TRANSPOSE" else x)
 
     product: Array = operand(inputs[0], layer.op0.name) @ operand(inputs[1], layer.op1.name)
     return product
@@ -239,13 +198,13 @@ def _convolution(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
     explicit = layer.padding_mode.name.startswith("EXPLICIT") and tuple(layer.post_padding) == (0, 0)
     if plain != ((1, 1), 1, (0, 0), 1, 2) or not explicit:
         raise UnknownLayer(layer, "the dilation, groups or padding")
-    x, (rows, columns), (height, width) = _wide(inputs[0]), layer.stride_nd, layer.kernel_size_nd
-    kernel = _wide(weights_array(layer.kernel)).reshape(layer.num_output_maps, x.shape[1], height, width)
+    x, (rows, columns), (height, width) = wide(inputs[0]), layer.stride_nd, layer.kernel_size_nd
+    kernel = wide(weights_array(layer.kernel)).reshape(layer.num_output_maps, x.shape[1], height, width)
     sliding = np.lib.stride_tricks.sliding_window_view
     windows = sliding(sliding(x, height, 2), width, 3)[:, :, ::rows, ::columns]  # (B, C, h, w, R, S)
     y = np.tensordot(windows, kernel, ((1, 4, 5), (1, 2, 3)))  # (B, h, w, M)
     bias = weights_array(layer.bias)
-    return (y + _wide(bias) if bias.size else y).transpose(0, 3, 1, 2)
+    return (y + wide(bias) if bias.size else y).transpose(0, 3, 1, 2)
 
 
 # Numbers of few bits
@@ -263,7 +222,7 @@ def _in_blocks(x: Array, scale: Array, axis: int) -> tuple[Array, Array]:
     elif scale.ndim < x.ndim:
         shape = tuple(scale.size if n == axis else 1 for n in range(x.ndim))
     split = [n for blocks, size in zip(shape, x.shape, strict=True) for n in (blocks, size // blocks)]
-    return _wide(x).reshape(split), _wide(scale).reshape([n for blocks in shape for n in (blocks, 1)])
+    return wide(x).reshape(split), wide(scale).reshape([n for blocks in shape for n in (blocks, 1)])
 
 
 def _quantize(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
@@ -271,14 +230,14 @@ def _quantize(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
     x, scale = _in_blocks(inputs[0], inputs[1], layer.axis)
     codes = x / scale
     codes = np.rint(codes) if output.dtype.startswith("INT") else codes
-    codes = codes if len(inputs) < 3 else codes + _wide(inputs[2])
+    codes = codes if len(inputs) < 3 else codes + wide(inputs[2])
     return np.clip(codes, *LIMITS[output.dtype]).reshape(inputs[0].shape)
 
 
 def _dequantize(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
     """(codes - zero) · scale."""
     codes, scale = _in_blocks(inputs[0], inputs[1], layer.axis)
-    codes = codes if len(inputs) < 3 else codes - _wide(inputs[2])
+    codes = codes if len(inputs) < 3 else codes - wide(inputs[2])
     return (codes * scale).reshape(inputs[0].shape)
 
 
@@ -290,7 +249,7 @@ def _rotary_embedding(layer: Any, inputs: Sequence[Array], output: Tensor) -> Ar
 
     Pairs are neighbours where interleaved, else the halves' first, second, … elements.
     """
-    x, cos, sin = map(_wide, inputs[:3])
+    x, cos, sin = map(wide, inputs[:3])
     if len(inputs) > 3 and inputs[3] is not None:
         _check_indices(layer, inputs[3], len(cos))
         cos, sin = cos[inputs[3]], sin[inputs[3]]
@@ -317,56 +276,19 @@ def _kv_cache_update(layer: Any, inputs: Sequence[Array], output: Tensor) -> Arr
     return copy
 
 
-def _attention(layer: Any, inputs: Sequence[Array], output: Tensor) -> Array:
-    """softmax(q kᵀ + mask) v with q (B, N, T, E) and k, v (B, K, C, E); TensorRT scales nothing here.
-
-    A boolean mask is True where a query may look, any other is added. Both causal kinds look at rows up to the
-    query's own, counted from the first row (UPPER_LEFT) or from the last (LOWER_RIGHT). Lengths (B,) end the rows.
-    """
-    attention = layer.attention
-    forms = {attention.query_form.name, attention.key_value_form.name}
-    if forms != {"PADDED_BHND"} or attention.norm_op.name != "SOFTMAX" or _name(attention.normalization_quantize_scale):
-        raise UnknownLayer(layer, "the packed, unnormalized or quantized form")
-    names = [_name(layer.get_input(n)) for n in range(layer.num_inputs)]
-    mask, lengths = (
-        None if role is None else inputs[names.index(role.name)]
-        for role in (attention.mask, attention.key_value_lengths)
-    )
-    q, k, v = map(_wide, inputs[:3])
-    batch, heads, tokens, head_dim = q.shape
-    rows = k.shape[2]
-    grouped = q.reshape(batch, k.shape[1], -1, tokens, head_dim)  # (B, K, N/K, T, E)
-    scores = (grouped @ k[:, :, None].swapaxes(-1, -2)).reshape(batch, heads, tokens, rows)
-    if mask is not None:
-        scores = np.where(mask, scores, -np.inf) if mask.dtype == np.bool_ else scores + _wide(mask)
-    if (kind := attention.causal_kind.name) != "NONE":
-        offset = rows - tokens if kind == "LOWER_RIGHT" else 0
-        scores = np.where(np.arange(rows) <= np.arange(tokens)[:, None] + offset, scores, -np.inf)
-    if lengths is not None:
-        scores = np.where(np.arange(rows) < lengths[:, None, None, None], scores, -np.inf)
-    weights = np.exp(scores - scores.max(-1, keepdims=True))
-    weights /= weights.sum(-1, keepdims=True)
-    y: Array = weights.reshape(*grouped.shape[:4], rows) @ v[:, :, None]
-    return y.reshape(batch, heads, tokens, v.shape[-1])
-
-
-def _name(tensor: Any) -> str:
-    return "" if tensor is None else str(tensor.name)
-
-
 def _top_k(layer: Any, inputs: Sequence[Array], output: Tensor) -> tuple[Array, Array]:
     """The largest values along an axis and where they stand, of equal ones the first."""
     axes = [axis for axis in range(inputs[0].ndim) if layer.axes >> axis & 1]
     if layer.op.name != "MAX" or len(axes) != 1:
         raise UnknownLayer(layer, f"top-k {layer.op.name} along axes {axes}")
     count = layer.k if len(inputs) == 1 or inputs[1] is None else int(inputs[1])
-    places = np.argsort(-_wide(inputs[0]), axes[0], kind="stable").take(range(count), axes[0])
+    places = np.argsort(-wide(inputs[0]), axes[0], kind="stable").take(range(count), axes[0])
     return np.take_along_axis(inputs[0], places, axes[0]), places
 
 
 LAYERS: dict[str, tuple[str, Evaluate]] = {
     "ACTIVATION": ("IActivationLayer", _activation),
-    "ATTENTION_INPUT": ("IAttentionInputLayer", _attention),
+    "ATTENTION_INPUT": ("IAttentionInputLayer", attention),
     "ATTENTION_OUTPUT": ("IAttentionOutputLayer", _same),
     "CAST": ("ICastLayer", _same),
     "CONCATENATION": ("IConcatenationLayer", _concatenation),

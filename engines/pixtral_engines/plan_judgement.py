@@ -79,7 +79,6 @@ def chained(parts: Sequence[Program]) -> Program:
     return Program(parts[0].profile, outputs, tuple(kernel for part in parts for kernel in part.kernels))
 
 
-
 def judge(bundle: Bundle, programs: list[Program], engine: Engine, rows: int) -> PlanJudgement:
     """Judge what was compiled for a decoder's decode profile, the one of fewest tokens, of an engine of `rows` rows."""
     most_tokens = [profile["T"][2] for profile in engine.profiles]

@@ -13,8 +13,9 @@ from onnx import helper
 from helpers.networks import RTX, interpret, make_model, parse, run_in_onnx_runtime
 from pixtral_engines import layer_semantics as layers
 from pixtral_engines.arrays import weights_array
+from pixtral_engines.attention_semantics import in_float16
 from pixtral_engines.interpreter import Interpreter
-from pixtral_engines.layer_semantics import UnknownLayer
+from pixtral_engines.tensors import UnknownLayer
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.compare.parity import relative_error
@@ -236,3 +237,20 @@ def test_weights_of_every_size_are_read_from_tensorrts_memory() -> None:
     packed = np.array([0x21, 0xF8, 0x07], np.uint8)  # 1, 2, -8, -1, 7
     seen = weights_array(RTX.Weights(RTX.int4, packed.ctypes.data, 5))
     np.testing.assert_array_equal(seen.astype(np.int8), [1, 2, -8, -1, 7])
+
+
+def test_attention_that_adds_up_in_float16_stops_growing() -> None:
+    """Above 32,768 float16 has every 32nd number: 16 more are lost. Small sums of integers are exact."""
+    rows = 40_000
+    np.testing.assert_array_equal(in_float16(np.ones((1, rows)), np.ones((rows, 1))), [[32_768]])
+    a, b = (np.random.default_rng(seed).integers(-3, 4, (8, 40)).astype(np.float32) for seed in (0, 1))
+    np.testing.assert_array_equal(in_float16(a, b.T), a @ b.T)
+    builder, network = empty_network()
+    feeds = {"q": np.zeros((1, 1, 1, 8)), "k": np.ones((1, 1, rows, 8)), "v": np.ones((1, 1, rows, 8))}
+    feeds = {name: value.astype(np.float32) for name, value in feeds.items()}
+    tensors = [network.add_input(name, RTX.float32, value.shape) for name, value in feeds.items()]
+    layer = network.add_attention_v2(*tensors, RTX.AttentionNormalizationOp.SOFTMAX, RTX.CausalMaskKind.NONE)
+    network.mark_output(layer.get_output(0))
+    for rounded, expected in ((False, 1), (True, 32_768 / rows)):
+        (seen,) = Interpreter(network, RTX, keep=builder, float16_attention=rounded).run(feeds).values()
+        np.testing.assert_allclose(seen, expected, rtol=1e-6)
