@@ -6,17 +6,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pixtral_engines.parts import even_cuts, part_bytes, specs_of
+from pixtral_engines.parts import even_cuts, memory_per_byte, part_bytes, part_memory, specs_of
 from pixtral_engines.profiles import Profile, Shapes, read_profiles
 from pixtral_engines.targets import Target, parse_targets, refuse_types
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.onnx_weights import weight_bytes
-from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.device.memory import available_memory_bytes
 from pixtral_runtime.errors import Option, SettingError
 
-BUILDER_MEMORY_BYTES = 1_500_000_000  # TensorRT loaded and compiling a graph without weights
-MEMORY_PER_ENGINE_BYTE = 2.0  # read and written once each; 13.2 GB seen for the 12B's 6.3 GB decoder in int4
+BUILDER_MEMORY_BYTES = 1_000_000_000  # TensorRT loaded: 0.6 GB, and what vision takes beside its weights: 0.3
 MOST_CHOSEN_PARTS = 8  # of a decoder, where nobody says how many
 
 
@@ -24,19 +22,16 @@ MOST_CHOSEN_PARTS = 8  # of a decoder, where nobody says how many
 class BuildPlan:
     """What building takes. `engine_bytes` are, by the engine's name, those of the weights that it reads.
 
-    `profiles` are by graph. `cuts`: where the decoder is cut into parts, see `decoder_parts`.
+    `profiles` are by graph. `cuts`: where the decoder is cut into parts, see `decoder_parts`. `peak_memory_bytes` is
+    what the engine takes that takes most: they are built one after another.
     """
 
     target: Target
     shapes: Shapes
     profiles: Mapping[str, list[Profile]]
     engine_bytes: Mapping[str, int]
+    peak_memory_bytes: int
     cuts: tuple[int, ...] = ()
-
-    @property
-    def peak_memory_bytes(self) -> int:
-        """Of the largest engine: they are built one after another."""
-        return BUILDER_MEMORY_BYTES + round(MEMORY_PER_ENGINE_BYTE * max(self.engine_bytes.values()))
 
 
 def plan_build(
@@ -55,15 +50,15 @@ def plan_build(
     available = available_memory_bytes()
     for count in [parts] if parts is not None else [1, 2, 4, MOST_CHOSEN_PARTS]:
         cuts = even_cuts(bundle, min(count, layers))
-        plan = BuildPlan(target, shapes, profiles, _engine_bytes(bundle, cuts), cuts)
+        others = {graph: sum(weight_bytes(bundle.graph_path(graph)).values()) for graph in ("vision", "embed")}
+        decoder = dict(zip(specs_of(bundle, "decoder", cuts), part_bytes(bundle, cuts), strict=True))
+        peak = BUILDER_MEMORY_BYTES + max(
+            round(memory_per_byte(bundle) * max(others.values())), *part_memory(bundle, cuts)
+        )
+        plan = BuildPlan(target, shapes, profiles, others | decoder, peak, cuts)
         if available is None or plan.peak_memory_bytes <= available:
             break
     return plan
-
-
-def _engine_bytes(bundle: Bundle, cuts: Sequence[int]) -> dict[str, int]:
-    sizes = {graph: sum(weight_bytes(bundle.graph_path(graph)).values()) for graph in GRAPHS if graph != "decoder"}
-    return sizes | dict(zip(specs_of(bundle, "decoder", cuts), part_bytes(bundle, cuts), strict=True))
 
 
 def plan_targets(

@@ -12,11 +12,16 @@ from pixtral_runtime.backends.onnx_nodes import replace_nodes
 from pixtral_runtime.bundle.decoder_parts import engine_specs, hidden_name
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.onnx_weights import ROPE_MARK, weight_bytes
-from pixtral_runtime.bundle.spec import GraphSpec
+from pixtral_runtime.bundle.spec import ACTIVATION_DTYPES, GraphSpec
 
 if TYPE_CHECKING:
     import onnx
 
+MEMORY_PER_FLOAT_BYTE, MEMORY_PER_CODE_BYTE = 2.0, 2.55
+"""What TensorRT takes to compile an engine, of the bytes of its weights. Seen for parts of the 12B in int4: 2.54."""
+MEMORY_PER_HALVED_BYTE = 3.6
+"""And beside that for a head of int8 blocks, which is made anew (`halve_codes`) and is one large matrix."""
+HEAD, HEAD_SCALES = "output.weight", "output.weight_scale"
 LAYER = re.compile(r"layers\.(\d+)\.")  # what names of a layer's nodes and weights begin with
 
 
@@ -26,10 +31,10 @@ def specs_of(bundle: Bundle, graph: str, cuts: Sequence[int] = (), *, compat: bo
 
 
 def even_cuts(bundle: Bundle, parts: int) -> tuple[int, ...]:
-    """Where to cut a decoder into parts of about as many bytes of weights; `parts` is 1 to its number of layers."""
-    *layers, head = _layer_bytes(bundle)
+    """Where to cut a decoder into parts that take about as much memory to build; `parts` is 1 to its layers."""
+    *layers, head = _layer_memory(bundle)
     cuts: list[int] = []
-    total, seen = sum(layers) + head, 0
+    total, seen = sum(layers) + head, 0.0
     for layer, size in enumerate(layers):
         most = len(layers) - (parts - 1 - len(cuts))  # the layers behind suffice for a part each
         wanted = total * (len(cuts) + 1) / parts
@@ -46,6 +51,26 @@ def part_bytes(bundle: Bundle, cuts: Sequence[int]) -> list[int]:
     edges = [0, *cuts, len(layers)]
     sizes = [sum(layers[start:end]) + tables for start, end in pairwise(edges)]
     return [*sizes[:-1], sizes[-1] + head]
+
+
+def part_memory(bundle: Bundle, cuts: Sequence[int]) -> list[int]:
+    """Bytes that building each part of a decoder takes beside what TensorRT takes itself."""
+    *layers, head = _layer_memory(bundle)
+    edges = [0, *cuts, len(layers)]
+    sizes = [sum(layers[start:end]) for start, end in pairwise(edges)]
+    return [*map(round, sizes[:-1]), round(sizes[-1] + head)]
+
+
+def memory_per_byte(bundle: Bundle) -> float:
+    return MEMORY_PER_FLOAT_BYTE if bundle.precision in ACTIVATION_DTYPES else MEMORY_PER_CODE_BYTE
+
+
+def _layer_memory(bundle: Bundle) -> list[float]:
+    """What building takes for each layer, and last of all for what follows them."""
+    sizes = weight_bytes(bundle.graph_path("decoder"))
+    halved = sizes[HEAD] + sizes[HEAD_SCALES] if HEAD_SCALES in sizes else 0
+    *layers, last = (memory_per_byte(bundle) * size for size in _layer_bytes(bundle))
+    return [*layers, last + MEMORY_PER_HALVED_BYTE * halved]
 
 
 def _layer_bytes(bundle: Bundle) -> list[int]:
