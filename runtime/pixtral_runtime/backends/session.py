@@ -98,6 +98,7 @@ class Sessions:
     step; `drafts` says that these graphs take several. `replays` says that steps of few shapes are faster, as each is
     replayed: then a step takes a power of two of slots, and all of their logits. `picks` says that the decoder picks
     candidates: it takes `inverse_temperature` (R,) float32 as well, and gives `picked` (`ort_cuda_lowering`).
+    `prompt_step`: pieces of prompts are filled up to a multiple of so many tokens, where each number is compiled anew.
     `free_bytes` is what a device has left for caches and what a step needs beside them; None on a CPU.
     """
 
@@ -105,6 +106,7 @@ class Sessions:
     embed: Session
     decoder: Session
     chunk: int = field(default=PREFILL_CHUNK_TOKENS, kw_only=True)
+    prompt_step: int = field(default=1, kw_only=True)
     slots: int | None = field(default=None, kw_only=True)
     context: int | None = field(default=None, kw_only=True)
     drafts: bool = field(default=True, kw_only=True)

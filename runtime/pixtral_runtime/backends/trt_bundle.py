@@ -12,13 +12,15 @@ from pixtral_runtime.backends.cuda import DeviceStream
 from pixtral_runtime.backends.device_buffers import DeviceCache
 from pixtral_runtime.backends.session import Array, Buffer, KVCache, Sessions, own_cache
 from pixtral_runtime.backends.trt_context import Scratch
-from pixtral_runtime.backends.trt_kernel_cache import kernel_file
+from pixtral_runtime.backends.trt_kernel_cache import compiles_kernels, kernel_file
 from pixtral_runtime.backends.trt_session import TrtSession, TrtSettings
 from pixtral_runtime.bundle.decoder_parts import engine_specs
 from pixtral_runtime.bundle.engine_list import EngineSet
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GraphSpec
 from pixtral_runtime.errors import InputError
+
+RTX_PROMPT_STEP = 32  # tokens
 
 
 class TrtParts:
@@ -88,6 +90,7 @@ def open_sessions(
         picks=decoder.picks,
         replays=settings.cuda_graphs,
         chunk=engines.chunk,
+        prompt_step=min(RTX_PROMPT_STEP, engines.chunk) if compiles_kernels(trt) else 1,
         slots=engines.batch,
         context=engines.context,
         drafts=False,

@@ -10,12 +10,18 @@ from __future__ import annotations
 import weakref
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from pixtral_runtime.files import cache_folder, write_atomically
 
 FOLDER = "tensorrt-rtx"
 DIGITS = 16  # of an engine's sha256
+
+
+def compiles_kernels(trt: ModuleType) -> bool:
+    """Whether engines of a package are compiled further while they run."""
+    return hasattr(trt, "IRuntimeCache")
 
 
 def kernel_file(graph: str, sha256: str, gpu: str) -> Path | None:

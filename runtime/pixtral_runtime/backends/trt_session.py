@@ -28,7 +28,7 @@ from pixtral_runtime.backends.cuda import DeviceStream, Memory
 from pixtral_runtime.backends.device_buffers import DeviceBuffer, DeviceCache, Shape
 from pixtral_runtime.backends.session import Array, Buffer, GraphUse, KVCache, own_cache
 from pixtral_runtime.backends.trt_context import Scratch, TrtContext
-from pixtral_runtime.backends.trt_kernel_cache import keep_kernels
+from pixtral_runtime.backends.trt_kernel_cache import compiles_kernels, keep_kernels
 from pixtral_runtime.backends.trt_package import log_of
 from pixtral_runtime.bundle.decoder_parts import engine_specs
 from pixtral_runtime.bundle.manifest import Bundle
@@ -196,7 +196,7 @@ class TrtSession:
     def _settings_of_contexts(self, kernels: Path | None) -> Any:
         """What contexts are created with: a strategy, and for TensorRT-RTX a configuration that has it."""
         strategy = self._trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if not hasattr(self._trt, "IRuntimeCache"):
+        if not compiles_kernels(self._trt):
             return strategy
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(strategy)

@@ -91,17 +91,36 @@ class ModelRunner:
 
         `temperature` is what the next token is drawn at (`decode_slots`).
         """
-        positions = np.arange(start, min(start + self.sessions.chunk, len(prompt.token_ids)))
-        index = prompt.feature_index[positions]
-        wanted = np.arange(len(positions)) if all_logits else np.array([len(positions) - 1])
-        # Only the features of this chunk travel; a text-only chunk sends one row, unused.
-        used = index[index >= 0]
-        chunk = features[used[0] : used[-1] + 1] if len(used) else features[:1]
-        local = np.where(index >= 0, index - used[0], -1) if len(used) else index
-        token_ids = prompt.token_ids[positions][None]
+        count = min(self.sessions.chunk, len(prompt.token_ids) - start)
+        here = slice(start, start + count)
+        wanted = np.arange(count) if all_logits else np.array([count - 1])
+        chunk, local = self._features_of(prompt.feature_index[here], features)
+        # What fills the chunk up comes after all that is wanted, and the next tokens are written over its rows.
+        whole = self._rounded(count)
+        fill = (0, whole - count if whole <= min(self.sessions.chunk, cache.rows - start) else 0)
+        token_ids, local = np.pad(prompt.token_ids[here], fill)[None], np.pad(local, fill, constant_values=-1)[None]
+        positions = np.arange(start, start + token_ids.shape[1])[None]
         temperatures = np.full(len(wanted), temperature)
         with named_range("prefill"):
-            return self._step(token_ids, local[None], chunk, positions[None], wanted, temperatures, cache)
+            return self._step(token_ids, local, chunk, positions, wanted, temperatures, cache)
+
+    def _features_of(self, index: Array, features: Features) -> tuple[Features, Array]:
+        """The rows of features that a chunk's tokens take, and where each token finds its own; -1 for those of text.
+
+        Only these travel, and neighbours up to a round number; a chunk of text sends one row, unused.
+        """
+        used = index[index >= 0]
+        if not len(used):
+            return features[:1], index
+        first, count = int(used[0]), int(used[-1] + 1 - used[0])
+        count = min(self._rounded(count), self.sessions.chunk, len(features))
+        first = min(first, len(features) - count)
+        return features[first : first + count], np.where(index >= 0, index - first, -1)
+
+    def _rounded(self, count: int) -> int:
+        """A number of tokens or features of a prompt, as the sessions like it."""
+        step = self.sessions.prompt_step
+        return -(-count // step) * step
 
     def decode_token(self, token: int, position: int, cache: KVCache) -> npt.NDArray[np.float32]:
         """Append one token at `position` to a cache of one slot. Returns the logits (V,) after it."""

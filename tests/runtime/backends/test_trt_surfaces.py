@@ -6,20 +6,26 @@ What a package has was recorded from its own bindings by `scripts/record_trt_sur
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from helpers.bundles import exported
 from helpers.host_device import HostDevice
 from helpers.networks import RTX
 from helpers.places import DEMO, IMAGES
-from helpers.trt_engines import engines, session
+from helpers.trt_engines import PLAIN, engines, session
 from helpers.trt_standin import StandIn
 from helpers.trt_surface import RTX_1_7, SURFACES, TRT_10_3, TRT_11_4, Package
+from pixtral_engines.profiles import Shapes
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Model, load
+from pixtral_runtime.backends.session import Buffer
 from pixtral_runtime.backends.trt_session import TrtSession, TrtSettings
 from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.compare.parity import relative_error
+from pixtral_runtime.inputs.prompt import Prompt
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +80,33 @@ def test_what_a_package_lacks_is_not_there(bundle: Bundle) -> None:
     ):
         with pytest.raises(AttributeError, match=name):
             getattr(value, name)
+
+
+@pytest.mark.parametrize("package", [RTX_1_7, TRT_11_4])
+def test_pieces_of_prompts_have_few_sizes_where_each_is_compiled(
+    package: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    runner = engines(StandIn(HostDevice(), package), bundle, PLAIN, Shapes(context=120, batch=1, chunk=64)).runner
+    reference = load(bundle.path).runner
+    embed, seen = runner.sessions.embed.run, set[tuple[int, int]]()
+
+    def run(feeds: dict[str, Any]) -> dict[str, Buffer]:
+        seen.add((feeds["token_ids"].shape[1], len(feeds["image_features"])))
+        return embed(feeds)
+
+    monkeypatch.setattr(runner.sessions.embed, "run", run)
+    for count in (33, 70, 118):  # the last 54 of 118 are not filled up to 64: the cache has 120 rows
+        random = np.random.default_rng(count)
+        index = np.pad(np.arange(count - 3), (2, 1), constant_values=-1)
+        prompt = Prompt(random.integers(3, 400, count), index, (), count - 3)
+        features = random.standard_normal((count - 3, bundle.model.decoder.dim)).astype(bundle.dtype)
+        answers = []
+        for one in (runner, reference):
+            cache = one.sessions.decoder.new_cache(1, 120)
+            read = one.prefill(prompt, features, cache)
+            answers.append(np.vstack([read, one.decode_token(7, count, cache)]))  # over what filled up the last piece
+        assert relative_error(*answers) < 1e-2
+    filled = {(64, 30), (64, 64), (32, 32), (54, 64)}  # a picture of 30 features has no more
+    text = {(1, 1)}  # of a step
+    assert seen == text | (filled if package == RTX_1_7 else {(33, 30), (64, 62), (6, 5), (54, 53)})
