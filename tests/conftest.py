@@ -34,12 +34,12 @@ def installed(package: str) -> str:
 def pytest_configure(config: pytest.Config) -> None:
     """A folder for the bundles and traces that tests share, in the process that starts the others.
 
-    And threads that wait leave their core to another process: those of OpenMP keep it busy otherwise, while torch in
-    the other process of the run needs it.
+    And threads that wait leave their core to the run's other process, which needs it: those of torch and ONNX Runtime
+    keep it busy otherwise.
     """
     if not hasattr(config, "workerinput"):
         os.environ[MADE] = tempfile.mkdtemp(prefix="pixtral-tests-")
-        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # read when torch is imported
+        os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, which reads it then
 
 
 def pytest_unconfigure(config: pytest.Config) -> None:

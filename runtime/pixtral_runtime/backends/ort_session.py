@@ -38,6 +38,7 @@ ORT_DTYPES = {"tensor(float)": "float32"} | {
     f"tensor({name})": name for name in ("float16", "bfloat16", "int64", "int8")
 }
 LONGEST_REASON = 300  # characters of a foreign message that are shown
+WAIT_POLICY = "OMP_WAIT_POLICY"  # OpenMP's own name; torch obeys it by itself
 NO_MEMORY = ("Failed to allocate memory", "bad allocation", "bad_alloc", "out of memory", "ALLOC_FAILED")
 DEVICE_FAILURES = ("CUDA", "CUBLAS", "CUDNN", "cudaError")
 FATAL = 4  # the least severe messages that ONNX Runtime logs
@@ -87,6 +88,9 @@ def open_graph(
     adds pairs of products in 16 bits, which saturate: outputs were seen off by 19 % of the largest. `x64quantprecision`
     takes the kernel for uint8 by uint8 there, and changes nothing elsewhere.
 
+    Threads that wait for work keep their cores busy, which wakes them sooner; where the environment has
+    OMP_WAIT_POLICY=passive they sleep, and other processes get the cores.
+
     Raises SettingError for a number of threads that is none, MissingPackageError without onnxruntime, BundleError for a
     file that it cannot read, MachineError where it lacks memory or a kernel.
     """
@@ -99,6 +103,8 @@ def open_graph(
         raise extra_missing("onnxruntime", "cpu", "Running a graph") from error
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads
+    spins = os.environ.get(WAIT_POLICY, "").lower() != "passive"
+    options.add_session_config_entry("session.intra_op.allow_spinning", str(int(spins)))
     # Errors are raised; what is logged beside them repeats them in color.
     ort.set_default_logger_severity(FATAL)
     options.log_severity_level = FATAL

@@ -57,6 +57,15 @@ def test_products_of_int8_bundles_are_computed_in_int8(
     assert kinds["MatMulIntegerToFloat"] >= (21 if graph == "decoder" else 28) - len(kept)
 
 
+@pytest.mark.parametrize(("policy", "spins"), [("passive", "0"), ("PASSIVE", "0"), ("active", "1"), ("", "1")])
+def test_threads_that_wait_sleep_where_the_environment_says_so(
+    policy: str, spins: str, bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
+    options = open_graph(bundle.graph_path("embed")).get_session_options()
+    assert options.get_session_config_entry("session.intra_op.allow_spinning") == spins
+
+
 EXACT = 1e-6  # seen 6e-8; 0.19 on AVX2 if sums of two products may saturate in 16 bits
 
 
