@@ -13,8 +13,8 @@ test: .venv/installed
 tests: .venv/installed
 	$(BIN)/pytest -q -n auto --dist loadfile --no-loadscope-reorder
 
-wheel: .venv/installed
-	scripts/check_wheel.sh
+wheel: demo
+	scripts/check_wheel.sh $(DEMO)/bundle
 
 lint: .venv/installed
 	$(BIN)/ruff check .

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
 # Builds sdist -> wheel and uses the wheel as a stranger would: in a clean environment outside the tree, without torch.
+# Usage: scripts/check_wheel.sh BUNDLE
 set -euo pipefail
 cd "$(dirname "$0")/.."
 work=$(mktemp -d)
@@ -8,7 +9,7 @@ trap 'rm -rf "$work"' EXIT
 .venv/bin/python -m build --no-isolation --outdir "$work" .
 .venv/bin/python -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install --quiet "$(ls "$work"/*.whl)[cpu]"
-.venv/bin/pixtral export tests/data/tiny-pixtral -o "$work/bundle"
+cp -r "$1" "$work/bundle"
 cp -r tests/data/images "$work/images"
 
 cd /
