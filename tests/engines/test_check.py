@@ -16,6 +16,7 @@ from torch import Tensor
 from typer.testing import CliRunner, Result
 
 from helpers.bundles import exported, seal_again
+from helpers.places import DEMO
 from helpers.tiny import edit_weights, tiny_config, write_checkpoint
 from pixtral_cli.main import app
 from pixtral_engines import layer_semantics as layers
@@ -153,7 +154,7 @@ def test_engines_in_an_older_form_are_checked_in_that_form(copy: Bundle) -> None
     assert any("softmax" in layer for layer in found["largest_activations"]["decoder"])
 
 
-def test_dtypes_that_onnx_runtime_lacks_are_refused(checkpoint: Path, tmp_path: Path) -> None:
-    bundle = exported(checkpoint, tmp_path / "b", ExportSettings(dtype="bfloat16"))
+def test_dtypes_that_onnx_runtime_lacks_are_refused(tmp_path: Path) -> None:
+    bundle = exported(DEMO, tmp_path / "b", ExportSettings(dtype="bfloat16"))  # test_build.py has it exported
     done = invoke("check", bundle.path, "--engine", "rtx:sm89")
     assert done.exit_code == 4 and "no bfloat16 kernels" in done.stderr
