@@ -26,7 +26,7 @@ def against_network(path: Path, target: str, results: dict[str, Any], *, show: b
     from pixtral_engines.check import FLOAT16_LARGEST, NetworkCheck
     from pixtral_engines.targets import parse_targets, refuse_cached_codes
     from pixtral_runtime.backends.trt_package import import_tensorrt, version_of
-    from pixtral_runtime.bundle.engine_list import open_engines, verify_engines
+    from pixtral_runtime.bundle.engine_list import listed_engines, names_of_target, open_engines, verify_engines
     from pixtral_runtime.errors import CheckFailed, InputError
 
     chosen, *others = parse_targets(target)
@@ -35,11 +35,13 @@ def against_network(path: Path, target: str, results: dict[str, Any], *, show: b
     package = import_tensorrt(chosen.flavor)
     prompts = open_prompts(path, "mistral", None, None)
     refuse_cached_codes(prompts.bundle)
-    compat, cuts = None, list[int]()
+    compat, cuts, sets = None, list[int](), []
     is_built = chosen.name in prompts.bundle.engines
     if is_built:
         engines = open_engines(prompts.bundle, chosen.name, version_of(package))
-        verify_engines(prompts.bundle, engines)
+        sets = [listed_engines(prompts.bundle, name) for name in names_of_target(prompts.bundle, chosen.name)]
+        for one in sets:
+            verify_engines(prompts.bundle, one)
         compat, cuts = engines.compat, engines.cuts
     try:
         check = NetworkCheck(prompts.bundle, prompts, package, compat=compat is not None, cuts=cuts)
@@ -77,7 +79,9 @@ def against_network(path: Path, target: str, results: dict[str, Any], *, show: b
         )
         for a in failed
     ]
-    return failures + (_of_plan(prompts.bundle, engines, package, results, show=show) if is_built else [])
+    for one in sets:
+        failures += _of_plan(prompts.bundle, one, package, results, show=show)
+    return failures
 
 
 def _of_plan(
@@ -87,22 +91,23 @@ def _of_plan(
     from pixtral_engines.plan_judgement import MOST_MOVED, judge_decoder
     from pixtral_runtime.errors import EngineError
 
+    plans = results.setdefault("plans", {})
     try:
         judged = judge_decoder(bundle, engines, package)
     except EngineError as error:  # compiled by a TensorRT whose plans are not known
-        results["plan"] = {"judged": False, "reason": str(error)}
+        plans[engines.target] = {"judged": False, "reason": str(error)}
         output.talk(f"The compiled plan was not judged: {error}")
         return []
-    results["plan"] = {"judged": True, "passed": judged.passed, **judged.to_dict()}
+    plans[engines.target] = {"judged": True, "passed": judged.passed, **judged.to_dict()}
     for step, program in (("decode", judged.decode), ("prefill", judged.prefill)):
         for kernel in program.kernels if program else ():
             moves = ", ".join(tensor.name for tensor in kernel.moves if tensor.bytes > LISTED_BYTES)
             output.verbose(f"{step:8} {kernel.moved_bytes / 1e6:9.2f} MB  {kernel.name[:60]:60} {moves}")
     if show:
         output.print_line(
-            f"{'PASSED' if judged.passed else 'FAILED'}: a decode step moves {judged.moved_bytes / 1e6:,.1f} MB in "
-            f"{len(judged.decode.kernels)} kernels, {judged.moved_share:.2f} times the {judged.least_bytes / 1e6:,.1f} "
-            f"MB it cannot do without"
+            f"{'PASSED' if judged.passed else 'FAILED'}: a decode step over {engines.context:,} rows moves "
+            f"{judged.moved_bytes / 1e6:,.1f} MB in {len(judged.decode.kernels)} kernels, {judged.moved_share:.2f} "
+            f"times the {judged.least_bytes / 1e6:,.1f} MB it cannot do without"
         )
     excess = f"a decode step moves {judged.moved_share:.2f} times what it must, {MOST_MOVED:.2f} is allowed"
     what = [str(fault) for fault in judged.faults] or ([] if judged.passed else [excess])

@@ -41,6 +41,7 @@ def hidden_states(bundle: Bundle, count: int) -> Array:
     found: list[Array] = []
     try:
         prompts = load(bundle.path).prompts
+        prompts.tokenizer  # noqa: B018 - read when first used
     except PixtralError:
         prompts = None
     pictures = sorted(IMAGES.glob("*.png"))

@@ -14,6 +14,7 @@ import re
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -26,7 +27,13 @@ from pixtral_engines.profiles import Profile, ranges
 from pixtral_engines.targets import Target
 from pixtral_runtime.backends.cuda import gpu_here
 from pixtral_runtime.backends.trt_package import import_tensorrt, log_of, version_of
-from pixtral_runtime.bundle.engine_list import Engine, EngineSet, open_engines, source_of, with_engines
+from pixtral_runtime.bundle.engine_list import (
+    Engine,
+    EngineSet,
+    open_engines,
+    source_of,
+    with_engines,
+)
 from pixtral_runtime.bundle.integrity import unchanged
 from pixtral_runtime.bundle.manifest import Bundle, open_bundle, writing
 from pixtral_runtime.bundle.spec import GRAPHS, GraphSpec
@@ -38,6 +45,7 @@ ENGINE, PARTIAL = ".engine", ".partial"
 MADE_HERE = re.compile(
     rf"({'|'.join(GRAPHS)})(\.\d{{1,3}})?({PARTIAL}|(\.[0-9a-f]{{8}})?{ENGINE})"
 )  # earlier versions: no digits
+DECODER = "decoder"  # the graph that has cache rows
 UNUSED_INPUT = "Unused Input"
 
 Progress = Callable[[str, int, int], None]
@@ -63,35 +71,43 @@ class BuildSettings:
             raise SettingError(f"no form of the graphs for '{self.compat}'", Option("compat", COMPAT))
 
 
-def build(bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Progress) -> Bundle:
+def build(
+    bundle: Bundle, plan: BuildPlan, settings: BuildSettings, progress: Progress, fewer_rows: Sequence[BuildPlan] = ()
+) -> Bundle:
     """Build a target's engines and list them in the manifest, in the place of those that were there.
 
-    Raises MachineError where memory or disk will not do, InputError where TensorRT refuses a graph.
+    `fewer_rows` are plans of further decoders, for the same target and fewer cache rows. Raises MachineError where
+    memory or disk will not do, InputError where TensorRT refuses a graph.
     """
     package = import_tensorrt(plan.target.flavor)
-    _refuse_small_machine(bundle, plan, package)
+    for one in (plan, *fewer_rows):
+        _refuse_small_machine(bundle, one, package)
     version = version_of(package)
     gpu = None if plan.target.flavor == "rtx" else gpu_here()
+    built: list[EngineSet] = []
     try:
-        engines = EngineSet(
-            target=plan.target.name,
-            tensorrt=version,
-            precision=bundle.precision,
-            context=plan.shapes.context,
-            batch=plan.shapes.batch,
-            chunk=plan.shapes.chunk,
-            graphs={
-                name: _build_engine(bundle, graph, spec, plan, settings, package, progress)
-                for graph in GRAPHS
-                for name, spec in specs_of(bundle, graph, plan.cuts, compat=settings.compat is not None).items()
-            },
-            compat=settings.compat,
-            gpu=gpu.name if gpu else None,
-            capability=gpu.capability if gpu else None,
-            cuts=list(plan.cuts),
-        )
+        for one in (plan, *fewer_rows):
+            engines = {} if not built else {name: built[0].graphs[name] for name in GRAPHS if name != DECODER}
+            for graph in [DECODER] if built else GRAPHS:
+                for name, spec in specs_of(bundle, graph, one.cuts, compat=settings.compat is not None).items():
+                    engines[name] = _build_engine(bundle, graph, spec, one, settings, package, progress)
+            built.append(
+                EngineSet(
+                    target=one.listed_as,
+                    tensorrt=version,
+                    precision=bundle.precision,
+                    context=one.shapes.context,
+                    batch=one.shapes.batch,
+                    chunk=one.shapes.chunk,
+                    graphs=engines,
+                    compat=settings.compat,
+                    gpu=gpu.name if gpu else None,
+                    capability=gpu.capability if gpu else None,
+                    cuts=list(one.cuts),
+                )
+            )
         sync(bundle.path / plan.target.folder)
-        bundle = with_engines(bundle, engines)
+        bundle = with_engines(bundle, *built)
         bundle.write()
     finally:
         _remove_unlisted(bundle, plan.target)
@@ -108,7 +124,7 @@ def _remove_unlisted(bundle: Bundle, target: Target) -> None:
 
 
 def build_targets(bundle: Bundle, plans: Sequence[BuildPlan], settings: BuildSettings, progress: Progress) -> Bundle:
-    """Build for each target in turn, while nobody else writes the bundle.
+    """Build for each target in turn, while nobody else writes the bundle. A target's plans follow each other.
 
     Raises what `build` raises, and InputError before it starts where something could not be written.
     """
@@ -120,8 +136,9 @@ def build_targets(bundle: Bundle, plans: Sequence[BuildPlan], settings: BuildSet
             raise EngineError(f"{bundle.path} was exported anew meanwhile", "build again")
         bundle = replace(bundle, engines=now.engines)
         with unchanged(bundle):
-            for plan in plans:
-                bundle = build(bundle, plan, settings, progress)
+            for _, of_target in groupby(plans, key=lambda plan: plan.target.name):
+                most_rows, *fewer = of_target
+                bundle = build(bundle, most_rows, settings, progress, fewer)
     return bundle
 
 

@@ -20,7 +20,12 @@ def build(
         str, typer.Option(help="rtx:sm75 … rtx:sm121 (no GPU needed), trt (the GPU of this machine); comma-separated.")
     ],
     context: Annotated[
-        int | None, typer.Option(min=1, help="Cache rows a slot: prompt and answer. Default: largest image + 512.")
+        str | None,
+        typer.Option(
+            metavar="ROWS[,ROWS…]",
+            help="Cache rows a slot: prompt and answer. Of several a job takes the fewest that suffice. "
+            "Default: largest image + 512.",
+        ),
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Requests decoded, and small images encoded, at a time.")] = 1,
     chunk: Annotated[int, typer.Option(min=1, help="Prompt tokens of a prefill step.")] = 256,
@@ -73,7 +78,9 @@ def build(
 
     limit = None if workspace is None else output.parse_size(workspace, "--workspace")
     settings = BuildSettings(opt_level, timing_cache, compat, limit)
-    plans = plan_targets(opened, target, Shapes.of(opened, context, batch, chunk), profile or (), parts)
+    contexts = [None] if context is None else list(dict.fromkeys(_numbers(context)))
+    shapes = [Shapes.of(opened, number, batch, chunk) for number in contexts]
+    plans = plan_targets(opened, target, shapes, profile or (), parts)
     if save_onnx is not None:
         save_graphs(opened, save_onnx, plans[0].shapes.context, compat=compat is not None, cuts=plans[0].cuts)
     if not dry_run:
@@ -90,6 +97,17 @@ def build(
             for name, size in built["engine_bytes"].items()
         ]
         output.print_table((built["target"], "bytes", "profiles"), rows)
+
+
+def _numbers(context: str) -> list[int]:
+    from pixtral_runtime.errors import InputError
+
+    try:
+        return [int(text) for text in context.split(",")]
+    except ValueError as error:
+        raise InputError(
+            f"--context {context} is no number of rows", "--context 4864 or --context 1280,4864"
+        ) from error
 
 
 def _text(profiles: list[dict[str, tuple[int, int, int]]]) -> str:

@@ -112,7 +112,7 @@ def _build(bundle: Bundle, targets: str) -> list[dict[str, Any]]:
     from pixtral_engines.build_plan import build_summary, plan_targets
     from pixtral_engines.profiles import Shapes
 
-    plans = plan_targets(bundle, targets, Shapes.of(bundle))
+    plans = plan_targets(bundle, targets, [Shapes.of(bundle)])
     with output.progress() as bars, output.building(bars) as stage:
         built = build_targets(bundle, plans, BuildSettings(), stage)
     summary: list[dict[str, Any]] = build_summary(built, plans, is_built=True)["targets"]

@@ -88,7 +88,7 @@ def test_the_command_builds_parts_and_what_reads_engines_knows_them(copy: Bundle
 
     report = json.loads(invoke("check", copy.path, "--engine", SM89.name, "--json"))
     assert report["network"]["parts"] == 2 and all(seen["passed"] for seen in report["network"]["comparisons"])
-    assert report["plan"]["passed"], report["plan"]["faults"]
+    assert report["plans"][SM89.name]["passed"], report["plans"][SM89.name]["faults"]
     judged = judge_decoder(copy, engines, RTX)
     assert sum(kernel.is_attention for kernel in judged.decode.kernels) == copy.model.decoder.n_layers
 

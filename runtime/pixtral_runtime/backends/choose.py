@@ -50,18 +50,19 @@ def open_backend(
     *,
     threads: int = 0,
     slots: int | None = 1,
+    rows: int | None = None,
     gpu: Callable[[], CudaDevice] = CudaDevice,
 ) -> Opened:
     """Open a bundle's sessions, for about so many answers at a time; None: as many as fit.
 
-    Raises SettingError for an unknown backend, EngineError for engines that are missing or stale, MachineError for a
-    machine that cannot run them.
+    `rows`: the most cache rows that an answer takes; None: as many as there are. Raises SettingError for an unknown
+    backend, EngineError for engines that are missing or stale, MachineError for a machine that cannot run them.
     """
     if backend not in BACKENDS:
         raise SettingError(f"no backend '{backend}'", Option("backend", BACKENDS))
     for flavor in FLAVORS:
         if backend == flavor:
-            return _open_engines(bundle, flavor, gpu)
+            return _open_engines(bundle, flavor, gpu, rows)
     if backend == "ort-cuda":
         return _open_cuda(bundle, gpu, slots, "asked for")
     reason = "asked for"
@@ -71,7 +72,7 @@ def open_backend(
             if not any(target.partition(":")[0] == flavor for target in bundle.engines):
                 continue
             try:
-                return _open_engines(bundle, flavor, gpu)
+                return _open_engines(bundle, flavor, gpu, rows)
             except PixtralError as error:  # what is wrong with engines is said, and ONNX Runtime does the work
                 reasons.append(f"{flavor}: {error}")
         reason = "; ".join(reasons) or "the bundle lists no engines"
@@ -96,13 +97,13 @@ def _open_cuda(bundle: Bundle, gpu: Callable[[], CudaDevice], slots: int | None,
     return Opened(sessions, "ort-cuda", reason)
 
 
-def _open_engines(bundle: Bundle, flavor: Flavor, gpu: Callable[[], CudaDevice]) -> Opened:
+def _open_engines(bundle: Bundle, flavor: Flavor, gpu: Callable[[], CudaDevice], rows: int | None) -> Opened:
     trt = import_tensorrt(flavor)
     device = gpu()
     target = "trt" if flavor == "trt" else f"rtx:sm{device.capability}"
-    engines = open_engines(bundle, target, version_of(trt))
+    engines = open_engines(bundle, target, version_of(trt), rows)
     elsewhere = built_elsewhere(bundle, engines, device.name, device.capability)
     with unchanged_engines(bundle, engines):
         sessions = open_sessions(trt, bundle, engines, device, TrtSettings(cuda_graphs=True))
-    reason = f"engines for {target} by {engines.tensorrt}"
+    reason = f"engines for {target} of {engines.context} rows by {engines.tensorrt}"
     return Opened(sessions, flavor, f"{reason}, {elsewhere}" if elsewhere else reason)

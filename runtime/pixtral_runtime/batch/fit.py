@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from pixtral_runtime.backends.device_buffers import whole_rows
@@ -27,24 +27,39 @@ def check_fit(prompts: PromptBuilder, requests: Sequence[Request]) -> None:
     Each text must fit the context alone and with its images. Image headers are read only where the largest possible
     images would not fit; what cannot be read is left for the run to record.
     """
-    texts: dict[tuple[Message, ...], int] = {}
     context = prompts.bundle.limits.max_context
-    for request in requests:
-        text = tuple(replace(m, content=tuple(p for p in m.content if isinstance(p, str))) for m in request.messages)
-        if text not in texts:
-            texts[text] = len(prompts.build(text).token_ids)
-        room = context - texts[text] - 1
+    for request, text in _with_text_tokens(prompts, requests):
+        room = context - text - 1
         if len(request.images) * prompts.preprocess.largest_block <= room:
             continue
         sizes = [stored_size(path) for path in request.images]
         tokens = sum(token_count(*prompts.preprocess.grid(*size)) for size in sizes if size is not None)
         if tokens > room:
             raise ContextError(
-                f"{', '.join(map(str, request.images))}: {tokens} tokens, the prompt {texts[text]}, and the bundle's "
+                f"{', '.join(map(str, request.images))}: {tokens} tokens, the prompt {text}, and the bundle's "
                 f"context holds {context}",
                 Option("image_tokens", room // len(request.images), "for smaller images"),
-                f"pixtral export … --max-context {texts[text] + tokens + 1}",
+                f"pixtral export … --max-context {text + tokens + 1}",
             )
+
+
+def most_rows(prompts: PromptBuilder, requests: Sequence[Request]) -> int:
+    """Cache rows that none of these requests exceeds, whatever sizes its images have."""
+    block = prompts.preprocess.largest_block
+    return max(
+        text + len(request.images) * block + request.max_new_tokens
+        for request, text in _with_text_tokens(prompts, requests)
+    )
+
+
+def _with_text_tokens(prompts: PromptBuilder, requests: Sequence[Request]) -> Iterator[tuple[Request, int]]:
+    """Each request with the tokens of its prompt without images."""
+    texts: dict[tuple[Message, ...], int] = {}
+    for request in requests:
+        text = tuple(replace(m, content=tuple(p for p in m.content if isinstance(p, str))) for m in request.messages)
+        if text not in texts:
+            texts[text] = len(prompts.build(text).token_ids)
+        yield request, texts[text]
 
 
 def choose_slots(model: Model, requests: Sequence[Request], wanted: int | None, memory_bytes: int | None) -> int:

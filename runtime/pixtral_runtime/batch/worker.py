@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from pixtral_runtime.batch.fit import choose_slots
+from pixtral_runtime.batch.fit import choose_slots, most_rows
 from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Record, Request, Settings
 from pixtral_runtime.batch.under_way import UnderWay
@@ -40,7 +40,7 @@ class WorkerOptions:
 
 
 class Worker:
-    """A bundle with preprocessing, schema and caches; its graphs are loaded with the first job.
+    """A bundle with preprocessing, schema and caches; its graphs are loaded with the first job, and for its length.
 
     Raises InputError and MachineError as `open_bundle`, `Preprocess`, `compile_schema` and `load_bundle` do.
     """
@@ -56,6 +56,7 @@ class Worker:
             opened, mode=settings.preprocess, max_side=settings.max_image_side, image_tokens=settings.image_tokens
         )
         self.prompts = PromptBuilder(opened, preprocess)
+        self._rows = 0  # of the longest answer so far
         self._schema = None if options.schema is None else compile_schema(options.schema, self.prompts, "the schema")
         self._features = (
             None
@@ -67,11 +68,21 @@ class Worker:
     def model(self) -> Model:
         options = self._options
         bundle, slots = self.prompts.bundle, options.batch
-        return load_bundle(bundle, self.prompts, threads=options.threads, backend=options.backend, slots=slots)
+        return load_bundle(
+            bundle, self.prompts, threads=options.threads, backend=options.backend, slots=slots, rows=self._rows
+        )
+
+    def _make_room(self, rows: int) -> None:
+        """Load engines of so many cache rows for a job: other ones where those of the job before have fewer."""
+        before, self._rows = self._rows, max(rows, self._rows)
+        if "model" in self.__dict__ and before <= (self.model.runner.sessions.context or before) < rows:
+            del self.model
 
     def job(self, requests: Sequence[Request], done: Mapping[str, Record], under_way: UnderWay | None = None) -> Job:
         """A job of these requests; those whose record in `done`, by id, still holds are left out."""
         options = self._options
+        if requests and self.prompts.bundle.engines:
+            self._make_room(most_rows(self.prompts, requests))
         slots = choose_slots(self.model, requests, options.batch, options.memory_bytes)
         return Job(
             self.model,

@@ -1,5 +1,8 @@
 """The engines that a bundle lists: what they were built for and from, and whether they may still be used.
 
+A target may have decoders for several numbers of cache rows, since attention reads all rows that an engine has. Those
+of fewer rows are sets of their own, `rtx:sm89@1280` beside `rtx:sm89`, which share the other engines' files.
+
 An engine answers for the graph and the weights it was compiled from. One that was built from others, or is not the
 file that was written, is refused with the reason, never used silently.
 """
@@ -63,14 +66,32 @@ class EngineSet:
         return from_json(cls, data)
 
 
+ROWS_MARK = "@"
+
+
+def name_of_fewer_rows(target: str, rows: int) -> str:
+    """How a target's engines of fewer cache rows are listed beside those of most."""
+    return f"{target}{ROWS_MARK}{rows}"
+
+
+def names_of_target(bundle: Bundle, target: str) -> list[str]:
+    """How a target's engines are listed: those of most cache rows first."""
+    return sorted(name for name in bundle.engines if _target_of(name) == target)
+
+
+def _target_of(name: str) -> str:
+    return name.partition(ROWS_MARK)[0]
+
+
 def source_of(bundle: Bundle, graph: str) -> str:
     """What an engine is compiled from: the sha256 of the graph's file and of the weight file."""
     return f"{bundle.files[f'{graph}.onnx'].sha256}+{bundle.files[WEIGHTS].sha256}"
 
 
-def with_engines(bundle: Bundle, engines: EngineSet) -> Bundle:
-    """The bundle with a target's engines listed in the place of earlier ones."""
-    return replace(bundle, engines=bundle.engines | {engines.target: engines.to_dict()})
+def with_engines(bundle: Bundle, engines: EngineSet, *others: EngineSet) -> Bundle:
+    """The bundle with a target's engines listed in the place of earlier ones; `others` have fewer rows."""
+    kept = {name: built for name, built in bundle.engines.items() if _target_of(name) != engines.target}
+    return replace(bundle, engines=kept | {built.target: built.to_dict() for built in (engines, *others)})
 
 
 def listed_engines(bundle: Bundle, target: str) -> EngineSet:
@@ -87,19 +108,20 @@ def listed_engines(bundle: Bundle, target: str) -> EngineSet:
         ) from error
 
 
-def open_engines(bundle: Bundle, target: str, tensorrt: str) -> EngineSet:
+def open_engines(bundle: Bundle, target: str, tensorrt: str, rows: int | None = None) -> EngineSet:
     """A target's engines, each checked against the bundle. `tensorrt` is the package and version that will run them.
 
-    Raises OtherGpuError where there are engines for other targets only, StaleEngineError where one was built from
-    something else or by another TensorRT, and EngineError where one is absent or was changed; all with the command
-    that builds them.
+    Of several, those that have the fewest cache rows of at least `rows`, otherwise those of most. Raises OtherGpuError
+    where there are engines for other targets only, StaleEngineError where one was built from something else or by
+    another TensorRT, and EngineError where one is absent or was changed; all with the command that builds them.
     """
     rebuild = _rebuild(bundle, target)
     if target not in bundle.engines:
-        listed = ", ".join(bundle.engines) or "none"
+        listed = ", ".join(sorted(set(map(_target_of, bundle.engines)))) or "none"
         error = OtherGpuError if bundle.engines else EngineError
         raise error(f"{bundle.path} has no engines for {target}; there are: {listed}", rebuild)
-    engines = listed_engines(bundle, target)
+    sets = [listed_engines(bundle, name) for name in names_of_target(bundle, target)]
+    engines = min((one for one in sets if rows and one.context >= rows), key=lambda one: one.context, default=sets[0])
     if engines.tensorrt != tensorrt:
         raise StaleEngineError(
             f"the engines for {target} were built by {engines.tensorrt}, here is {tensorrt}: plans do not travel",
@@ -158,7 +180,7 @@ def _entries(engines: EngineSet) -> dict[str, FileEntry]:
 
 
 def _rebuild(bundle: Bundle, target: str) -> str:
-    return f"pixtral build {bundle.path} --target {target}"
+    return f"pixtral build {bundle.path} --target {_target_of(target)}"
 
 
 def _damage(path: Path, engine: Engine) -> str:

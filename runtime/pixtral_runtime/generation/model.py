@@ -121,8 +121,14 @@ def load(path: str | Path, *, threads: int = 0, preprocess: Preprocess | None = 
 
 
 def load_bundle(
-    bundle: Bundle, prompts: PromptBuilder, *, threads: int = 0, backend: str = "auto", slots: int | None = 1
+    bundle: Bundle,
+    prompts: PromptBuilder,
+    *,
+    threads: int = 0,
+    backend: str = "auto",
+    slots: int | None = 1,
+    rows: int | None = None,
 ) -> Model:
-    """Open a bundle's sessions on a backend of `choose.BACKENDS`, for about so many answers at a time."""
-    opened = open_backend(bundle, backend, threads=threads, slots=slots)
+    """Open a bundle's sessions on a backend of `choose.BACKENDS`, for about so many answers of so many cache rows."""
+    opened = open_backend(bundle, backend, threads=threads, slots=slots, rows=rows)
     return Model(bundle, opened.sessions, prompts, f"{opened.backend}: {opened.reason}")

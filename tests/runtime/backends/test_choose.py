@@ -19,11 +19,17 @@ from pixtral_engines.profiles import Shapes, profiles
 from pixtral_runtime import Model, load
 from pixtral_runtime.backends import choose as backend
 from pixtral_runtime.backends.choose import open_backend
+from pixtral_runtime.batch import worker as workers
+from pixtral_runtime.batch.fit import most_rows
+from pixtral_runtime.batch.records import Request, Settings
+from pixtral_runtime.batch.worker import Worker, WorkerOptions
 from pixtral_runtime.bundle.engine_list import Engine, EngineSet, source_of, with_engines
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.errors import EngineError, InputError, MachineError, OtherGpuError
 from pixtral_runtime.files import sha256_of_file
+from pixtral_runtime.inputs.conversation import user_message
+from pixtral_runtime.inputs.prompt import PromptBuilder
 
 IMAGE = IMAGES / "gray_circle_99x70.png"
 SHAPES = Shapes(context=256, batch=1, chunk=16)
@@ -47,25 +53,61 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Gpu:
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
     made = exported(DEMO, tmp_path_factory.mktemp("b") / "b")
-    listed = {}
-    for graph in GRAPHS:
-        file = write_engine(made.path / f"{graph}.engine", made, graph, SHAPES.context, profiles(made, graph, SHAPES))
-        listed[graph] = Engine(file.name, file.stat().st_size, sha256_of_file(file), source_of(made, graph), [])
-    return with_engines(made, EngineSet("rtx:sm89", VERSION, "float16", SHAPES.context, 1, SHAPES.chunk, listed))
+    sets = []
+    for name, shapes in (("rtx:sm89", SHAPES), ("rtx:sm89@64", replace(SHAPES, context=64))):
+        listed = {}
+        for graph in GRAPHS:
+            path = made.path / f"{graph}.{shapes.context}.engine"
+            file = write_engine(path, made, graph, shapes.context, profiles(made, graph, shapes))
+            listed[graph] = Engine(file.name, file.stat().st_size, sha256_of_file(file), source_of(made, graph), [])
+        sets.append(EngineSet(name, VERSION, "float16", shapes.context, 1, shapes.chunk, listed))
+    return with_engines(made, *sets)
 
 
-def opened(bundle: Bundle, device: Any, name: str = "auto") -> Any:
-    return open_backend(bundle, name, gpu=lambda: device)
+def opened(bundle: Bundle, device: Any, name: str = "auto", rows: int | None = None) -> Any:
+    return open_backend(bundle, name, gpu=lambda: device, rows=rows)
 
 
 def test_auto_takes_engines_for_this_gpu_and_they_answer_alike(bundle: Bundle, device: Gpu) -> None:
     found = opened(bundle, device)
     assert (found.backend, found.sessions.chunk) == ("rtx", 16)
-    assert found.reason == f"engines for rtx:sm89 by {VERSION}"
+    assert found.reason == f"engines for rtx:sm89 of 256 rows by {VERSION}"
     theirs = load(bundle.path, backend="ort-cpu")
     ours = Model(bundle, found.sessions, theirs.prompts)
     a, b = (model.generate("Describe this image in one short sentence.", [IMAGE]) for model in (ours, theirs))
     assert a.token_ids == b.token_ids and len(a.token_ids) > 1
+
+
+@pytest.mark.parametrize(("rows", "taken"), [(None, 256), (1, 64), (64, 64), (65, 256), (300, 256)])
+def test_a_job_takes_the_engines_of_the_fewest_rows_that_suffice(
+    rows: int | None, taken: int, bundle: Bundle, device: Gpu
+) -> None:
+    found = opened(bundle, device, "rtx", rows)
+    assert found.sessions.context == taken and f"of {taken} rows" in found.reason
+    cache = found.sessions.decoder.new_cache(1, 1)
+    assert cache.rows == taken
+
+
+def test_a_worker_loads_other_engines_for_longer_requests_only(
+    bundle: Bundle, device: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int | None] = []
+
+    def load_bundle(bundle: Bundle, prompts: PromptBuilder, *, rows: int | None, **_: object) -> Model:
+        asked.append(rows)
+        return Model(bundle, opened(bundle, device, "rtx", rows).sessions, prompts)
+
+    monkeypatch.setattr(workers, "load_bundle", load_bundle)
+    bundle.write()
+    worker = Worker(bundle.path, Settings(bundle.fingerprint), WorkerOptions(backend="rtx"))
+    contexts = []
+    for text in ("short", "go " * 60, "short", "go " * 400, "go " * 500):
+        requests = [Request("a", user_message(text), 4)]
+        tokens = len(worker.prompts.build(user_message(text)).token_ids)
+        worker.job(requests, {})
+        assert tokens + 4 <= most_rows(worker.prompts, requests)
+        contexts.append(worker.model.runner.sessions.context)
+    assert contexts == [64, 256, 256, 256, 256] and len(asked) == 3, "the last one asks in vain and does not ask again"
 
 
 def test_auto_takes_the_cpu_where_engines_do_not_fit_and_says_why(bundle: Bundle, device: Gpu) -> None:

@@ -16,7 +16,14 @@ from helpers.small_memory import Small
 from helpers.tiny import tiny_config, write_checkpoint
 from pixtral_cli.output import hint_of
 from pixtral_runtime import Message, Model, load
-from pixtral_runtime.batch.fit import MOST_DEVICE_SLOTS, MOST_SLOTS, SHARE_FOR_CACHES, check_fit, choose_slots
+from pixtral_runtime.batch.fit import (
+    MOST_DEVICE_SLOTS,
+    MOST_SLOTS,
+    SHARE_FOR_CACHES,
+    check_fit,
+    choose_slots,
+    most_rows,
+)
 from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Record, Request, Settings
 from pixtral_runtime.batch.under_way import UnderWay
@@ -179,6 +186,17 @@ def test_a_job_that_cannot_fit_is_refused_before_any_work(model: Model, pictures
     with pytest.raises(InputError, match=r"c\.jpg") as raised:
         check_fit(model.prompts, [many])
     assert [option.name for option in raised.value.options] == ["image_tokens"]
+
+
+def test_no_request_takes_more_rows_than_is_said_before(model: Model, pictures: list[Path]) -> None:
+    requests = [*asked(pictures), Request("long", user_message("go " * 50, pictures[2:3]), 9)]
+    bound = most_rows(model.prompts, requests)
+    readable = [request for request in requests if request.images[0].name in ("a.png", "c.jpg")]
+    for record in run(model, readable).values():
+        assert record.prompt_tokens and record.new_tokens and record.prompt_tokens + record.new_tokens <= bound
+    assert bound == max(most_rows(model.prompts, [request]) for request in requests)
+    text = Request("text", user_message("go " * 50), 9)
+    assert most_rows(model.prompts, [text]) == len(model.prompts.build(text.messages).token_ids) + 9
 
 
 def test_slots_follow_the_wish_the_memory_and_the_engines(model: Model, pictures: list[Path]) -> None:
