@@ -216,8 +216,8 @@ def test_ctrl_c_stops_the_command_although_tensorrt_swallows_it(plain: Bundle, t
 
 
 def test_too_little_memory_or_disk_is_refused_before_any_work(plain: Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(building, "available_memory_bytes", lambda: 1_000_000_000)
-    with pytest.raises(MachineError, match=r"takes some 1\.5 GB of memory, 1\.0 GB are available"):
+    monkeypatch.setattr(building, "available_memory_bytes", lambda: 900_000_000)
+    with pytest.raises(MachineError, match=r"takes some 1\.0 GB of memory, 0\.9 GB are available"):
         built(plain, "rtx:sm89")
     monkeypatch.setattr(building, "available_memory_bytes", lambda: None)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))

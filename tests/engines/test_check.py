@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -79,7 +80,8 @@ def test_the_first_layer_that_is_understood_otherwise_is_named(plain: Bundle, mo
     model = onnx.load(plain.graph_path("decoder"), load_external_data=False)
     first = next(node.name for node in model.graph.node if node.op_type == "Attention")
     assert failed and {agreement.stage for agreement in failed} == {"decoder"}
-    assert {agreement.layer for agreement in failed} == {f"{first}_AttentionOutput"}
+    (layer,) = {agreement.layer for agreement in failed}
+    assert re.fullmatch(rf"{re.escape(first)}(_\d+)?_AttentionOutput", layer)  # the importer may number it
 
 
 def test_activations_beyond_float16_fail_and_are_named(tmp_path: Path) -> None:
