@@ -270,7 +270,7 @@ def cache_values(scale: int, itemsize: int) -> Bytes:
 
 def compare_inputs(name: str, bundle: Bundle) -> None:
     """What goes into the decoder: embedded tokens, and features of one and of two pictures."""
-    random, side = np.random.default_rng(0), 4 * bundle.model.vision.patch_size
+    random, side = np.random.default_rng(0), 4 * bundle.model.vision.token_edge
     index = np.where(np.arange(48) < 3, np.arange(48), -1)[None]
     features = random.standard_normal((4, bundle.model.decoder.dim)).astype(bundle.dtype)
     tokens = random.integers(0, 256, (1, 48))

@@ -316,7 +316,7 @@ def picture_prompt(bundle: Bundle, number: int) -> Prompt:
     file = io.BytesIO()
     coarse = Image.fromarray(random.integers(0, 256, (12, 16, 3), np.uint8))
     coarse.resize((480, 360), Image.Resampling.BICUBIC).save(file, "JPEG")
-    patch = bundle.model.vision.patch_size
+    patch = bundle.model.vision.token_edge
     pixels = Preprocess(patch, bundle.limits.max_image_side)(Image.open(file).convert("RGB"))
     rows, columns = (side // patch for side in pixels.shape[1:])
     image = ([special.image] * columns + [special.image_break]) * rows

@@ -1,7 +1,8 @@
-"""Write a checkpoint of Pixtral-12B's exact names and shapes with random weights, to measure without the real ones.
+"""Write a checkpoint of a published model's names and shapes with random weights, to measure without the real ones.
 
     python scripts/make_synthetic_checkpoint.py artifacts/synthetic --size pixtral-12b --format hf
     python scripts/make_synthetic_checkpoint.py artifacts/synthetic-4 --layers 4 --vision-layers 2
+    python scripts/make_synthetic_checkpoint.py artifacts/ministral --size ministral-3-3b
 
 Mistral's format in one file, or Hugging Face's in shards as mistral-community/pixtral-12b has them. Both hold the same
 model for the same seed: their exports are equal byte for byte. bfloat16, streamed: memory stays at one tensor. Depth
@@ -17,6 +18,7 @@ import math
 import struct
 import time
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,11 +30,10 @@ from torch import Tensor
 from pixtral_export.checkpoint.reader import SPELLINGS
 from pixtral_export.checkpoint.tensor_names import pairs_to_halves
 from pixtral_export.model.parameters import Parameter, parameters
-from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, VisionConfig
+from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, QueryScale, VisionConfig, Yarn
 
 BLOCK = 1 << 24  # values drawn at a time
 SHARD_BYTES = 5_000_000_000  # as the shards on the hub
-SIZES = {"pixtral-12b": (40, 24)}  # layers of the decoder and of the vision tower
 
 
 def pixtral_12b(layers: int = 40, vision_layers: int = 24, vocab_size: int = 131_072) -> ModelConfig:
@@ -49,10 +50,45 @@ def pixtral_12b(layers: int = 40, vision_layers: int = 24, vocab_size: int = 131
     )  # fmt: skip
 
 
+def ministral_3_3b() -> ModelConfig:
+    """The configuration of Ministral-3-3B-2512 (specification sections 4.1, 4.2 and 4.4)."""
+    return ModelConfig(
+        VisionConfig(
+            hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, head_dim=64, intermediate_size=4096,
+            patch_size=14, image_size=1540, rope_theta=1e4, spatial_merge_size=2,
+        ),
+        DecoderConfig(
+            dim=3072, n_layers=26, head_dim=128, hidden_dim=9216, n_heads=32, n_kv_heads=8, vocab_size=131_072,
+            rope_theta=1e6, max_position=262_144, yarn=Yarn(16.0, 16_384), query_scale=QueryScale(0.1, 16_384),
+            tied_embeddings=True,
+        ),
+        adapter_bias=False,
+        adapter_norm=True,
+    )  # fmt: skip
+
+
+SIZES = {"pixtral-12b": pixtral_12b, "ministral-3-3b": ministral_3_3b}
+
+
 def params_json(config: ModelConfig) -> dict[str, object]:
     """A configuration as Mistral's `params.json` spells it."""
     decoder, vision = config.decoder, config.vision
-    return {
+    family: dict[str, Any] = {}
+    if yarn := decoder.yarn:
+        family["yarn"] = {
+            "original_max_position_embeddings": yarn.original_max_position, "factor": yarn.factor,
+            "apply_scale": False, "beta": yarn.beta_fast, "alpha": yarn.beta_slow,
+        }  # fmt: skip
+    if scale := decoder.query_scale:
+        family["llama_4_scaling"] = {"original_max_position_embeddings": scale.length, "beta": scale.beta}
+    if decoder.tied_embeddings:
+        family["tied_embeddings"] = True
+    merging: dict[str, Any] = {}
+    if vision.spatial_merge_size > 1:
+        merging = {"spatial_merge_size": vision.spatial_merge_size, "mm_projector_id": "patch_merge"}
+    if config.adapter_norm:
+        merging["add_pre_mm_projector_layer_norm"] = True
+    return family | {
         "dim": decoder.dim, "n_layers": decoder.n_layers, "head_dim": decoder.head_dim,
         "hidden_dim": decoder.hidden_dim, "n_heads": decoder.n_heads, "n_kv_heads": decoder.n_kv_heads,
         "rope_theta": decoder.rope_theta, "norm_eps": decoder.norm_eps, "vocab_size": decoder.vocab_size,
@@ -65,30 +101,44 @@ def params_json(config: ModelConfig) -> dict[str, object]:
             "adapter_bias": config.adapter_bias,
             "image_break_token_id": config.image_tokens.image_break,
             "image_end_token_id": config.image_tokens.image_end,
-        },
+        } | merging,
     }  # fmt: skip
 
 
 def hf_config(config: ModelConfig, format: str = "hf") -> dict[str, Any]:
-    """The content of config.json in the words of transformers 4 ("hf") or 5 ("hf-new")."""
+    """The content of config.json in the words of transformers 4 ("hf") or 5 ("hf-new"), Llava's or Mistral 3's."""
     decoder, vision = config.decoder, config.vision
+    is_mistral_3 = vision.spatial_merge_size > 1
+    kind = "Mistral3" if is_mistral_3 else "Llava"
 
     def rope(theta: float, kind: str) -> dict[str, Any]:
         old = {"rope_theta": theta}
         return old if format == "hf" else {"rope_parameters": old | {"rope_type": kind}}
 
-    return {
-        "architectures": ["LlavaForConditionalGeneration"], "model_type": "llava", "image_seq_length": 1,
+    text_rope, text_kind = rope(decoder.rope_theta, "default"), "mistral"
+    if yarn := decoder.yarn:
+        text_kind = "ministral3"
+        text_rope = {
+            "rope_parameters": {
+                "rope_theta": decoder.rope_theta, "rope_type": "yarn", "type": "yarn", "factor": yarn.factor,
+                "original_max_position_embeddings": yarn.original_max_position, "beta_fast": yarn.beta_fast,
+                "beta_slow": yarn.beta_slow, "mscale": 1.0, "mscale_all_dim": 1.0,
+                "max_position_embeddings": decoder.max_position,
+                "llama_4_scaling_beta": decoder.query_scale.beta if decoder.query_scale else 0.0,
+            },
+        }  # fmt: skip
+    return ({"spatial_merge_size": vision.spatial_merge_size} if is_mistral_3 else {}) | {
+        "architectures": [f"{kind}ForConditionalGeneration"], "model_type": kind.lower(), "image_seq_length": 1,
         "image_token_index": config.image_tokens.image, "projector_hidden_act": "gelu",
         "multimodal_projector_bias": config.adapter_bias, "vision_feature_layer": -1,
-        "vision_feature_select_strategy": "full", "tie_word_embeddings": False,
+        "vision_feature_select_strategy": "full", "tie_word_embeddings": decoder.tied_embeddings,
         "text_config": {
-            "model_type": "mistral", "hidden_size": decoder.dim, "head_dim": decoder.head_dim,
+            "model_type": text_kind, "hidden_size": decoder.dim, "head_dim": decoder.head_dim,
             "intermediate_size": decoder.hidden_dim, "num_hidden_layers": decoder.n_layers,
             "num_attention_heads": decoder.n_heads, "num_key_value_heads": decoder.n_kv_heads,
             "max_position_embeddings": decoder.max_position, "rms_norm_eps": decoder.norm_eps,
-            "sliding_window": None, "vocab_size": decoder.vocab_size, "tie_word_embeddings": False,
-        } | rope(decoder.rope_theta, "default"),
+            "sliding_window": None, "vocab_size": decoder.vocab_size, "tie_word_embeddings": decoder.tied_embeddings,
+        } | text_rope,
         "vision_config": {
             "model_type": "pixtral", "hidden_size": vision.hidden_size, "head_dim": vision.head_dim,
             "intermediate_size": vision.intermediate_size, "num_hidden_layers": vision.num_hidden_layers,
@@ -96,6 +146,13 @@ def hf_config(config: ModelConfig, format: str = "hf") -> dict[str, Any]:
             "image_size": vision.image_size, "patch_size": vision.patch_size, "hidden_act": "silu",
         } | rope(vision.rope_theta, "axial"),
     }  # fmt: skip
+
+
+def picture_sizes(config: ModelConfig) -> dict[str, int]:
+    """What tekken.json says of pictures."""
+    vision = config.vision
+    sizes = {"image_patch_size": vision.patch_size, "max_image_size": vision.image_size}
+    return sizes | ({"spatial_merge_size": vision.spatial_merge_size} if vision.spatial_merge_size > 1 else {})
 
 
 @cache
@@ -131,13 +188,13 @@ def write_checkpoint(
         folder / "tekken.json",
         config.decoder.vocab_size,
         special_tokens=min(1000, config.decoder.vocab_size // 4),  # tekken's 1,000 unless the vocabulary is tiny
-        image={"image_patch_size": config.vision.patch_size, "max_image_size": config.vision.image_size},
+        image=picture_sizes(config),
     )
     if format == "mistral":
         _write_json(folder / "params.json", params_json(config))
         return write_weights(folder / "consolidated.safetensors", config, seed)
     _write_json(folder / "config.json", hf_config(config))
-    shards = list(_shards(parameters(config), shard_bytes))
+    shards = list(_shards(stored(config), shard_bytes))
     random = torch.Generator().manual_seed(seed)
     places: dict[str, str] = {}
     total = 0
@@ -153,7 +210,12 @@ def write_checkpoint(
 
 def write_weights(path: Path, config: ModelConfig, seed: int) -> int:
     """Stream random bfloat16 tensors into one safetensors file in Mistral's format. Returns its bytes."""
-    return _write_shard(path, list(parameters(config)), config, torch.Generator().manual_seed(seed), "mistral")
+    return _write_shard(path, stored(config), config, torch.Generator().manual_seed(seed), "mistral")
+
+
+def stored(config: ModelConfig) -> list[Parameter]:
+    """The parameters that a checkpoint has a tensor for."""
+    return [parameter for parameter in parameters(config) if not parameter.copy_of]
 
 
 def _nbytes(parameter: Parameter) -> int:
@@ -225,16 +287,15 @@ def main() -> None:
     parser.add_argument("--format", choices=("mistral", "hf"), default="mistral")
     parser.add_argument("--layers", type=int, help="fewer decoder layers than the size has")
     parser.add_argument("--vision-layers", type=int, help="fewer vision layers than the size has")
-    parser.add_argument("--vocab-size", type=int, default=131_072)
+    parser.add_argument("--vocab-size", type=int, help="fewer tokens than the size has")
     parser.add_argument("--shard-bytes", type=int, default=SHARD_BYTES, help="largest shard of --format hf")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    layers, vision_layers = SIZES[args.size]
-    config = pixtral_12b(
-        layers if args.layers is None else args.layers,
-        vision_layers if args.vision_layers is None else args.vision_layers,
-        args.vocab_size,
-    )
+    config = SIZES[args.size]()
+    vision, decoder = config.vision, config.decoder
+    vision = replace(vision, num_hidden_layers=args.vision_layers or vision.num_hidden_layers)
+    n_layers, vocab_size = args.layers or decoder.n_layers, args.vocab_size or decoder.vocab_size
+    config = replace(config, vision=vision, decoder=replace(decoder, n_layers=n_layers, vocab_size=vocab_size))
     started = time.monotonic()
     size = write_checkpoint(args.out, config, format=args.format, seed=args.seed, shard_bytes=args.shard_bytes)
     print(json.dumps({"path": str(args.out), "weight_bytes": size, "wall_s": round(time.monotonic() - started, 1)}))

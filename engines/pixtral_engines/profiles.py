@@ -40,7 +40,7 @@ class Shapes:
     @classmethod
     def of(cls, bundle: Bundle, context: int | None = None, batch: int = 1, chunk: int = 256) -> Shapes:
         """Limits with the default context: the largest image and some text. Raises SettingError."""
-        side = bundle.limits.max_image_side // bundle.model.vision.patch_size
+        side = bundle.limits.max_image_side // bundle.model.vision.token_edge
         usual = -(-(token_count(side, side) + TEXT_TOKENS) // ROWS_STEP) * ROWS_STEP
         rows = min(usual, bundle.limits.max_context) if context is None else context
         wanted = {Option("context", "N"): rows, Option("batch", "N"): batch, Option("chunk", "N"): chunk}
@@ -133,7 +133,7 @@ def _sizes(where: str, text: str, low: int, high: int, step: int, limit: Remedy)
 
 def _limits(bundle: Bundle, graph: str, shapes: Shapes) -> dict[str, tuple[int, int, int, Remedy]]:
     """Smallest and largest size of each letter of a graph's inputs, its step, and what sets the largest."""
-    patch, side = bundle.model.vision.patch_size, bundle.limits.max_image_side // bundle.model.vision.patch_size
+    patch, side = bundle.model.vision.token_edge, bundle.limits.max_image_side // bundle.model.vision.token_edge
     pixels = (patch, side * patch, patch, "pixtral export … --max-image-side N")
     batch, chunk = Option("batch", "N", "sets the limit"), Option("chunk", "N", "sets the limit")
     known: dict[str, tuple[int, int, int, Remedy]] = {
@@ -153,7 +153,7 @@ def _calls(bundle: Bundle, graph: str, shapes: Shapes, listed: Sequence[Profile]
     """What the runtime asks of a graph. Engines need not take images of all sizes, but some of each that they take."""
     tokens, slots = range(1, shapes.chunk + 1), range(1, shapes.batch + 1)
     if graph == "vision":
-        half = bundle.limits.max_image_side // 2 // bundle.model.vision.patch_size * bundle.model.vision.patch_size
+        half = bundle.limits.max_image_side // 2 // bundle.model.vision.token_edge * bundle.model.vision.token_edge
         for (low, _, high), (narrow, _, wide) in ((one["H"], one["W"]) for one in listed):
             yield from ({"B": 1, "H": low, "W": narrow}, {"B": 1, "H": high, "W": wide})
             if max(low, narrow) <= half:  # images that are encoded together
@@ -168,7 +168,7 @@ def _calls(bundle: Bundle, graph: str, shapes: Shapes, listed: Sequence[Profile]
 
 def _vision(bundle: Bundle, slots: Range) -> list[Profile]:
     """Images up to half the largest side, several at once, and up to the largest side, one by one."""
-    patch, side = bundle.model.vision.patch_size, bundle.limits.max_image_side
+    patch, side = bundle.model.vision.token_edge, bundle.limits.max_image_side
 
     def up_to(share: float, usual: float) -> Range:
         largest, middle = (max(1, int(side * part) // patch) * patch for part in (share, usual))

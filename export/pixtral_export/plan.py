@@ -64,7 +64,7 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
             f"opset {settings.opset} is not supported: the cache needs TensorScatter, which opset {OPSET} brought",
             Option("opset", OPSET),
         )
-    side, patch = settings.max_image_side, config.vision.patch_size
+    side, patch = settings.max_image_side, config.vision.token_edge
     side = checkpoint.image_side if side is None else side
     if not patch <= side <= config.vision.image_size:
         raise SettingError(

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 VISION_ROPE = ("vision_rope.cos", "vision_rope.sin")
 DECODER_ROPE = ("decoder_rope.cos", "decoder_rope.sin")
+QUERY_ROPE = ("decoder_rope.query_cos", "decoder_rope.query_sin")  # where queries are scaled by their position
 
 
 @dataclass(frozen=True)

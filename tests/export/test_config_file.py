@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import json
+import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import LlavaConfig
+from transformers import LlavaConfig, Ministral3Config, Mistral3Config
 
-from helpers.tiny import Change, edit_json, refusal, tiny_config
+from helpers.family import MEMBERS
+from helpers.tiny import Change, edit_json, refusal, tiny_config, write_checkpoint
 from make_synthetic_checkpoint import hf_config, params_json
 from pixtral_export.checkpoint.hf_config import read_hf_config
 from pixtral_export.checkpoint.mistral_config import read_mistral_config
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.model.parameters import parameters
-from pixtral_runtime.bundle.config import ImageTokens
+from pixtral_export.model.rope import decoder_rope_tables, yarn_frequencies
+from pixtral_runtime.bundle.config import ImageTokens, QueryScale, Yarn
 from pixtral_runtime.errors import SettingError
 
 CONFIG = tiny_config()
@@ -168,19 +172,28 @@ def test_head_dim_follows_from_the_heads_where_it_is_absent(tmp_path: Path) -> N
     assert read_hf_config(tmp_path / "config.json")[0].decoder.head_dim == 96 // 4
 
 
+MERGING = json.loads(json.dumps(params_json(CONFIG)["vision_encoder"])) | {
+    "spatial_merge_size": 2, "mm_projector_id": "patch_merge",
+}  # fmt: skip
+MISTRAL_YARN = {"factor": 16.0, "original_max_position_embeddings": 64, "beta": 32, "alpha": 1, "apply_scale": False}
+
 MISTRAL_REFUSED = [
-    (with_value(2, "vision_encoder", "spatial_merge_size"), "vision_encoder.spatial_merge_size = 2"),
     (with_value("patch_merge", "vision_encoder", "mm_projector_id"), 'mm_projector_id = "patch_merge"'),
-    (with_value(True, "vision_encoder", "add_pre_mm_projector_layer_norm"), "pre_mm_projector_layer_norm = true"),
-    (with_value({"factor": 16}, "yarn"), 'yarn = {"factor": 16}'),
-    (with_value({"beta": 0.1}, "llama_4_scaling"), 'llama_4_scaling = {"beta": 0.1}'),
+    (with_value(2, "vision_encoder", "spatial_merge_size"), "vision_encoder.mm_projector_id = null"),
+    (with_value(MERGING | {"mm_projector_id": "mean"}, "vision_encoder"), 'mm_projector_id = "mean"'),
+    (with_value(MERGING | {"image_size": 240}, "vision_encoder"), "image_size 240 is no multiple of 32"),
+    (with_value({"factor": 16}, "yarn"), "'yarn.original_max_position_embeddings' is absent"),
+    (with_value(MISTRAL_YARN | {"apply_scale": True}, "yarn"), "yarn.apply_scale = true"),
+    (with_value(MISTRAL_YARN | {"mystery": 1}, "yarn"), "yarn.mystery = 1"),
+    (with_value(MISTRAL_YARN | {"factor": 0}, "yarn"), "'yarn.factor' is 0, expected a positive number"),
+    (with_value({"beta": 0.1}, "llama_4_scaling"), "'llama_4_scaling.original_max_position_embeddings' is absent"),
+    (with_value({"beta": 0.1, "power": 2}, "llama_4_scaling"), "llama_4_scaling.power = 2"),
     (with_value({"type": "linear"}, "rope_scaling"), 'rope_scaling = {"type": "linear"}'),
-    (with_value(True, "tied_embeddings"), "tied_embeddings = true"),
+    (with_value("yes", "tied_embeddings"), "'tied_embeddings' is \"yes\", expected true or false"),
     (with_value(4096, "sliding_window"), "sliding_window = 4096"),
     (with_value({"num_experts": 8}, "moe"), "moe = "),
     (with_value({"qformat_weight": "fp8_e4m3"}, "quantization"), "already quantized"),
     (with_value({"quant_method": "bitsandbytes"}, "quantization_config"), "already quantized (bitsandbytes)"),
-    (with_value(2, "vision_encoder", "spatial_merge_size"), "this is one of the Mistral 3 family"),
     (with_value({"num_experts": 8}, "moe"), "this is a mixture of experts"),
     (with_value(4, "vision_encoder", "num_channels"), "num_channels 4, and pictures have 3"),
     (with_value(250, "vision_encoder", "image_size"), "image_size 250 is no multiple of patch_size 16"),
@@ -231,7 +244,8 @@ def without_base(section: str) -> Change:
 
 YARN = {"rope_type": "yarn", "rope_theta": 1e6}
 HF_REFUSED = [
-    (with_value("mistral3", "model_type"), 'model_type = "mistral3"'),
+    (with_value("voxtral", "model_type"), 'model_type = "voxtral"'),
+    (with_value("ministral3", "text_config", "model_type"), 'text_config.model_type = "ministral3"'),
     (with_value("llama", "text_config", "model_type"), 'text_config.model_type = "llama"'),
     (with_value("siglip", "vision_config", "model_type"), 'vision_config.model_type = "siglip"'),
     (with_value(2, "spatial_merge_size"), "spatial_merge_size = 2"),
@@ -255,7 +269,6 @@ HF_REFUSED = [
     (with_value("quick_gelu", "vision_config", "hidden_act"), 'vision_config.hidden_act = "quick_gelu"'),
     (with_value(1, "vision_config", "num_channels"), "num_channels 1, and pictures have 3"),
     (with_value(100, "vision_config", "image_size"), "image_size 100 is no multiple of patch_size 16"),
-    (with_value("mistral3", "model_type"), "this is one of the Mistral 3 family"),
     (with_value("mistral", "model_type"), "this is a model for text alone"),
     (with_value({"quant_method": "fp8"}, "quantization_config"), "already quantized (fp8)"),
     (with_value({"quant_method": "awq"}, "text_config", "quantization_config"), "text_config.quantization_config"),
@@ -273,3 +286,106 @@ def test_hf_configurations_that_cannot_run_are_refused_by_key(hf: Path, change: 
     edit_json(hf / "config.json", change)
     message = str(refusal(hf))
     assert named in message and "config.json" in message
+
+
+# The family's published configurations (specification sections 4.1, 4.2 and 4.4)
+
+VISION_3 = {
+    "hidden_size": 1024, "num_channels": 3, "image_size": 1540, "patch_size": 14, "rope_theta": 1e4,
+    "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "image_token_id": 10,
+    "image_break_token_id": 12, "image_end_token_id": 13, "adapter_bias": False, "spatial_merge_size": 2,
+    "mm_projector_id": "patch_merge", "add_pre_mm_projector_layer_norm": True,
+}  # fmt: skip
+TEXT_3 = {"head_dim": 128, "n_heads": 32, "n_kv_heads": 8, "norm_eps": 1e-5, "vocab_size": 131_072}
+YARN_3 = {
+    "original_max_position_embeddings": 16_384, "factor": 16, "apply_scale": False, "beta": 32, "alpha": 1,
+}  # fmt: skip
+PUBLISHED: dict[str, dict[str, Any]] = {
+    "Ministral-3-3B": TEXT_3 | {
+        "dim": 3072, "n_layers": 26, "hidden_dim": 9216, "rope_theta": 1e6, "tied_embeddings": True,
+        "max_position_embeddings": 262_144, "vision_encoder": VISION_3,
+        "yarn": YARN_3,
+        "llama_4_scaling": {"original_max_position_embeddings": 16_384, "beta": 0.1},
+    },
+    "Ministral-3-14B": TEXT_3 | {
+        "dim": 5120, "n_layers": 40, "hidden_dim": 16_384, "rope_theta": 1e9, "max_position_embeddings": 262_144,
+        "vision_encoder": VISION_3,
+        "yarn": YARN_3,
+        "llama_4_scaling": {"original_max_position_embeddings": 16_384, "beta": 0.1},
+    },
+    "Devstral-Small-2": TEXT_3 | {
+        "dim": 5120, "n_layers": 40, "hidden_dim": 32_768, "rope_theta": 1e8, "max_position_embeddings": 393_216,
+        "vision_encoder": VISION_3,
+        "yarn": {"original_max_position_embeddings": 8192, "factor": 48, "apply_scale": False, "beta": 32, "alpha": 1},
+        "llama_4_scaling": {"original_max_position_embeddings": 8192, "beta": 0.1},
+    },
+}  # fmt: skip
+FREQUENCIES = {
+    "Ministral-3-3B": {0: 1, 1: 0.80584219, 20: 0.0133352143, 32: 3.3823529e-4, 63: 7.755861e-8},
+    "Ministral-3-14B": {0: 1, 1: 0.72339416, 20: 6.9777921e-4, 32: 1.97642354e-6, 63: 8.6398264e-11},
+    "Devstral-Small-2": {0: 1, 1: 0.74989421, 20: 1.25680266e-3, 32: 2.08333e-6, 63: 2.77816965e-10},
+}
+"""Of the rotary angles, by their number (specification section 4.4)."""
+SIZES = {"Ministral-3-3B": 3_849_090_048, "Ministral-3-14B": 13_945_031_680, "Devstral-Small-2": 24_011_361_280}
+"""Parameters (specification section 4.5)."""
+
+
+@pytest.mark.parametrize("member", list(PUBLISHED))
+def test_published_members_of_the_family_are_read_as_they_are(member: str, tmp_path: Path) -> None:
+    path = tmp_path / "params.json"
+    path.write_text(json.dumps(PUBLISHED[member]), encoding="utf-8")
+    config, _ = read_mistral_config(path)
+    decoder = config.decoder
+    assert decoder.yarn is not None and decoder.query_scale is not None
+    assert sum(math.prod(p.shape) for p in parameters(config) if not p.copy_of) == SIZES[member]
+    frequencies = yarn_frequencies(decoder, decoder.yarn)
+    assert {n: float(frequencies[n]) for n in FREQUENCIES[member]} == pytest.approx(FREQUENCIES[member], rel=3e-6)
+    length = decoder.query_scale.length
+    cos, _, scaled, _ = decoder_rope_tables(decoder, 3 * length + 1)
+    growth = (scaled / cos)[[0, length - 1, length, 3 * length], 1]
+    assert growth.tolist() == pytest.approx([1, 1, 1 + 0.1 * math.log(2), 1 + 0.1 * math.log(4)])
+    assert decoder.max_position == PUBLISHED[member]["max_position_embeddings"]
+    assert (config.vision.token_edge, config.vision.max_grid) == (28, 110)
+
+
+def test_a_head_of_its_own_counts_whatever_the_configuration_says(tmp_path: Path) -> None:
+    """config.json of the 24B models leaves `tie_word_embeddings` out, whose default is true."""
+    tied = MEMBERS["Ministral-3-3B"]
+    folder = write_checkpoint(tmp_path / "own", replace(tied, decoder=replace(tied.decoder, tied_embeddings=False)))
+    edit_json(folder / "params.json", with_value(True, "tied_embeddings"))
+    opened = open_checkpoint(folder)
+    assert not opened.config.decoder.tied_embeddings
+    assert opened.tensors["output.weight"] != opened.tensors["tok_embeddings.weight"]
+    opened = open_checkpoint(write_checkpoint(tmp_path / "tied", tied))
+    assert opened.tensors["output.weight"] == opened.tensors["tok_embeddings.weight"]
+
+
+def test_what_transformers_writes_of_the_family_is_read(tmp_path: Path) -> None:
+    """With all defaults: Mistral-Small-3.1's sizes, then with the text model of Ministral 3 8B."""
+    Mistral3Config().save_pretrained(tmp_path / "24b")
+    small, _ = read_hf_config(tmp_path / "24b" / "config.json")
+    assert (small.decoder.dim, small.decoder.hidden_dim, small.decoder.rope_theta) == (5120, 32_768, 1e9)
+    assert small.decoder.yarn is None and small.decoder.query_scale is None
+    assert (small.vision.patch_size, small.vision.image_size, small.vision.spatial_merge_size) == (14, 1540, 2)
+    assert small.adapter_norm and not small.adapter_bias
+    Mistral3Config(text_config=Ministral3Config()).save_pretrained(tmp_path / "8b")
+    ministral, _ = read_hf_config(tmp_path / "8b" / "config.json")
+    assert ministral.decoder.yarn == Yarn(16.0, 16_384) and ministral.decoder.query_scale == QueryScale(0.1, 16_384)
+    assert (ministral.decoder.max_position, ministral.decoder.rope_theta) == (262_144, 1e6)
+
+
+@pytest.mark.parametrize(
+    ("rope", "named"),
+    [
+        ({"mystery": 2}, "text_config.rope_parameters.mystery = 2"),
+        ({"rope_type": "llama3"}, 'text_config.rope_parameters.rope_type = "llama3"'),
+        ({"truncate": False}, "text_config.rope_parameters.truncate = false"),
+        ({"factor": None}, "'text_config.rope_parameters.factor' is absent"),
+    ],
+)
+def test_other_rotary_settings_of_the_family_are_refused_by_key(
+    rope: dict[str, Any], named: str, tmp_path: Path
+) -> None:
+    folder = write_checkpoint(tmp_path / "c", MEMBERS["Ministral-3-8B"], format="hf-new")
+    edit_json(folder / "config.json", lambda data: data["text_config"]["rope_parameters"].update(rope))
+    assert named in str(refusal(folder))

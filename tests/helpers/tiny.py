@@ -18,9 +18,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from make_synthetic_checkpoint import hf_config, params_json, write_tokenizer
+from make_synthetic_checkpoint import hf_config, params_json, picture_sizes, stored, write_tokenizer
 from pixtral_export.checkpoint.reader import open_checkpoint
-from pixtral_export.checkpoint.tensor_names import hf_name, hf_new_name, pairs_to_halves
+from pixtral_export.checkpoint.tensor_names import hf_name, hf_new_name, mistral_name, pairs_to_halves
 from pixtral_export.model.parameters import Parameter, parameters
 from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, VisionConfig
 from pixtral_runtime.errors import InputError
@@ -48,7 +48,7 @@ def tiny_config(**changes: Any) -> ModelConfig:
 def random_weights(config: ModelConfig, dtype: torch.dtype = torch.bfloat16, seed: int = 0) -> dict[str, Tensor]:
     """A Mistral state dict: canonical names, linear weights (out, in), rotary rows as adjacent pairs."""
     generator = torch.Generator().manual_seed(seed)
-    return {p.name: _scaled(p, torch.randn(p.shape, generator=generator)).to(dtype) for p in parameters(config)}
+    return {p.name: _scaled(p, torch.randn(p.shape, generator=generator)).to(dtype) for p in stored(config)}
 
 
 def _scaled(parameter: Parameter, noise: Tensor) -> Tensor:
@@ -76,7 +76,8 @@ def write_checkpoint(
     weights = random_weights(config, dtype, seed)
     if format == "mistral":
         (folder / "params.json").write_text(json.dumps(params_json(config), indent=2), encoding="utf-8")
-        _write_shards(folder, "consolidated", weights, shards, index=False)
+        spelled = {mistral_name(name): tensor for name, tensor in weights.items()}
+        _write_shards(folder, "consolidated", spelled, shards, index=False)
     else:
         spell = {"hf": hf_name, "hf-new": hf_new_name}[format]
         for parameter in parameters(config):
@@ -84,8 +85,8 @@ def write_checkpoint(
                 weights[parameter.name] = pairs_to_halves(weights[parameter.name], parameter.rotary_heads)
         (folder / "config.json").write_text(json.dumps(hf_config(config, format), indent=2), encoding="utf-8")
         _write_shards(folder, "model", {spell(name): tensor for name, tensor in weights.items()}, shards, index=True)
-    sizes = {"image_patch_size": config.vision.patch_size, "max_image_size": config.vision.image_size}
-    write_tokenizer(folder / "tekken.json", config.decoder.vocab_size, special_tokens=SPECIAL, image=sizes)
+    image = picture_sizes(config)
+    write_tokenizer(folder / "tekken.json", config.decoder.vocab_size, special_tokens=SPECIAL, image=image)
     return folder
 
 

@@ -109,7 +109,7 @@ class ICudaEngine:
         data = json.loads(text)
         bundle, name, cuts = open_bundle(Path(data["bundle"])), data["name"], tuple(data["cuts"])
         self.spec = specs_of(bundle, name.partition(".")[0], cuts, compat=trt.compat)[name]
-        self.patch = bundle.model.vision.patch_size
+        self.patch = bundle.model.vision.token_edge
         self.interpreter, self.aliases = interpreter_of(data["bundle"], name, data["rows"], trt.compat, cuts)
         self._profiles = data["profiles"]
         self.inputs = {tensor.name: tensor for tensor in self.interpreter.inputs}

@@ -26,12 +26,11 @@ MOST_SHOWN = 200  # characters of a value
 LISTED = 3  # names that an error lists of each kind
 MAX_POSITION = 131_072  # Hugging Face files say 1,024,000, which the model was not trained for
 SUPPORTED_MODEL = "mistralai/Pixtral-12B-2409"
-SUPPORTED_HINT = f"use {SUPPORTED_MODEL}: other members of its family are not supported yet"
+SUPPORTED_HINT = f"use {SUPPORTED_MODEL}, Mistral-Small-3.1 or 3.2, Magistral-Small, Devstral-Small-2 or Ministral-3"
 ORIGINAL_HINT = f"use the original bfloat16 weights, such as {SUPPORTED_MODEL}; quantize after the export"
 DOWNLOAD_HINT = f"download the checkpoint again: hf download {SUPPORTED_MODEL} --local-dir FOLDER"
 
 QUANTIZATION_KEYS = ("quantization_config", "quantization", "compression_config")  # Hugging Face; Mistral, MLX; older
-MISTRAL_3 = "one of the Mistral 3 family: Mistral-Small-3.1 and later, Magistral, Devstral-Small-2, Ministral-3"
 
 VISION_DEFAULTS = {"num_channels": 3, "rope_theta": 1e4}
 
@@ -78,6 +77,12 @@ class Section:
         if not isinstance(value, bool):
             raise self._unusable(key, "true or false")
         return value
+
+    def known(self, *keys: str) -> None:
+        """Refuse keys beside these: in an object that changes the mathematics each may."""
+        for key in self.values:
+            if key not in keys:
+                self.only(key, None)
 
     def only(self, key: str, *allowed: Any, kind: str = "") -> None:
         """Refuse a value that asks for something the graphs do not implement. None stands for an absent key.
@@ -135,7 +140,7 @@ def few(names: Sequence[str]) -> str:
     return "; ".join(names[:LISTED]) + (f"; and {more} more" if more > 0 else "")
 
 
-def vision_config(encoder: Section, rope_theta: float, hidden_act: str = "silu") -> VisionConfig:
+def vision_config(encoder: Section, rope_theta: float, hidden_act: str = "silu", merge: int = 1) -> VisionConfig:
     hidden, heads = encoder.integer("hidden_size"), encoder.integer("num_attention_heads")
     if hidden % heads:
         raise CheckpointError(
@@ -153,6 +158,7 @@ def vision_config(encoder: Section, rope_theta: float, hidden_act: str = "silu")
         rope_theta=rope_theta,
         num_channels=encoder.integer("num_channels"),
         hidden_act=hidden_act,
+        spatial_merge_size=merge,
     )
 
 
@@ -172,6 +178,8 @@ def checked(config: ModelConfig, file: Path) -> ModelConfig:
     right = {
         f"image_size {vision.image_size} is no multiple of patch_size {vision.patch_size}, so the largest picture "
         "would have patches that the encoder has no positions for": vision.image_size % vision.patch_size == 0,
+        f"image_size {vision.image_size} is no multiple of {vision.token_edge}, the edge of spatial_merge_size "
+        f"{vision.spatial_merge_size} patches": vision.image_size % vision.token_edge == 0,
         f"num_channels {vision.num_channels}, and pictures have 3": vision.num_channels == 3,
     }
     for fault in (*config.faults(), *(message for message, holds in right.items() if not holds)):

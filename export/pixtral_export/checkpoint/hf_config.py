@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 
 from pixtral_export.checkpoint.config_file import (
     MAX_POSITION,
-    MISTRAL_3,
     MOST_LAYERS,
     VISION_DEFAULTS,
     Section,
@@ -16,7 +16,7 @@ from pixtral_export.checkpoint.config_file import (
     vision_config,
 )
 from pixtral_export.model.transformer import ACTIVATIONS
-from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig
+from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, QueryScale, Yarn
 from pixtral_runtime.errors import CheckpointError, Option
 
 HF_CONFIG = "config.json"
@@ -32,33 +32,56 @@ HF_TEXT_DEFAULTS = {
     "rms_norm_eps": 1e-6, "rope_theta": 1e4, "sliding_window": 4096,
 }  # fmt: skip
 
-OTHER_MODELS = {"mistral3": MISTRAL_3, "mistral": "a model for text alone", "voxtral": "a model for speech"}
+YARN_KEYS = (
+    "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "max_position_embeddings",
+    "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "attention_factor", "truncate", "partial_rotary_factor",
+    "llama_4_scaling_beta",
+)  # fmt: skip
+
+OTHER_MODELS = {"mistral": "a model for text alone", "voxtral": "a model for speech"}
 
 HF_DEFAULTS = {
     "projector_hidden_act": "gelu", "vision_feature_layer": -2, "vision_feature_select_strategy": "default",
 }  # fmt: skip
+MISTRAL_3_DEFAULTS = {
+    "projector_hidden_act": "gelu", "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
+    "spatial_merge_size": 2, "multimodal_projector_bias": False, "image_token_index": 10, "tie_word_embeddings": True,
+}  # fmt: skip
+MISTRAL_3_VISION_DEFAULTS = HF_VISION_DEFAULTS | {"patch_size": 14, "image_size": 1540}
+MINISTRAL_3_TEXT_DEFAULTS = HF_TEXT_DEFAULTS | {
+    "vocab_size": 131_072, "num_hidden_layers": 34, "head_dim": 128, "max_position_embeddings": 262_144,
+    "rms_norm_eps": 1e-5, "sliding_window": None,
+}  # fmt: skip
 
 
 def read_hf_config(file: Path, *, keep_activations: bool = False) -> tuple[ModelConfig, tuple[str, ...]]:
-    """Read a Llava `config.json`. Returns the configuration and warnings. Raises CheckpointError.
+    """Read a Llava or Mistral 3 `config.json`. Returns the configuration and warnings. Raises CheckpointError.
 
     Feed-forwards have SiLU, as in every published Pixtral, unless `keep_activations` says that a GELU in the file is
     meant.
     """
-    root = Section(file, read_json(file), HF_DEFAULTS)
-    root.only("model_type", "llava", kind=OTHER_MODELS.get(str(root.get("model_type")), ""))
+    values = read_json(file)
+    is_mistral_3 = values.get("model_type") == "mistral3"
+    root = Section(file, values, MISTRAL_3_DEFAULTS if is_mistral_3 else HF_DEFAULTS)
+    root.only("model_type", "llava", "mistral3", kind=OTHER_MODELS.get(str(root.get("model_type")), ""))
     root.not_quantized()
     text, encoder = root.section("text_config", HF_TEXT_DEFAULTS), root.section("vision_config", HF_VISION_DEFAULTS)
+    if is_mistral_3:
+        encoder = root.section("vision_config", MISTRAL_3_VISION_DEFAULTS)
+        if text.get("model_type") == "ministral3":
+            text = root.section("text_config", MINISTRAL_3_TEXT_DEFAULTS)
     text.not_quantized()
     encoder.not_quantized()
-    text.only("model_type", "mistral")
+    text.only("model_type", "mistral", *(("ministral3",) if is_mistral_3 else ()))
     encoder.only("model_type", "pixtral")
     root.only("vision_feature_layer", -1)
     root.only("vision_feature_select_strategy", "full")
     root.only("projector_hidden_act", "gelu")
-    root.only("spatial_merge_size", None, 1)
-    root.only("tie_word_embeddings", None, False)
-    text.only("tie_word_embeddings", None, False)
+    merge = root.integer("spatial_merge_size", 1) if is_mistral_3 else 1
+    if not is_mistral_3:
+        root.only("spatial_merge_size", None, 1)
+        root.only("tie_word_embeddings", None, False)
+        text.only("tie_word_embeddings", None, False)
     text.only("sliding_window", None)
     text.only("hidden_act", *ACTIVATIONS)
     encoder.only("hidden_act", *ACTIVATIONS)
@@ -68,6 +91,7 @@ def read_hf_config(file: Path, *, keep_activations: bool = False) -> tuple[Model
             Option("keep_activations", note="if it was trained with this one"),
         )
     dim, heads = text.integer("hidden_size"), text.integer("num_attention_heads")
+    rope_theta, yarn, scale = _hf_rope(text) if is_mistral_3 else (_hf_rope_theta(text, "default"), None, None)
     decoder = DecoderConfig(
         dim=dim,
         n_layers=text.integer("num_hidden_layers", most=MOST_LAYERS),
@@ -76,13 +100,16 @@ def read_hf_config(file: Path, *, keep_activations: bool = False) -> tuple[Model
         n_heads=heads,
         n_kv_heads=text.integer("num_key_value_heads", heads),
         vocab_size=text.integer("vocab_size"),
-        rope_theta=_hf_rope_theta(text, "default"),
+        rope_theta=rope_theta,
         norm_eps=text.number("rms_norm_eps"),
-        max_position=min(text.integer("max_position_embeddings"), MAX_POSITION),
+        max_position=min(text.integer("max_position_embeddings"), MAX_POSITION if yarn is None else yarn.max_position),
         hidden_act=text.get("hidden_act"),
+        yarn=yarn,
+        query_scale=scale,
+        tied_embeddings=is_mistral_3 and bool(root.boolean("tie_word_embeddings", True)),
     )
     hidden_act = encoder.get("hidden_act") if keep_activations else "silu"
-    vision = vision_config(encoder, _hf_rope_theta(encoder, "axial", "default"), hidden_act)
+    vision = vision_config(encoder, _hf_rope_theta(encoder, "axial", "default"), hidden_act, merge)
     image_key = "image_token_id" if "image_token_id" in root.values else "image_token_index"
     tokens, warnings = image_tokens(root, image_key)
     if encoder.get("hidden_act") != hidden_act:
@@ -91,7 +118,37 @@ def read_hf_config(file: Path, *, keep_activations: bool = False) -> tuple[Model
             "SiLU is used, which the model was trained with (or keep activations)",
         )
     bias = root.boolean("multimodal_projector_bias", True)
-    return checked(ModelConfig(vision, decoder, tokens, bias), file), warnings
+    return checked(ModelConfig(vision, decoder, tokens, bias, adapter_norm=is_mistral_3), file), warnings
+
+
+def _hf_rope(text: Section) -> tuple[float, Yarn | None, QueryScale | None]:
+    """Rotary base, stretched frequencies and scaled queries, as transformers reads them (modeling_rope_utils)."""
+    given = text.get("rope_parameters")
+    if given is None or given.get("rope_type", given.get("type", "default")) == "default":
+        return _hf_rope_theta(text, "default"), None, None
+    rope = text.section("rope_parameters", {"rope_theta": text.values.get("rope_theta")})
+    rope.known(*YARN_KEYS)
+    for key in ("rope_type", "type"):
+        rope.only(key, "yarn", None)
+    rope.only("truncate", None, True)
+    rope.only("partial_rotary_factor", None, 1)
+    length, factor = rope.integer("original_max_position_embeddings"), rope.number("factor")
+    own = None if rope.get("attention_factor") is None else rope.number("attention_factor")
+    weights = [rope.get(key) for key in ("mscale", "mscale_all_dim")]
+    if own is None:
+        above, below = weights if all(weights) else (1, 0)
+        own = _growth(factor, above) / _growth(factor, below)
+    yarn = Yarn(factor, length, rope.number("beta_fast", 32), rope.number("beta_slow", 1), own)
+    beta = rope.get("llama_4_scaling_beta")
+    return (
+        rope.number("rope_theta"),
+        yarn,
+        None if beta is None else QueryScale(rope.number("llama_4_scaling_beta"), length),
+    )
+
+
+def _growth(factor: float, weight: float) -> float:
+    return 0.1 * weight * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def _hf_rope_theta(section: Section, *types: str) -> float:

@@ -31,11 +31,11 @@ def picture_side(
     Raises CheckpointError where a file asks for pictures that the encoder cannot read.
     """
     side, warnings = vision.image_size, []
-    expected = {SIDE: vision.image_size, PATCH: vision.patch_size}
-    for file, key, what, seen in _sources(folder, is_mistral, tokenizer):
+    expected = {SIDE: vision.image_size, PATCH: vision.token_edge}
+    for file, key, what, seen in _sources(folder, is_mistral, tokenizer, vision.spatial_merge_size):
         if seen is None or seen == expected[what]:
             continue
-        if what == PATCH or not vision.patch_size <= seen <= vision.image_size:
+        if what == PATCH or not vision.token_edge <= seen <= vision.image_size:
             raise CheckpointError(
                 f"{file} says {key} = {seen}, the model's configuration a {what} of {expected[what]}: "
                 "they do not belong together",
@@ -49,7 +49,7 @@ def picture_side(
     return side, tuple(warnings)
 
 
-def _sources(folder: Path, is_mistral: bool, tokenizer: TokenizerFile) -> Iterator[Said]:
+def _sources(folder: Path, is_mistral: bool, tokenizer: TokenizerFile, merge: int) -> Iterator[Said]:
     if (image := tokenizer.image) is not None:
         yield tokenizer.path, "image.max_image_size", SIDE, image.max_image_size
         edge = image.image_patch_size * image.spatial_merge_size  # pixels of a token's edge
@@ -62,7 +62,8 @@ def _sources(folder: Path, is_mistral: bool, tokenizer: TokenizerFile) -> Iterat
         found.only("image_mean", None, list(CHANNEL_MEANS))
         found.only("image_std", None, list(CHANNEL_DEVIATIONS))
         yield found.file, f"{found.prefix}size.longest_edge", SIDE, _pixels(found, "size", "longest_edge")
-        yield found.file, f"{found.prefix}patch_size", PATCH, _pixels(found, "patch_size", "height")
+        patch, merge = _pixels(found, "patch_size", "height"), _pixels(found, "spatial_merge_size") or merge
+        yield found.file, f"{found.prefix}patch_size", PATCH, patch and patch * merge
 
 
 def _image_processor(folder: Path) -> Section | None:

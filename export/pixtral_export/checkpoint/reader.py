@@ -13,7 +13,7 @@ import mmap
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
@@ -28,14 +28,14 @@ from pixtral_export.checkpoint.headers import SAFETENSORS_DTYPES, Files, LocalFi
 from pixtral_export.checkpoint.hf_config import HF_CONFIG, read_hf_config
 from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG, read_mistral_config
 from pixtral_export.checkpoint.picture_size import picture_side
-from pixtral_export.checkpoint.tensor_names import hf_name, hf_new_name, pairs_to_halves
+from pixtral_export.checkpoint.tensor_names import hf_name, hf_new_name, mistral_name, pairs_to_halves
 from pixtral_export.checkpoint.tokenizer import find_tokenizer
 from pixtral_export.model.parameters import Parameter, parameters
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.errors import CheckpointError, SettingError
 
 HARMLESS_SUFFIX = "inv_freq"  # rotary frequencies: some conversions saved them, the configuration already says them
-SPELLINGS: dict[str, Callable[[str], str]] = {"mistral": lambda name: name, "hf": hf_name, "hf-new": hf_new_name}
+SPELLINGS: dict[str, Callable[[str], str]] = {"mistral": mistral_name, "hf": hf_name, "hf-new": hf_new_name}
 
 
 @dataclass(frozen=True)
@@ -90,6 +90,8 @@ def open_checkpoint(path: Path, files: Files | None = None, *, keep_activations:
     stored = [tensor for tensor in files.tensors(names) if not tensor.name.endswith(HARMLESS_SUFFIX)]
     is_new = any(tensor.name.startswith("model.") for tensor in stored)
     format_ = "mistral" if is_mistral else "hf-new" if is_new else "hf"
+    if config.decoder.tied_embeddings and SPELLINGS[format_]("output.weight") in {tensor.name for tensor in stored}:
+        config = replace(config, decoder=replace(config.decoder, tied_embeddings=False))  # its own head counts
     refuse_other_dtypes(stored, {SPELLINGS[format_](parameter.name) for parameter in parameters(config)})
     places = tuple(path / name for name in names)
     tensors = _match(parameters(config), SPELLINGS[format_], stored, places)
@@ -123,8 +125,13 @@ def _match(
         if tensor.name in found:
             unexpected.append(f"{tensor.name} twice, in {found[tensor.name].file.name} and {tensor.file.name}")
         found[tensor.name] = tensor
-    tensors, missing, misshapen = {}, [], []
+    tensors: dict[str, StoredTensor] = {}
+    missing, misshapen = [], []
     for parameter in wanted:
+        if parameter.copy_of:
+            if parameter.copy_of in tensors:
+                tensors[parameter.name] = tensors[parameter.copy_of]
+            continue
         name = spell(parameter.name)
         candidate = found.pop(name, None)
         if candidate is None:

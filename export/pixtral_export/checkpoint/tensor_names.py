@@ -1,7 +1,8 @@
 """Where a parameter stands in each checkpoint format, and how its bytes differ from the graph's.
 
-Canonical names are Mistral's. Two things differ between formats: names, and the row order of wq and wk, which Mistral
-stores as adjacent rotary pairs and Hugging Face as two halves (specification section 1.5). Graphs use the halves.
+Canonical names are Mistral's, but for the merging of patches, which is the adapter's. Two things differ between
+formats: names, and the row order of wq and wk, which Mistral stores as adjacent rotary pairs and Hugging Face as two
+halves (specification section 1.5). Graphs use the halves.
 """
 
 from __future__ import annotations
@@ -28,12 +29,24 @@ _VISION_LAYER = (
 _VISION_PREFIX = "vision_encoder."
 
 
+_MISTRAL = {
+    "vision_language_adapter.norm.weight": "pre_mm_projector_norm.weight",
+    "vision_language_adapter.merging_layer.weight": "patch_merger.merging_layer.weight",
+}
+
+
+def mistral_name(name: str) -> str:
+    """A canonical name as Mistral's files spell it."""
+    return _MISTRAL.get(name, name)
+
+
 def hf_name(name: str) -> str:
     """A canonical name as Hugging Face Llava files spell it (old family: `language_model.model.…`)."""
     if name.startswith(_VISION_PREFIX):
         return _replace(name.replace(_VISION_PREFIX, "vision_tower.", 1), _VISION_LAYER)
     if name.startswith("vision_language_adapter."):
         name = name.replace("vision_language_adapter", "multi_modal_projector")
+        name = name.replace("merging_layer", "patch_merger.merging_layer")
         return name.replace("w_in", "linear_1").replace("w_out", "linear_2")
     if name == "output.weight":
         return "language_model.lm_head.weight"

@@ -17,7 +17,7 @@ from torch.export import Dim
 from pixtral_export.graphs.builder import GraphBuilder
 from pixtral_export.graphs.trace import trace, without_weights
 from pixtral_export.model import decoder, vision
-from pixtral_export.weight_names import DECODER_ROPE, VISION_ROPE, ExternalWeight
+from pixtral_export.weight_names import DECODER_ROPE, QUERY_ROPE, VISION_ROPE, ExternalWeight
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.spec import GraphSpec, cache_names, graph_spec
 
@@ -31,8 +31,8 @@ def _vision_pieces(config: ModelConfig, dtype: torch.dtype) -> tuple[ir.Model, i
     """Patch embedding, block, adapter."""
     v = config.vision
     rows, columns = Dim("rows", max=1024), Dim("columns", max=1024)
-    pixels = torch.zeros(2, v.num_channels, 3 * v.patch_size, 5 * v.patch_size, dtype=dtype)
-    axes = {0: BATCH, 2: v.patch_size * rows, 3: v.patch_size * columns}
+    pixels = torch.zeros(2, v.num_channels, 3 * v.token_edge, 5 * v.token_edge, dtype=dtype)
+    axes = {0: BATCH, 2: v.token_edge * rows, 3: v.token_edge * columns}
     start = trace(_hollow(lambda: vision.PatchEmbedding(v), dtype), [pixels], [axes])
     hidden = torch.zeros(2, 15, v.hidden_size, dtype=dtype)
     rope = torch.zeros(v.max_grid**2, v.head_dim // 2, dtype=dtype)
@@ -42,6 +42,9 @@ def _vision_pieces(config: ModelConfig, dtype: torch.dtype) -> tuple[ir.Model, i
         [hidden, rope, rope, torch.zeros(2, 15, dtype=torch.int64)],
         [by_token, {}, {}, by_token],
     )
+    merged = v.spatial_merge_size**2
+    hidden = torch.zeros(2, 15 * merged, v.hidden_size, dtype=dtype)
+    by_token = {0: BATCH, 1: merged * TOKENS}
     return start, block, trace(_hollow(lambda: vision.Adapter(config), dtype), [hidden], [by_token])
 
 
@@ -66,10 +69,13 @@ def _decoder_pieces(config: ModelConfig, dtype: torch.dtype) -> tuple[ir.Model, 
     by_token, by_row = {0: BATCH, 1: TOKENS}, {0: BATCH, 2: ROWS}
     groups = d.n_heads // d.n_kv_heads
     start = trace(_Function(partial(decoder.causal_mask, groups=groups)), [positions, past], [by_token, by_row])
+    of_queries = [rope, rope] if d.query_scale else []
+    mask = torch.zeros(2, 1, 3 * groups, 16, dtype=torch.bool)
     block = trace(
         _hollow(lambda: decoder.decoder_block(d), dtype),
-        [hidden, rope, rope, positions, torch.zeros(2, 1, 3 * groups, 16, dtype=torch.bool), past, past, slot],
-        [by_token, {}, {}, by_token, {0: BATCH, 2: groups * TOKENS, 3: ROWS}, by_row, by_row, {0: BATCH}],
+        [hidden, rope, rope, positions, mask, past, past, slot, *of_queries],
+        [by_token, {}, {}, by_token, {0: BATCH, 2: groups * TOKENS, 3: ROWS}, by_row, by_row, {0: BATCH}]
+        + [{} for _ in of_queries],
     )
     end = trace(_hollow(lambda: decoder.Head(d), dtype), [hidden, slot], [by_token, {0: Dim("R", max=65_536)}])
     return start, block, end
@@ -99,11 +105,12 @@ def decoder_model(config: ModelConfig, dtype: torch.dtype, builder: GraphBuilder
     caches = builder.inputs(*cache_names("past", layers))
     (mask,) = builder.stamp(start, "mask.", [position_ids, caches[0]])
     cos, sin = map(builder.weight, DECODER_ROPE)
+    of_queries = [builder.weight(name) for name in QUERY_ROPE if config.decoder.query_scale]
     present: list[ir.Value] = []
     for n in range(layers):
         past_k, past_v = caches[2 * n : 2 * n + 2]
         x, *updated = builder.stamp(
-            block, f"layers.{n}.", [x, cos, sin, position_ids, mask, past_k, past_v, write_index]
+            block, f"layers.{n}.", [x, cos, sin, position_ids, mask, past_k, past_v, write_index, *of_queries]
         )
         present += updated
     (logits,) = builder.stamp(end, "", [x, logits_index])

@@ -76,13 +76,15 @@ class Decoder(Head):
         super().__init__(config)
         self.groups = config.n_heads // config.n_kv_heads
         self.layers = nn.ModuleList(decoder_block(config) for _ in range(config.n_layers))
-        cos, sin = decoder_rope_tables(config, positions)
-        self.register_buffer("cos", cos.float(), persistent=False)
-        self.register_buffer("sin", sin.float(), persistent=False)
+        names = ("cos", "sin", "query_cos", "query_sin")
+        for name, table in zip(names, decoder_rope_tables(config, positions), strict=False):
+            self.register_buffer(name, table.float(), persistent=False)
+        self.own_query_tables = config.query_scale is not None
 
     def hidden(self, x: Tensor, position_ids: Tensor, mask: Tensor) -> Tensor:
         """Full forward without a cache: x (B, T, D), position_ids (B, T), mask (B, 1, T, T) -> (B, T, D)."""
         mask = group_rows(mask, self.groups)
+        of_queries = (self.query_cos, self.query_sin) if self.own_query_tables else ()
         for layer in self.layers:
-            x, _, _ = layer(x, self.cos, self.sin, position_ids, mask)
+            x, _, _ = layer(x, self.cos, self.sin, position_ids, mask, None, None, None, *of_queries)
         return x

@@ -56,6 +56,15 @@ def merge_heads(x: Tensor) -> Tensor:
     return _reshape(x.transpose(1, 2), (batch, tokens, heads * head_dim), (0, 0, heads * head_dim))
 
 
+def side_by_side(x: Tensor, count: int) -> Tensor:
+    """(B, P, D) -> (B, P / count, D · count): rows that follow each other as one, channel by channel."""
+    if count == 1:
+        return x
+    batch, patches, width = x.shape
+    apart = _reshape(x, (batch, patches // count, count, width), (0, -1, count, width)).transpose(2, 3)
+    return _reshape(apart, (batch, patches // count, width * count), (0, 0, width * count))
+
+
 def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     """Scaled dot-product attention with grouped queries: ONNX Attention-24 with one output.
 

@@ -15,6 +15,7 @@ class Parameter:
     name: str
     shape: tuple[int, ...]  # as stored in a checkpoint: linear weights (out, in)
     rotary_heads: int = 0
+    copy_of: str = ""  # the parameter whose tensor this one is too, in a checkpoint that stores it once
 
     @property
     def is_linear(self) -> bool:
@@ -34,6 +35,11 @@ def parameters(config: ModelConfig) -> Iterator[Parameter]:
             f"vision_encoder.transformer.layers.{n}",
             vision.hidden_size, vision.intermediate_size, heads, heads, vision.head_dim,
         )  # fmt: skip
+    if config.adapter_norm:
+        yield Parameter("vision_language_adapter.norm.weight", (vision.hidden_size,))
+    if vision.spatial_merge_size > 1:
+        merged = vision.hidden_size * vision.spatial_merge_size**2
+        yield Parameter("vision_language_adapter.merging_layer.weight", (vision.hidden_size, merged))
     for name, width in (("w_in", vision.hidden_size), ("w_out", decoder.dim)):
         yield Parameter(f"vision_language_adapter.{name}.weight", (decoder.dim, width))
         if config.adapter_bias:
@@ -44,7 +50,8 @@ def parameters(config: ModelConfig) -> Iterator[Parameter]:
             f"layers.{n}", decoder.dim, decoder.hidden_dim, decoder.n_heads, decoder.n_kv_heads, decoder.head_dim
         )
     yield Parameter("norm.weight", (decoder.dim,))
-    yield Parameter("output.weight", (decoder.vocab_size, decoder.dim))
+    table = "tok_embeddings.weight" if decoder.tied_embeddings else ""
+    yield Parameter("output.weight", (decoder.vocab_size, decoder.dim), copy_of=table)
 
 
 def _block(prefix: str, dim: int, hidden: int, heads: int, kv_heads: int, head_dim: int) -> Iterator[Parameter]:

@@ -62,10 +62,16 @@ class Attention(nn.Module):
         past_k: Tensor | None = None,
         past_v: Tensor | None = None,
         write_index: Tensor | None = None,
+        query_cos: Tensor | None = None,
+        query_sin: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Returns the output (B, T, D) and the keys and values it looked at: the cache where there is one."""
+        """Returns the output (B, T, D) and the keys and values it looked at: the cache where there is one.
+
+        Queries may have rotary tables of their own.
+        """
         q, k, v = (ops.split_heads(w(x), self.head_dim) for w in (self.wq, self.wk, self.wv))  # (B, N or K, T, E)
-        q = ops.rotary_embedding(q, cos, sin, position_ids)
+        of_query = (cos, sin) if query_cos is None or query_sin is None else (query_cos, query_sin)
+        q = ops.rotary_embedding(q, *of_query, position_ids)
         k = ops.rotary_embedding(k, cos, sin, position_ids)
         if past_k is not None and past_v is not None and write_index is not None:
             k = ops.cache_update(past_k, k, write_index)  # (B, K, C, E)
@@ -119,11 +125,15 @@ class TransformerBlock(nn.Module):
         past_k: Tensor | None = None,
         past_v: Tensor | None = None,
         write_index: Tensor | None = None,
+        query_cos: Tensor | None = None,
+        query_sin: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, T, D); mask (B, 1, N/K·T, C), by `ops.group_rows`; past_k and past_v (B, K, C, E); write_index (B,).
 
         Returns the residual stream (B, T, D) and the keys and values attention looked at.
         """
-        y, k, v = self.attention(self.attention_norm(x), cos, sin, position_ids, mask, past_k, past_v, write_index)
+        y, k, v = self.attention(
+            self.attention_norm(x), cos, sin, position_ids, mask, past_k, past_v, write_index, query_cos, query_sin
+        )
         x = x + y
         return x + self.feed_forward(self.ffn_norm(x)), k, v

@@ -59,7 +59,7 @@ BLOCK_GROUPS = (  # later sources are rescaled first, so that a source is final 
     InputGroup(("feed_forward.w1", "feed_forward.w3"), "ffn_norm"),
     InputGroup(("attention.wq", "attention.wk", "attention.wv"), "attention_norm"),
 )
-ADAPTER_GROUPS = (InputGroup(("w_in",)), InputGroup(("w_out",)))
+ADAPTER_GROUPS = (InputGroup(("merging_layer",)), InputGroup(("w_in",)), InputGroup(("w_out",)))
 
 
 @dataclass(frozen=True)

@@ -268,7 +268,7 @@ class LayerwisePass:
         cos, sin = (table.float() for table in vision_rope_tables(config))
         for x, pixels in zip(inputs, self._images(only), strict=True):
             rows, columns = (side // config.patch_size for side in pixels.shape[2:])
-            positions = vision.position_ids(rows, columns, config.max_grid)[None]
+            positions = vision.position_ids(rows, columns, config)[None]
             with steady(x.shape[1]):
                 y = block(x, cos, sin, positions)[0]
             yield y
@@ -291,11 +291,11 @@ class LayerwisePass:
         """Outputs of a block. `largest` keeps the magnitudes of its keys and values."""
         longest = max(len(prompt.token_ids) for prompt in self.prompts)
         config = self.checkpoint.config.decoder
-        cos, sin = (table.float() for table in decoder_rope_tables(config, longest))
+        cos, sin, *of_queries = (table.float() for table in decoder_rope_tables(config, longest))
         for x in inputs:
             positions = torch.arange(x.shape[1])
             mask = group_rows((positions[:, None] >= positions)[None, None], config.n_heads // config.n_kv_heads)
             with steady(x.shape[1]):
-                y, *cached = block(x, cos, sin, positions[None], mask)
+                y, *cached = block(x, cos, sin, positions[None], mask, None, None, None, *of_queries)
             largest[:] = [max(old, float(new.abs().max())) for old, new in zip(largest, cached, strict=True)]
             yield y

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from pixtral_export.model.parameters import parameters
 from pixtral_export.quantization.recipes import Recipe, Stored, stored_tensors
-from pixtral_export.weight_names import DECODER_ROPE, VISION_ROPE, scale_name
+from pixtral_export.weight_names import DECODER_ROPE, QUERY_ROPE, VISION_ROPE, scale_name
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.manifest import Limits
 from pixtral_runtime.bundle.spec import cache_names
@@ -25,12 +25,12 @@ def plan_weights(config: ModelConfig, dtype: str, limits: Limits, recipe: Recipe
 
 
 def rope_tensors(config: ModelConfig, dtype: str, limits: Limits) -> list[Stored]:
-    shapes = ((config.vision.max_grid**2, config.vision.head_dim), (limits.max_context, config.decoder.head_dim))
-    names = (VISION_ROPE, DECODER_ROPE)
+    vision = (config.vision.max_grid**2, config.vision.head_dim // 2)
+    decoder = (limits.max_context, config.decoder.head_dim // 2)
+    of_queries = QUERY_ROPE if config.decoder.query_scale else ()
     return [
-        Stored(name, (rows, width // 2), dtype)
-        for pair, (rows, width) in zip(names, shapes, strict=True)
-        for name in pair
+        *(Stored(name, vision, dtype) for name in VISION_ROPE),
+        *(Stored(name, decoder, dtype) for name in (*DECODER_ROPE, *of_queries)),
     ]
 
 

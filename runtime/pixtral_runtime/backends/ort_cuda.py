@@ -214,7 +214,7 @@ class OrtCudaSession:
         for tensor in inputs:
             sizes |= zip(self._inputs[tensor.name].shape, tensor.shape, strict=False)
         if self._spec.name == "vision":
-            patch = self._bundle.model.vision.patch_size
+            patch = self._bundle.model.vision.token_edge
             sizes["P"] = (sizes["H"] // patch) * (sizes["W"] // patch)
         return sizes
 

@@ -281,7 +281,7 @@ def _generation(model: Model, case: Case, prompt: Prompt) -> Generation:
 def _costs(model: Model, case: Case, prompt: Prompt) -> dict[str, Cost]:
     """What the stages cannot do without, for the whole batch: its prompts are prefilled one after the other."""
     length = len(prompt.token_ids)
-    rows, columns = (side // model.bundle.model.vision.patch_size for side in prompt.images[0].shape[1:])
+    rows, columns = (side // model.bundle.model.vision.token_edge for side in prompt.images[0].shape[1:])
     costs = stage_costs(
         Sizes.of(model.bundle),
         grid=(rows, columns),

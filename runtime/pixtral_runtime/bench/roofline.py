@@ -99,7 +99,7 @@ def stage_costs(
     if grid is not None and image_side is not None:
         raise SettingError("grid and image_side name the same thing", "one of the two")
     if image_side is not None:
-        grid = (-(-image_side // sizes.model.vision.patch_size),) * 2
+        grid = (-(-image_side // sizes.model.vision.token_edge),) * 2
     if prompt_tokens < 1 or context_rows < 1 or batch < 1 or min(grid or (1,)) < 1:
         raise SettingError("grid, prompt tokens, context rows and batch are 1 or more", Option("prompt_tokens", 128))
     return {
@@ -120,15 +120,19 @@ def ceiling(
 
 def _vision(sizes: Sizes, grid: tuple[int, int], images: int) -> Cost:
     vision, dim = sizes.model.vision, sizes.model.decoder.dim
-    patches, area = grid[0] * grid[1], vision.num_channels * vision.patch_size**2
+    merged = vision.spatial_merge_size**2
+    tokens, area = grid[0] * grid[1], vision.num_channels * vision.patch_size**2
+    patches = tokens * merged
     per_patch = area * vision.hidden_size + vision.num_hidden_layers * _vision_layer(vision)
-    per_patch += vision.hidden_size * dim + dim * dim  # adapter
+    per_token = vision.hidden_size * dim + dim * dim  # adapter
+    if merged > 1:
+        per_token += merged * vision.hidden_size**2
     width = vision.num_attention_heads * vision.head_dim
     return Cost(
-        matrix_flops=2 * images * patches * per_patch,
+        matrix_flops=2 * images * (patches * per_patch + tokens * per_token),
         attention_flops=4 * images * vision.num_hidden_layers * width * patches**2,  # every patch sees every patch
         weight_bytes=sizes.weights["vision"],
-        activation_bytes=images * patches * (area + dim) * sizes.activation_bytes,
+        activation_bytes=images * (patches * area + tokens * dim) * sizes.activation_bytes,
     )
 
 

@@ -27,11 +27,41 @@ class VisionConfig:
     num_channels: int = 3
     norm_eps: float = 1e-5
     hidden_act: str = "silu"  # or gelu, the exact one, where an export was asked to keep it
+    spatial_merge_size: int = 1  # patches along each edge of the square that becomes one token
 
     @property
     def max_grid(self) -> int:
         """Patches along the longest edge."""
         return self.image_size // self.patch_size
+
+    @property
+    def token_edge(self) -> int:
+        """Pixels along each edge of what becomes one token."""
+        return self.patch_size * self.spatial_merge_size
+
+
+@dataclass(frozen=True)
+class Yarn:
+    """Rotary frequencies for positions far beyond `original_max_position`, which a model saw first (section 4.4)."""
+
+    factor: float
+    original_max_position: int
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+    attention_factor: float = 1.0
+
+    @property
+    def max_position(self) -> int:
+        """Positions that it was made for."""
+        return round(self.factor * self.original_max_position)
+
+
+@dataclass(frozen=True)
+class QueryScale:
+    """Queries grow by 1 + beta · ln(1 + floor(position / length)) (section 4.4)."""
+
+    beta: float
+    length: int
 
 
 @dataclass(frozen=True)
@@ -49,6 +79,9 @@ class DecoderConfig:
     norm_eps: float = 1e-5
     max_position: int = 131_072
     hidden_act: str = "silu"
+    yarn: Yarn | None = None
+    query_scale: QueryScale | None = None
+    tied_embeddings: bool = False  # the output head is the table of token embeddings
 
 
 @dataclass(frozen=True)
@@ -68,6 +101,7 @@ class ModelConfig:
     decoder: DecoderConfig
     image_tokens: ImageTokens = ImageTokens()
     adapter_bias: bool = True
+    adapter_norm: bool = False  # before patches are merged
     bos: int = 1
     eos: int = 2
 
@@ -78,7 +112,9 @@ class ModelConfig:
         """What no model of this kind can have, and shapes cannot show: sizes, how heads are grouped, token ids."""
         decoder, vision, tokens = self.decoder, self.vision, self.image_tokens
         sizes = [*asdict(vision).items(), *asdict(decoder).items()]
-        if wrong := [f"{k} is {v}" for k, v in sizes if isinstance(v, int | float) and not 0 < v <= LARGEST]:
+        sizes += [item for part in (decoder.yarn, decoder.query_scale) if part for item in asdict(part).items()]
+        numbers = [(k, v) for k, v in sizes if isinstance(v, int | float) and not isinstance(v, bool)]
+        if wrong := [f"{k} is {v}" for k, v in numbers if not 0 < v <= LARGEST]:
             return wrong
         ids = (tokens.image, tokens.image_break, tokens.image_end)
         right = {

@@ -80,7 +80,7 @@ class Bundle:
                 0 < limits.max_context <= decoder.max_position
             ),
             f"pictures of {limits.max_image_side} px have patches that the vision encoder has no positions for, which "
-            f"end at {longest} px": vision.patch_size <= limits.max_image_side <= longest,
+            f"end at {longest} px": vision.token_edge <= limits.max_image_side <= longest,
             f"cache_scales are not {2 * decoder.n_layers} numbers": self.kv_cache is None
             or _are_numbers(self.quantization.get("cache_scales"), 2 * decoder.n_layers),
         }

@@ -53,7 +53,7 @@ def relative_error(seen: Array, expected: Array) -> float:
 
 def vision_cases(bundle: Bundle) -> Iterator[tuple[str, npt.NDArray[np.float32]]]:
     """Name and noise pixels (B, 3, H, W)."""
-    patch, longest = bundle.model.vision.patch_size, bundle.limits.max_image_side
+    patch, longest = bundle.model.vision.token_edge, bundle.limits.max_image_side
     side, half = default_preprocess(bundle).grid(longest, max(longest // 2, 1))  # as a picture has it
     random = np.random.default_rng(0)
     cases = {
@@ -71,7 +71,7 @@ def vision_cases(bundle: Bundle) -> Iterator[tuple[str, npt.NDArray[np.float32]]
 
 def prompt_cases(prompts: PromptBuilder) -> Iterator[tuple[str, Prompt]]:
     """Name and prompt, with noise images of mixed sizes."""
-    patch = prompts.bundle.model.vision.patch_size
+    patch = prompts.bundle.model.vision.token_edge
     sizes = [(3 * patch, 2 * patch), (patch, 5 * patch), (4 * patch + 1, patch - 1), (2 * patch, 2 * patch)]
     for count in IMAGE_COUNTS:
         random = np.random.default_rng(count)

@@ -139,4 +139,4 @@ def default_preprocess(
             Option("max_image_side", limit),
         )
     side = limit if max_side is None else max_side
-    return Preprocess(bundle.model.vision.patch_size, side, mode or bundle.preprocess, image_tokens)
+    return Preprocess(bundle.model.vision.token_edge, side, mode or bundle.preprocess, image_tokens)
