@@ -22,7 +22,7 @@ ORIGINAL_LENGTH = 24  # tokens: prompts are several times as long
 _STRETCHED = replace(
     _TINY.decoder,
     rope_theta=1e6,
-    yarn=Yarn(16.0, ORIGINAL_LENGTH),
+    yarn=Yarn(64.0, ORIGINAL_LENGTH),
     query_scale=QueryScale(0.1, ORIGINAL_LENGTH),
     max_position=1024,
 )
