@@ -230,10 +230,10 @@ def test_other_kinds_are_refused_by_their_names(hub: HubRepository, names: list[
 def test_a_model_of_another_family_is_refused_by_its_small_files(hub: HubRepository, kind: str) -> None:
     write_checkpoint(hub.folder, CONFIG)
     if kind == "config":
-        edit_json(hub.folder / "params.json", lambda data: data["vision_encoder"].update(spatial_merge_size=2))
+        edit_json(hub.folder / "params.json", lambda data: data.update(moe={"num_experts": 8}))
     else:
         (hub.folder / "tekken.json").rename(hub.folder / "tokenizer.model.v7m1")
-    assert {"config": "Mistral 3 family", "tokenizer": "SentencePiece"}[kind] in str(refused())
+    assert {"config": "a mixture of experts", "tokenizer": "SentencePiece"}[kind] in str(refused())
     assert not hub.weights_sent
 
 

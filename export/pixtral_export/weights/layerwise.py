@@ -224,7 +224,8 @@ class LayerwisePass:
         }
         if not any(self.recipe.needs_samples(scheme) for scheme in schemes.values()):
             return
-        groups = ADAPTER_GROUPS if unit == ADAPTER_UNIT else BLOCK_GROUPS
+        listed = ADAPTER_GROUPS if unit == ADAPTER_UNIT else BLOCK_GROUPS
+        groups = [group for group in listed if names.keys() >= {*group.layers}]
         gptq = [name for name, scheme in schemes.items() if scheme.is_coarse and self.recipe.method == "gptq"]
         images = sum(len(prompt.images) for prompt in self.prompts)
         sequences = images if unit.startswith("vision_") else len(self.prompts)
