@@ -23,10 +23,9 @@ MOST_CHOSEN_PARTS = 8  # of a decoder, where nobody says how many
 class BuildPlan:
     """What building takes. `listed_as` is the target's name, or the one of its engines of fewer cache rows.
 
-    `engine_bytes` are, by the engine's name, those of the weights that it reads.
-
-    `profiles` are by graph. `cuts`: where the decoder is cut into parts, see `decoder_parts`. `peak_memory_bytes` is
-    what the engine takes that takes most: they are built one after another.
+    `engine_bytes` are, by the engine's name, those of the weights that it reads, `profiles` by graph. `cuts`: where the
+    decoder is cut into parts, see `decoder_parts`. `peak_memory_bytes` is what the engine takes that takes most: they
+    are built one after another.
     """
 
     target: Target

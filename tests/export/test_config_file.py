@@ -381,11 +381,33 @@ def test_what_transformers_writes_of_the_family_is_read(tmp_path: Path) -> None:
         ({"rope_type": "llama3"}, 'text_config.rope_parameters.rope_type = "llama3"'),
         ({"truncate": False}, "text_config.rope_parameters.truncate = false"),
         ({"factor": None}, "'text_config.rope_parameters.factor' is absent"),
+        ({"mscale": "one"}, "'text_config.rope_parameters.mscale' is \"one\", expected a positive number"),
+        ({"rope_theta": 1.0}, "rope_theta 1.0 is not above 1, as YaRN needs it"),
+        (["yarn"], "'text_config.rope_parameters' is [\"yarn\"], expected an object"),
     ],
 )
 def test_other_rotary_settings_of_the_family_are_refused_by_key(
-    rope: dict[str, Any], named: str, tmp_path: Path
+    rope: dict[str, Any] | list[str], named: str, tmp_path: Path
 ) -> None:
     folder = write_checkpoint(tmp_path / "c", MEMBERS["Ministral-3-8B"], format="hf-new")
-    edit_json(folder / "config.json", lambda data: data["text_config"]["rope_parameters"].update(rope))
+
+    def change(data: dict[str, Any]) -> None:
+        text = data["text_config"]
+        text["rope_parameters"] = rope if isinstance(rope, list) else text["rope_parameters"] | rope
+
+    edit_json(folder / "config.json", change)
     assert named in str(refusal(folder))
+
+
+def test_queries_that_are_scaled_by_nothing_are_not_scaled(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "c", MEMBERS["Ministral-3-8B"], format="hf-new")
+    edit_json(folder / "config.json", with_value(0.0, "text_config", "rope_parameters", "llama_4_scaling_beta"))
+    assert open_checkpoint(folder).config.decoder.query_scale is None
+
+
+@pytest.mark.parametrize("rope", [{"rope_theta": 1e6}, {"rope_theta": 1e6, "type": "default"}])
+def test_plain_rotary_positions_of_the_family_need_no_kind(rope: dict[str, Any], tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "c", MEMBERS["Mistral-Small-3.1"], format="hf-new")
+    edit_json(folder / "config.json", with_value(rope, "text_config", "rope_parameters"))
+    decoder = open_checkpoint(folder).config.decoder
+    assert (decoder.rope_theta, decoder.yarn) == (1e6, None)

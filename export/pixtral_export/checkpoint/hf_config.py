@@ -123,10 +123,10 @@ def read_hf_config(file: Path, *, keep_activations: bool = False) -> tuple[Model
 
 def _hf_rope(text: Section) -> tuple[float, Yarn | None, QueryScale | None]:
     """Rotary base, stretched frequencies and scaled queries, as transformers reads them (modeling_rope_utils)."""
-    given = text.get("rope_parameters")
-    if given is None or given.get("rope_type", given.get("type", "default")) == "default":
+    own_base = {"rope_theta": text.values.get("rope_theta")}
+    rope = text if text.get("rope_parameters") is None else text.section("rope_parameters", own_base)
+    if rope is text or (rope.get("rope_type") or rope.get("type") or "default") == "default":
         return _hf_rope_theta(text, "default"), None, None
-    rope = text.section("rope_parameters", {"rope_theta": text.values.get("rope_theta")})
     rope.known(*YARN_KEYS)
     for key in ("rope_type", "type"):
         rope.only(key, "yarn", None)
@@ -134,17 +134,14 @@ def _hf_rope(text: Section) -> tuple[float, Yarn | None, QueryScale | None]:
     rope.only("partial_rotary_factor", None, 1)
     length, factor = rope.integer("original_max_position_embeddings"), rope.number("factor")
     own = None if rope.get("attention_factor") is None else rope.number("attention_factor")
-    weights = [rope.get(key) for key in ("mscale", "mscale_all_dim")]
+    weights = [rope.number(key) if rope.get(key) else 0.0 for key in ("mscale", "mscale_all_dim")]
     if own is None:
         above, below = weights if all(weights) else (1, 0)
         own = _growth(factor, above) / _growth(factor, below)
     yarn = Yarn(factor, length, rope.number("beta_fast", 32), rope.number("beta_slow", 1), own)
-    beta = rope.get("llama_4_scaling_beta")
-    return (
-        rope.number("rope_theta"),
-        yarn,
-        None if beta is None else QueryScale(rope.number("llama_4_scaling_beta"), length),
-    )
+    is_scaled = rope.get("llama_4_scaling_beta") not in (None, 0)
+    scale = QueryScale(rope.number("llama_4_scaling_beta"), length) if is_scaled else None
+    return rope.number("rope_theta"), yarn, scale
 
 
 def _growth(factor: float, weight: float) -> float:

@@ -122,6 +122,9 @@ class ModelConfig:
                 decoder.n_heads % decoder.n_kv_heads == 0
             ),
             f"head_dim {decoder.head_dim} is odd": decoder.head_dim % 2 == 0,
+            f"rope_theta {decoder.rope_theta} is not above 1, as YaRN needs it": (
+                decoder.yarn is None or decoder.rope_theta > 1
+            ),
             f"the vision encoder's head_dim {vision.head_dim} is no multiple of 4": vision.head_dim % 4 == 0,
             f"image_size {vision.image_size} is less than patch_size {vision.patch_size}": vision.max_grid > 0,
             f"image token ids {ids} are not three different ones": len(set(ids)) == len(ids),

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import LlavaForConditionalGeneration
 from typer.testing import CliRunner
 
 from helpers.bundles import export_tiny
+from helpers.reference import noise, reference_logits
 from helpers.tiny import edit_json, tiny_config, write_checkpoint
 from pixtral_cli.main import app
 from pixtral_export.checkpoint.reader import open_checkpoint
@@ -61,29 +61,8 @@ def reference(checkpoint: Path) -> Any:
     return model.from_pretrained(checkpoint, dtype=torch.float32, attn_implementation="eager").eval()
 
 
-def noise(width: int, height: int) -> Image.Image:
-    pixels = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), np.uint8)
-    return Image.fromarray(pixels)
-
-
 def request(model: Model, images: int) -> Prompt:
     return model.prompts.build(user_message("What is shown here?", [noise(*size) for size in SIZES[:images]]))
-
-
-def reference_logits(reference: Any, prompt: Prompt, more: list[int]) -> np.ndarray:
-    """Logits (T, V) of transformers' full forward pass over the prompt and `more` tokens."""
-    ids = torch.tensor([[*prompt.token_ids.tolist(), *more]])
-    inputs = {}
-    if prompt.images:
-        sizes = [image.shape[1:] for image in prompt.images]
-        height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
-        padded = np.zeros((len(sizes), 3, height, width), np.float32)
-        for target, image in zip(padded, prompt.images, strict=True):
-            target[:, : image.shape[1], : image.shape[2]] = image
-        inputs = {"pixel_values": torch.from_numpy(padded), "image_sizes": torch.tensor(sizes)}
-    with torch.inference_mode():
-        logits: np.ndarray = reference(input_ids=ids, **inputs).logits[0].numpy()
-    return logits
 
 
 @pytest.mark.parametrize("images", range(5))

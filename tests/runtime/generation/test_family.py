@@ -8,45 +8,23 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from transformers import LlavaForConditionalGeneration, Mistral3ForConditionalGeneration
 
 from helpers.bundles import export_tiny
 from helpers.family import MEMBERS, ORIGINAL_LENGTH
+from helpers.reference import noise, reference_logits
 from helpers.tiny import write_checkpoint
 from pixtral_runtime import Model, load
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.inputs.conversation import user_message
-from pixtral_runtime.inputs.prompt import Prompt
 
 ATOL = 1e-4  # float32 logits of magnitude 5
 SIZES = ((84, 56), (28, 28), (33, 120), (252, 30))
 
 
-def noise(width: int, height: int) -> Image.Image:
-    pixels = np.random.default_rng(width * 1000 + height).integers(0, 256, (height, width, 3), np.uint8)
-    return Image.fromarray(pixels)
-
-
 def opened(config: ModelConfig, format: str, folder: Path) -> Model:
     checkpoint = write_checkpoint(folder / format, config, format=format, dtype=torch.float32)
     return load(export_tiny(checkpoint, folder / f"{format}-bundle", dtype="float32"))
-
-
-def reference_logits(reference: Any, prompt: Prompt, more: list[int]) -> np.ndarray:
-    """Logits (T, V) of transformers' full forward pass over the prompt and `more` tokens."""
-    ids = torch.tensor([[*prompt.token_ids.tolist(), *more]])
-    inputs = {}
-    if prompt.images:
-        sizes = [image.shape[1:] for image in prompt.images]
-        height, width = (max(size[axis] for size in sizes) for axis in (0, 1))
-        padded = np.zeros((len(sizes), 3, height, width), np.float32)
-        for target, image in zip(padded, prompt.images, strict=True):
-            target[:, : image.shape[1], : image.shape[2]] = image
-        inputs = {"pixel_values": torch.from_numpy(padded), "image_sizes": torch.tensor(sizes)}
-    with torch.inference_mode():
-        logits: np.ndarray = reference(input_ids=ids, **inputs).logits[0].numpy()
-    return logits
 
 
 @pytest.mark.parametrize("member", list(MEMBERS))
