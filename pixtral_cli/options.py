@@ -87,7 +87,10 @@ GroupSizeOption = Annotated[
 ]
 MethodOption = Annotated[
     str | None,
-    typer.Option(help="How codes of int4, nvfp4, fp8 are chosen: gptq, awq (not fp8), rtn. Default: gptq."),
+    typer.Option(
+        help="How codes of int4, nvfp4, fp8 are chosen: gptq, awq (not fp8), rtn or stored (the checkpoint's own). "
+        "Default: stored where it has some, gptq otherwise."
+    ),
 ]
 KeepActivationsOption = Annotated[
     bool, typer.Option("--keep-activations", help="Keep a gelu that config.json names; silu is published Pixtral's.")

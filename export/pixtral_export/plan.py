@@ -9,7 +9,7 @@ from pathlib import Path
 from pixtral_export.checkpoint.reader import Checkpoint
 from pixtral_export.model.ops import OPSET
 from pixtral_export.model.parameters import parameters
-from pixtral_export.quantization.recipes import RECIPES, Recipe, Stored, check_patterns, make_recipe
+from pixtral_export.quantization.recipes import RECIPES, STORED, Recipe, Scheme, Stored, check_patterns, make_recipe
 from pixtral_export.weights.plan import plan_weights, weight_file_bytes
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.footprint import Footprint
@@ -92,6 +92,7 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
         method=settings.method,
         keep=settings.keep,
         kv_cache=settings.kv_cache,
+        published=_published(checkpoint),
     )
     check_patterns(recipe, parameters(config))
     _refuse_unused_samples(settings, recipe)
@@ -127,6 +128,14 @@ def plan_footprint(checkpoint: Checkpoint, plan: ExportPlan) -> Footprint:
     )
 
 
+def _published(checkpoint: Checkpoint) -> dict[str, Scheme]:
+    """The schemes of the codes that a checkpoint holds."""
+    return {
+        name: Scheme(codes.format, codes.group, codes.format if codes.input_scale else None)
+        for name, codes in checkpoint.codes.items()
+    }
+
+
 def _refuse_unused_samples(settings: ExportSettings, recipe: Recipe) -> None:
     """Raise SettingError for calibration options where nothing looks at samples."""
     if recipe.calibrated:
@@ -136,7 +145,7 @@ def _refuse_unused_samples(settings: ExportSettings, recipe: Recipe) -> None:
     for option, wish in unused.items():
         if wish is not None:
             words = option.replace("_", " ")
-            how = "" if is_plain else " by rounding"
+            how = "" if is_plain else " of the checkpoint's own codes" if recipe.method == STORED else " by rounding"
             raise SettingError(
                 f"{words} {wish} would do nothing: {recipe.name}{how} needs no samples",
                 f"leave the {words} away",

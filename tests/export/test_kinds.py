@@ -75,9 +75,9 @@ CARD = "---\nlicense: apache-2.0\n{}\n---\n# Pixtral-12B, quantized\n"
 )
 def test_a_quantized_copy_is_refused_with_the_original_that_its_card_names(hf: Path, card: str, remedy: str) -> None:
     (hf / "README.md").write_text(card, encoding="utf-8")
-    edit_json(hf / "config.json", lambda data: data.update(quantization_config={"quant_method": "fp8"}))
+    edit_json(hf / "config.json", lambda data: data.update(quantization_config={"quant_method": "awq"}))
     error = refusal(hf)
-    assert "already quantized (fp8)" in str(error) and remedy in error.hint
+    assert "already quantized (awq)" in str(error) and remedy in error.hint
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,6 @@ def read_hf_config(file: Path, *, keep_activations: bool = False) -> tuple[Model
     is_mistral_3 = values.get("model_type") == "mistral3"
     root = Section(file, values, MISTRAL_3_DEFAULTS if is_mistral_3 else HF_DEFAULTS)
     root.only("model_type", "llava", "mistral3", kind=OTHER_MODELS.get(str(root.get("model_type")), ""))
-    root.not_quantized()
     text, encoder = root.section("text_config", HF_TEXT_DEFAULTS), root.section("vision_config", HF_VISION_DEFAULTS)
     if is_mistral_3:
         encoder = root.section("vision_config", MISTRAL_3_VISION_DEFAULTS)

@@ -23,7 +23,6 @@ PATCH_MERGE = "patch_merge"  # how Mistral's files call the merging of patches
 def read_mistral_config(file: Path) -> tuple[ModelConfig, tuple[str, ...]]:
     """Read `params.json`. Returns the configuration and warnings. Raises CheckpointError."""
     root = Section(file, read_json(file), {})
-    root.not_quantized()
     encoder = root.section("vision_encoder", VISION_DEFAULTS)
     merge = encoder.integer("spatial_merge_size", 1)
     encoder.only("mm_projector_id", *((None, "") if merge == 1 else (PATCH_MERGE,)))

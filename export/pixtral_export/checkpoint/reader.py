@@ -9,7 +9,6 @@ section 1.5.
 
 from __future__ import annotations
 
-import mmap
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
@@ -17,10 +16,10 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from pixtral_export.checkpoint.codes import FORMATS, Codes, ReadCodes, has_codes, take_codes
 from pixtral_export.checkpoint.config_file import DOWNLOAD_HINT, few
 from pixtral_export.checkpoint.dtypes import refuse_other_dtypes
 from pixtral_export.checkpoint.find_weights import find_weights, no_folder
@@ -28,6 +27,7 @@ from pixtral_export.checkpoint.headers import SAFETENSORS_DTYPES, Files, LocalFi
 from pixtral_export.checkpoint.hf_config import HF_CONFIG, read_hf_config
 from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG, read_mistral_config
 from pixtral_export.checkpoint.picture_size import picture_side
+from pixtral_export.checkpoint.tensor_data import mapped
 from pixtral_export.checkpoint.tensor_names import hf_name, hf_new_name, mistral_name, pairs_to_halves
 from pixtral_export.checkpoint.tokenizer import find_tokenizer
 from pixtral_export.model.parameters import Parameter, parameters
@@ -48,20 +48,30 @@ class Checkpoint:
     tokenizer: Path  # the tekken.json that goes into a bundle
     image_side: int  # in pixels: what its own programs scale the longest side of a picture to
     warnings: tuple[str, ...]
-    stored_dtype: str  # of most weights: float32, float16 or bfloat16
+    stored_dtype: str  # of most weights: float32, float16 or bfloat16, or a format of codes
     files: tuple[Path, ...]
     total_bytes: int  # of all weight files
     tensors: dict[str, StoredTensor] = field(repr=False)  # by canonical name
+    codes: dict[str, Codes] = field(repr=False)  # of the weights that are stored as codes and scales
 
     def read(self, parameter: Parameter) -> Tensor:
         """One tensor in its stored shape and dtype: linear weights (out, in), rotary rows in rotate-half order.
 
-        The result is a view of the mapped file, or a copy where Mistral's rotary rows are put into order. Only the
-        tensor's own span is mapped, so that a checkpoint may be larger than memory, and the pages go with the tensor.
-        Raises CheckpointError where the file cannot be opened.
+        The result is a view of the mapped file, or a copy where Mistral's rotary rows are put into order or codes
+        become float32. Only the tensor's own span is mapped, so that a checkpoint may be larger than memory, and the
+        pages go with the tensor. Raises CheckpointError where the file cannot be opened.
         """
-        stored = self.tensors[parameter.name]
-        tensor = _mapped(stored)
+        if parameter.name in self.codes:
+            return self.read_codes(parameter).weight()
+        return self._in_halves(parameter, mapped(self.tensors[parameter.name]))
+
+    def read_codes(self, parameter: Parameter) -> ReadCodes:
+        """A weight of `codes` as it is stored, rotary rows in rotate-half order. Raises CheckpointError."""
+        read = self.codes[parameter.name].read()
+        values, scale = (self._in_halves(parameter, tensor) for tensor in (read.values, read.scale))
+        return replace(read, values=values, scale=scale)
+
+    def _in_halves(self, parameter: Parameter, tensor: Tensor) -> Tensor:
         if parameter.rotary_heads and self.format == "mistral":
             return pairs_to_halves(tensor, parameter.rotary_heads)
         return tensor
@@ -81,6 +91,7 @@ def open_checkpoint(path: Path, files: Files | None = None, *, keep_activations:
         raise SettingError(
             f"keeping activations would do nothing: {path / MISTRAL_CONFIG} names none", "leave keep activations away"
         )
+    is_coded = has_codes(path / (MISTRAL_CONFIG if is_mistral else HF_CONFIG))
     if is_mistral:
         config, assumed = read_mistral_config(path / MISTRAL_CONFIG)
     else:
@@ -88,11 +99,16 @@ def open_checkpoint(path: Path, files: Files | None = None, *, keep_activations:
     tokenizer = find_tokenizer(path, config, files.names)
     image_side, scaled = picture_side(path, is_mistral, tokenizer, config.vision)
     stored = [tensor for tensor in files.tensors(names) if not tensor.name.endswith(HARMLESS_SUFFIX)]
+    coded: dict[str, Codes] = {}
+    if is_coded:
+        stored, coded = take_codes(stored)
     is_new = any(tensor.name.startswith("model.") for tensor in stored)
     format_ = "mistral" if is_mistral else "hf-new" if is_new else "hf"
     if config.decoder.tied_embeddings and SPELLINGS[format_]("output.weight") in {tensor.name for tensor in stored}:
         config = replace(config, decoder=replace(config.decoder, tied_embeddings=False))  # its own head counts
-    refuse_other_dtypes(stored, {SPELLINGS[format_](parameter.name) for parameter in parameters(config)})
+    spelled = {parameter.name: SPELLINGS[format_](parameter.name) for parameter in parameters(config)}
+    refuse_other_dtypes(stored, {*spelled.values()})
+    stored += [codes.stored(name) for name, codes in coded.items()]
     places = tuple(path / name for name in names)
     tensors = _match(parameters(config), SPELLINGS[format_], stored, places)
     for file in places:
@@ -100,7 +116,7 @@ def open_checkpoint(path: Path, files: Files | None = None, *, keep_activations:
             _check_header(file)
     sizes: Counter[str] = Counter()
     for tensor in tensors.values():
-        sizes[SAFETENSORS_DTYPES[tensor.dtype]] += prod(tensor.shape)
+        sizes[(SAFETENSORS_DTYPES | FORMATS)[tensor.dtype]] += prod(tensor.shape)
     return Checkpoint(
         path=path,
         format=format_,
@@ -112,6 +128,7 @@ def open_checkpoint(path: Path, files: Files | None = None, *, keep_activations:
         files=places,
         total_bytes=sum(files.size(name) or 0 for name in names),
         tensors=tensors,
+        codes={name: coded[file_name] for name, file_name in spelled.items() if file_name in coded},
     )
 
 
@@ -157,17 +174,3 @@ def _check_header(file: Path) -> None:
             pass
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}", DOWNLOAD_HINT) from error
-
-
-def _mapped(stored: StoredTensor) -> Tensor:
-    """A view of a tensor's bytes in its file."""
-    start = stored.offset // mmap.ALLOCATIONGRANULARITY * mmap.ALLOCATIONGRANULARITY
-    dtype = getattr(torch, SAFETENSORS_DTYPES[stored.dtype])
-    count = prod(stored.shape)
-    end = stored.offset + count * dtype.itemsize
-    try:
-        with stored.file.open("rb") as file:
-            span = mmap.mmap(file.fileno(), end - start, access=mmap.ACCESS_COPY, offset=start)
-    except (OSError, ValueError) as error:  # ValueError: the file has become shorter
-        raise CheckpointError(f"{stored.file} cannot be read: {error}", DOWNLOAD_HINT) from error
-    return torch.frombuffer(span, dtype=dtype, count=count, offset=stored.offset - start).view(stored.shape)

@@ -9,7 +9,8 @@
 
 int4 groups shrink to 64 or 32 in layers whose inputs they do not divide, unless the user chose their size. The token
 embedding and the output head are int8 in blocks along D in every recipe; norms, biases, the patch
-convolution, attention and the rotary tables keep the bundle's dtype.
+convolution, attention and the rotary tables keep the bundle's dtype. Where a checkpoint's decoder is published in a
+recipe's own codes (`codes.py`), they are stored as they are, without samples.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from pixtral_export.model.parameters import Parameter
 from pixtral_export.quantization.formats import FORMATS, FP4, FP8, INT8
@@ -27,6 +29,7 @@ from pixtral_runtime.errors import Option, SettingError
 
 GROUP_SIZES = (32, 64, 128)
 METHODS_4_BIT = ("gptq", "awq", "rtn")
+STORED = "stored"  # the method that takes a checkpoint's own codes and scales as they are
 TABLE_BLOCK = 128  # of embedding and head; smaller where the width is no multiple
 NVFP4_GROUP = 16  # fixed by the format
 EMBEDDING, HEAD = "tok_embeddings.weight", "output.weight"
@@ -58,6 +61,7 @@ class Recipe:
     kv_cache: str | None = None  # the format keys and values are cached in, by a static scale each layer
     keep: tuple[tuple[str, Scheme | None], ...] = field(default=())
     fits_groups: bool = False  # smaller groups where a layer's inputs are no multiple: nobody chose their size
+    published: Mapping[str, Scheme] = field(default_factory=dict)  # of parameters whose codes a checkpoint holds
 
     @property
     def smooth(self) -> bool:
@@ -67,12 +71,14 @@ class Recipe:
     @property
     def calibrated(self) -> bool:
         """Whether activations of samples must be seen."""
+        if self.method == STORED:
+            return self.kv_cache is not None
         activations = any(scheme is not None and scheme.activation for scheme in (self.decoder, self.vision))
         return activations or self.method != "rtn" or self.kv_cache is not None
 
     def needs_samples(self, scheme: Scheme | None) -> bool:
         """Whether samples decide how a layer is stored."""
-        if scheme is None:
+        if scheme is None or self.method == STORED:
             return False
         return scheme.activation is not None or (scheme.is_coarse and self.method in ("gptq", "awq"))
 
@@ -100,6 +106,10 @@ class Recipe:
             remedies.insert(0, fitting)
         raise SettingError(f"{parameter.name} has {inputs} inputs, which groups of {group} do not divide", *remedies)
 
+    def takes_codes(self, parameter: Parameter) -> bool:
+        """Whether a parameter's codes are the checkpoint's own."""
+        return parameter.name in self.published and self.scheme(parameter) is self.published[parameter.name]
+
     def fitted_groups(self, parameters: Iterable[Parameter]) -> dict[str, int]:
         """The group sizes of layers that the recipe's own does not divide, by name with * for its number."""
         fitted = {}
@@ -116,9 +126,13 @@ class Recipe:
             if fnmatch.fnmatchcase(parameter.name.removesuffix(".weight"), pattern):
                 in_blocks = parameter.name == EMBEDDING and scheme == KEEP_SCHEMES["int8"]
                 return _table(parameter) if in_blocks else scheme
+        if parameter.name in self.published:
+            return self.published[parameter.name]
         if parameter.name in (EMBEDDING, HEAD):
             return _table(parameter) if self.tables else None
-        return self.decoder if parameter.name.startswith("layers.") else self.vision
+        scheme = self.decoder if parameter.name.startswith("layers.") else self.vision
+        # What a checkpoint with scales of inputs left as floats would take samples to find one for.
+        return None if self.method == STORED and scheme is not None and scheme.activation else scheme
 
 
 def plain(dtype: str) -> Recipe:
@@ -181,17 +195,35 @@ def make_recipe(
     method: str | None = None,
     keep: Iterable[str] = (),
     kv_cache: str | None = None,
+    published: Mapping[str, Scheme] = MappingProxyType({}),
 ) -> Recipe:
     """The recipe a user asks for; None takes the recipe's own. `keep` holds `PATTERN=DTYPE`.
 
-    Raises SettingError on a name that does not exist, and on a method or a group size that the recipe does not have.
+    `published` are the schemes of a checkpoint's own codes, by parameter: where they are those of the recipe's decoder,
+    they are kept unless another method or group size is asked for. Raises SettingError on a name that does not exist,
+    and on a method or a group size that the recipe does not have.
     """
     if precision != dtype and precision not in RECIPES:
         raise SettingError(f"no precision '{precision}'", Option("precision", (dtype, *RECIPES)))
     kind = RECIPES.get(precision, RecipeKind(lambda *_: plain(dtype), ()))
     _refuse_other(Option("group_size", kind.group_sizes), group_size, precision, GROUP_SIZES)
-    _refuse_other(Option("method", kind.methods), method, precision, METHODS_4_BIT)
+    if method != STORED:
+        _refuse_other(Option("method", kind.methods), method, precision, METHODS_4_BIT)
     recipe = kind.make(group_size or kind.own_group_size, method or next(iter(kind.methods), "rtn"))
+    fitting = {
+        name: scheme
+        for name, scheme in published.items()
+        if name.startswith("layers.")
+        and recipe.decoder is not None
+        and (scheme.weight, scheme.activation) == (recipe.decoder.weight, recipe.decoder.activation)
+        and (scheme.group == group_size if group_size else scheme.group in (None, *kind.group_sizes))
+    }
+    if method == STORED and not fitting:
+        raise SettingError(
+            f"the checkpoint holds no codes of {precision} that could be kept", Option("method", kind.methods)
+        )
+    if fitting and method in (None, STORED):
+        recipe = replace(recipe, method=STORED, published=fitting)
     if kv_cache not in (None, dtype, *KV_CACHES):
         raise SettingError(
             f"no KV cache in '{kv_cache}': neither ONNX Runtime's cache operator nor TensorRT's takes it",

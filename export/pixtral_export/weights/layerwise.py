@@ -129,7 +129,7 @@ class LayerwisePass:
                     if self.prompts:
                         Activations(scratch).save(unit, self._pass(file, journal, unit, members, before))
                     for parameter in members:
-                        self._copy(file, parameter)
+                        self._copy(file, journal, parameter)
                     if self.prompts:
                         file.flush()
                         journal.units.append(unit)
@@ -150,13 +150,26 @@ class LayerwisePass:
         journal.places = list(file.places.values())
         return file.close(), journal
 
-    def _copy(self, file: WeightFile, parameter: Parameter) -> None:
+    def _copy(self, file: WeightFile, journal: Journal, parameter: Parameter) -> None:
         """Write a parameter that no sample decides. Its pages are let go on return."""
         if parameter.name not in file.places:
             scheme = self.recipe.scheme(parameter)
             if not self.prompts:
                 check_values(self.checkpoint, parameter, scheme, self.dtype)
+            if scheme is not None and self.recipe.takes_codes(parameter):
+                file.add_codes(parameter, scheme, self.checkpoint.read_codes(parameter))
+                if scheme.activation is not None:
+                    name = input_scale_name(parameter.name)
+                    file.add_values(Stored(name, (), "float32"), torch.tensor(self._published_input_scale(name)))
+                    journal.input_scales[parameter.name] = name
+                return
             file.add_parameter(parameter, scheme, self.checkpoint.read(parameter))
+
+    def _published_input_scale(self, name: str) -> float:
+        """The largest of the scales that layers which share one input are published with: nothing saturates more."""
+        codes = self.checkpoint.codes
+        scales = [one.read_input_scale() for parameter, one in codes.items() if input_scale_name(parameter) == name]
+        return max(scale for scale in scales if scale is not None)
 
     def _pass(
         self, file: WeightFile, journal: Journal, unit: str, members: Sequence[Parameter], before: str

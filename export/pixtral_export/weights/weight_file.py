@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from pixtral_export.checkpoint.codes import ReadCodes
 from pixtral_export.model.parameters import Parameter
 from pixtral_export.model.rope import decoder_rope_tables, vision_rope_tables
 from pixtral_export.quantization.calibrate import Quantized, e4m3_unit, quantize_weight
@@ -40,6 +41,7 @@ from pixtral_export.weights.plan import aligned
 from pixtral_export.weights.values import beyond_float16
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.manifest import FileEntry, Limits
+from pixtral_runtime.errors import Option, SettingError
 
 SLAB_VALUES = 16 << 20
 
@@ -113,6 +115,22 @@ class WeightFile:
         self._add_scales(items, parameter.name, quantized.scales, quantized.unit)
         if quantized.input_scale is not None:
             self.add_values(items[input_scale_name(parameter.name)], quantized.input_scale)
+
+    def add_codes(self, parameter: Parameter, scheme: Scheme, read: ReadCodes) -> None:
+        """Append a linear layer's codes and scales as a checkpoint holds them. Raises SettingError where the file's
+        dtype cannot hold the scales.
+        """
+        items = {item.name: item for item in stored_tensors(parameter, scheme, self._dtype)}
+        format, scale = FORMATS[scheme.weight], items[scale_name(parameter.name)]
+        stored = read.scale.T if scheme.group else read.scale[:, 0]
+        if not torch.equal(stored.to(getattr(torch, scale.dtype)).float(), stored):
+            raise SettingError(
+                f"{parameter.name} is published with scales that {scale.dtype} does not hold exactly",
+                Option("dtype", "float32"),
+                Option("method", "gptq", "to choose codes anew"),
+            )
+        self.add(items[parameter.name], (format.pack(slab.float()) for slab in slabs(read.values.T)))
+        self.add_values(scale, stored)
 
     def _add_scales(self, items: dict[str, Stored], name: str, scales: Tensor, unit: Tensor | None) -> None:
         if unit is None:
