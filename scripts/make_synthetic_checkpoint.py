@@ -17,7 +17,7 @@ import json
 import math
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -50,24 +50,37 @@ def pixtral_12b(layers: int = 40, vision_layers: int = 24, vocab_size: int = 131
     )  # fmt: skip
 
 
-def ministral_3_3b() -> ModelConfig:
-    """The configuration of Ministral-3-3B-2512 (specification sections 4.1, 4.2 and 4.4)."""
+def _mistral_3(dim: int, n_layers: int, hidden_dim: int, rope_theta: float, **decoder: Any) -> ModelConfig:
+    """A model whose tower has patches of 14 pixels, merged by four (specification sections 4.1, 4.2 and 4.4)."""
     return ModelConfig(
         VisionConfig(
             hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, head_dim=64, intermediate_size=4096,
             patch_size=14, image_size=1540, rope_theta=1e4, spatial_merge_size=2,
         ),
         DecoderConfig(
-            dim=3072, n_layers=26, head_dim=128, hidden_dim=9216, n_heads=32, n_kv_heads=8, vocab_size=131_072,
-            rope_theta=1e6, max_position=262_144, yarn=Yarn(16.0, 16_384), query_scale=QueryScale(0.1, 16_384),
-            tied_embeddings=True,
+            dim=dim, n_layers=n_layers, head_dim=128, hidden_dim=hidden_dim, n_heads=32, n_kv_heads=8,
+            vocab_size=131_072, rope_theta=rope_theta, **decoder,
         ),
         adapter_bias=False,
         adapter_norm=True,
     )  # fmt: skip
 
 
-SIZES = {"pixtral-12b": pixtral_12b, "ministral-3-3b": ministral_3_3b}
+def _stretched(factor: float, length: int) -> dict[str, Any]:
+    return {
+        "yarn": Yarn(factor, length), "query_scale": QueryScale(0.1, length), "max_position": int(factor * length),
+    }  # fmt: skip
+
+
+SIZES: dict[str, Callable[[], ModelConfig]] = {
+    "pixtral-12b": pixtral_12b,
+    "mistral-small-3.1": lambda: _mistral_3(5120, 40, 32_768, 1e9),  # 3.2 and Magistral-Small-2509 too
+    "devstral-small-2": lambda: _mistral_3(5120, 40, 32_768, 1e8, **_stretched(48.0, 8192)),
+    "ministral-3-3b": lambda: _mistral_3(3072, 26, 9216, 1e6, tied_embeddings=True, **_stretched(16.0, 16_384)),
+    "ministral-3-8b": lambda: _mistral_3(4096, 34, 14_336, 1e6, **_stretched(16.0, 16_384)),
+    "ministral-3-14b": lambda: _mistral_3(5120, 40, 16_384, 1e9, **_stretched(16.0, 16_384)),
+}
+"""Configurations of published models (specification sections 1.1 and 4)."""
 
 
 def params_json(config: ModelConfig) -> dict[str, object]:
@@ -176,12 +189,17 @@ def write_tokenizer(
 
 
 def write_checkpoint(
-    folder: Path, config: ModelConfig, *, format: str = "mistral", seed: int = 0, shard_bytes: int = SHARD_BYTES
+    folder: Path,
+    config: ModelConfig,
+    *,
+    format: str = "mistral",
+    seed: int | None = 0,
+    shard_bytes: int = SHARD_BYTES,
 ) -> int:
-    """Stream a checkpoint of random bfloat16 tensors into `folder`, in the format "mistral" or "hf".
+    """Stream a checkpoint of random bfloat16 tensors into `folder`, in the format "mistral", "hf" or "hf-new".
 
     A shard of Hugging Face's format holds at most `shard_bytes` of tensors, or one tensor that is larger. Mistral's has
-    one file. Returns the bytes of the weight files.
+    one file. Without a seed there are headers and holes, which take no disk. Returns the bytes of the weight files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     write_tokenizer(
@@ -193,9 +211,9 @@ def write_checkpoint(
     if format == "mistral":
         _write_json(folder / "params.json", params_json(config))
         return write_weights(folder / "consolidated.safetensors", config, seed)
-    _write_json(folder / "config.json", hf_config(config))
+    _write_json(folder / "config.json", hf_config(config, format))
     shards = list(_shards(stored(config), shard_bytes))
-    random = torch.Generator().manual_seed(seed)
+    random = None if seed is None else torch.Generator().manual_seed(seed)
     places: dict[str, str] = {}
     total = 0
     for number, shard in enumerate(shards, 1):
@@ -208,9 +226,10 @@ def write_checkpoint(
     return total
 
 
-def write_weights(path: Path, config: ModelConfig, seed: int) -> int:
+def write_weights(path: Path, config: ModelConfig, seed: int | None) -> int:
     """Stream random bfloat16 tensors into one safetensors file in Mistral's format. Returns its bytes."""
-    return _write_shard(path, stored(config), config, torch.Generator().manual_seed(seed), "mistral")
+    random = None if seed is None else torch.Generator().manual_seed(seed)
+    return _write_shard(path, stored(config), config, random, "mistral")
 
 
 def stored(config: ModelConfig) -> list[Parameter]:
@@ -235,8 +254,10 @@ def _shards(wanted: Iterable[Parameter], limit: int) -> Iterator[list[Parameter]
     yield shard
 
 
-def _write_shard(path: Path, shard: list[Parameter], config: ModelConfig, random: torch.Generator, format: str) -> int:
-    """Draw and write a file's tensors in turn. Returns its bytes."""
+def _write_shard(
+    path: Path, shard: list[Parameter], config: ModelConfig, random: torch.Generator | None, format: str
+) -> int:
+    """Draw and write a file's tensors in turn; without `random` leave a hole for them. Returns its bytes."""
     header: dict[str, object] = {} if format == "mistral" else {"__metadata__": {"format": "pt"}}
     offset = 0
     for parameter in shard:
@@ -249,6 +270,8 @@ def _write_shard(path: Path, shard: list[Parameter], config: ModelConfig, random
     encoded += b" " * (-len(encoded) % 8)
     with path.open("wb") as file:
         file.write(struct.pack("<Q", len(encoded)) + encoded)
+        if random is None:
+            return file.truncate(file.tell() + offset)
         for parameter in shard:
             pieces: Iterable[Tensor] = _random_values(parameter, config, random)
             if parameter.rotary_heads and format != "mistral":
@@ -284,7 +307,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     parser.add_argument("--size", choices=SIZES, default="pixtral-12b")
-    parser.add_argument("--format", choices=("mistral", "hf"), default="mistral")
+    parser.add_argument("--format", choices=SPELLINGS, default="mistral")
     parser.add_argument("--layers", type=int, help="fewer decoder layers than the size has")
     parser.add_argument("--vision-layers", type=int, help="fewer vision layers than the size has")
     parser.add_argument("--vocab-size", type=int, help="fewer tokens than the size has")

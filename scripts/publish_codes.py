@@ -22,7 +22,7 @@ import argparse
 import json
 import shutil
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,22 +119,29 @@ def codes(weight: Tensor, scheme: str, group: int, is_mistral: bool) -> dict[str
     return {"weight": (whole if dtype.is_floating_point else whole.round()).to(dtype), "weight_scale": scale}
 
 
-def tensors(checkpoint: Checkpoint, file: Path, scheme: str, group: int) -> Iterator[tuple[str, Tensor]]:
+def tensors(
+    checkpoint: Checkpoint, file: Path, scheme: str, group: int, read: Callable[[StoredTensor], Tensor]
+) -> Iterator[tuple[str, Tensor]]:
     """The tensors of a file as they are to be published."""
     spell = SPELLINGS[checkpoint.format]
     linear = {spell(p.name) for p in parameters(checkpoint.config) if p.is_linear and p.name.startswith("layers.")}
     stored: dict[str, StoredTensor] = {tensor.name: tensor for tensor in checkpoint.tensors.values()}
     for tensor in sorted((one for one in stored.values() if one.file == file), key=lambda one: one.offset):
         if tensor.name not in linear:
-            yield tensor.name, mapped(tensor)
+            yield tensor.name, read(tensor)
             continue
         layer = tensor.name.removesuffix("weight")
-        for word, part in codes(mapped(tensor), scheme, group, checkpoint.format == "mistral").items():
+        for word, part in codes(read(tensor), scheme, group, checkpoint.format == "mistral").items():
             yield layer + word, part
 
 
-def publish(source: Path, target: Path, scheme: str, group: int = 128) -> int:
-    """Write the checkpoint at `source` anew. Returns the bytes of its weight files."""
+def hole(tensor: StoredTensor) -> Tensor:
+    """A tensor's shape and dtype without values."""
+    return torch.empty(tensor.shape, dtype=torch.bfloat16, device="meta")
+
+
+def publish(source: Path, target: Path, scheme: str, group: int = 128, *, sparse: bool = False) -> int:
+    """Write the checkpoint at `source` anew; `sparse`: headers and holes. Returns the bytes of its weight files."""
     checkpoint = open_checkpoint(source)
     target.mkdir(parents=True)
     weight_files = {file.name for file in checkpoint.files}
@@ -149,18 +156,21 @@ def publish(source: Path, target: Path, scheme: str, group: int = 128) -> int:
     for file in checkpoint.files:
         header: dict[str, Any] = {}
         end = 0
-        with (target / f"{file.name}.data").open("wb") as data:
-            for key, tensor in tensors(checkpoint, file, scheme, group):
-                raw = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
-                end = data.write(raw) + (start := end)
+        data = target / f"{file.name}.data"
+        with data.open("wb") as stream:
+            for key, tensor in tensors(checkpoint, file, scheme, group, hole if sparse else mapped):
+                if not sparse:
+                    stream.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+                start, end = end, end + tensor.nbytes
                 header[key] = {"dtype": DTYPES[tensor.dtype], "shape": [*tensor.shape], "data_offsets": [start, end]}
                 places[key] = file.name
         encoded = json.dumps({"__metadata__": {"format": "pt"}} | header).encode()
         encoded += b" " * (-len(encoded) % 8)
-        with (target / file.name).open("wb") as whole, (target / f"{file.name}.data").open("rb") as data:
+        with (target / file.name).open("wb") as whole, data.open("rb") as stream:
             whole.write(struct.pack("<Q", len(encoded)) + encoded)
-            shutil.copyfileobj(data, whole, 1 << 24)
-        (target / f"{file.name}.data").unlink()
+            shutil.copyfileobj(stream, whole, 1 << 24)
+            whole.truncate(8 + len(encoded) + end)
+        data.unlink()
         total += (target / file.name).stat().st_size
     index = target / "model.safetensors.index.json"
     if index.is_file():
