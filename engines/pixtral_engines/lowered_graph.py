@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from pixtral_engines.lowering import (
     BESIDE,
     attend_with_heads_apart,
+    declared,
     dequantize_before_gather,
     drop_zero_points,
     fix_cache_rows,
@@ -19,6 +20,7 @@ from pixtral_engines.lowering import (
 from pixtral_engines.lowering_trt10_3 import lower_for_trt10_3
 from pixtral_engines.parts import specs_of, take_part
 from pixtral_runtime.backends.candidates import pick_candidates
+from pixtral_runtime.backends.onnx_nodes import untie
 from pixtral_runtime.backends.session import Array
 from pixtral_runtime.bundle.integrity import unchanged
 from pixtral_runtime.bundle.manifest import Bundle
@@ -75,6 +77,9 @@ def lower(
     fix_cache_rows(model, cache_rows)
     if part is not None:
         take_part(model, part, cuts)
+    turned = untie(model, path.parent)
+    model.graph.initializer.extend(declared(name, data, kind, data.shape) for name, (data, kind) in turned.items())
+    made = {name: data for name, (data, _) in turned.items()}
     drop_zero_points(model)
     dequantize_before_gather(model)
     if compat:
@@ -82,7 +87,7 @@ def lower(
     else:
         attend_with_heads_apart(model)
         pick_candidates(model)
-    return Lowered(model, path.parent, {} if compat else halve_codes(model, path.parent))
+    return Lowered(model, path.parent, made if compat else halve_codes(model, path.parent, made))
 
 
 def save_graphs(

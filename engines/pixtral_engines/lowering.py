@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -69,8 +70,11 @@ def attend_with_heads_apart(model: onnx.ModelProto) -> None:
     drop_unread(model)
 
 
-def halve_codes(model: onnx.ModelProto, folder: Path) -> dict[str, Array]:
-    """Turn products by int8 in blocks along K into products by int4 of twice the rows. Returns their weights by name.
+def halve_codes(
+    model: onnx.ModelProto, folder: Path, made: Mapping[str, Array] = MappingProxyType({})
+) -> dict[str, Array]:
+    """Turn products by int8 in blocks along K into products by int4 of twice the rows. Returns their weights by name,
+    and those of `made`, which are in no file, where they are still read.
 
     TensorRT widens a whole weight of int8 blocks to float16 before each product, five times the traffic, and computes
     int4 blocks as it reads them. A code is 16 · high + low + 8 with high and low within int4: rows of `high` have 16
@@ -89,10 +93,11 @@ def halve_codes(model: onnx.ModelProto, folder: Path) -> dict[str, Array]:
             continue
         nodes.remove(wide)
         codes, scale = (stored[name] for name in wide.input)
-        name, x, scales = f"{codes.name}.halves", node.input[0], mapped(scale, folder)
+        values, scales = (made[one.name] if one.name in made else mapped(one, folder) for one in (codes, scale))
+        name, x = f"{codes.name}.halves", node.input[0]
         (rows, columns), blocks = codes.dims, len(scales)
         for key, data, kind, dims in (
-            (name, _halves(mapped(codes, folder)), TensorProto.INT4, (2 * rows, columns)),
+            (name, _halves(values), TensorProto.INT4, (2 * rows, columns)),
             (f"{name}.scale", np.concatenate([scales * 16, scales]), scale.data_type, (2 * blocks, columns)),
             (f"{name}.eight", scales * 8, scale.data_type, (blocks, columns)),
         ):
@@ -110,7 +115,10 @@ def halve_codes(model: onnx.ModelProto, folder: Path) -> dict[str, Array]:
             helper.make_node("Add", [f"{name}.signed", f"{name}.offset"], node.output, f"{name}.add"),
         ]
     replace_nodes(model, nodes)
-    return weights
+    if made:
+        drop_unread(model)
+    left = {tensor.name for tensor in model.graph.initializer}
+    return weights | {name: data for name, data in made.items() if name in left}
 
 
 def _int8_block(wide: onnx.NodeProto, stored: Mapping[str, onnx.TensorProto]) -> int:

@@ -21,7 +21,7 @@ MEMORY_PER_FLOAT_BYTE, MEMORY_PER_CODE_BYTE = 2.0, 2.55
 """What TensorRT takes to compile an engine, of the bytes of its weights. Seen for parts of the 12B in int4: 2.54."""
 MEMORY_PER_HALVED_BYTE = 3.6
 """And beside that for a head of int8 blocks, which is made anew (`halve_codes`) and is one large matrix."""
-HEAD, HEAD_SCALES = "output.weight", "output.weight_scale"
+HEADS = ("output.weight", "tok_embeddings.weight")  # the second where the head is the embeddings
 LAYER = re.compile(r"layers\.(\d+)\.")  # what names of a layer's nodes and weights begin with
 
 
@@ -68,7 +68,8 @@ def memory_per_byte(bundle: Bundle) -> float:
 def _layer_memory(bundle: Bundle) -> list[float]:
     """What building takes for each layer, and last of all for what follows them."""
     sizes = weight_bytes(bundle.graph_path("decoder"))
-    halved = sizes[HEAD] + sizes[HEAD_SCALES] if HEAD_SCALES in sizes else 0
+    scaled = [head for head in HEADS if f"{head}_scale" in sizes]
+    halved = sum(sizes[head] + sizes[f"{head}_scale"] for head in scaled)
     *layers, last = (memory_per_byte(bundle) * size for size in _layer_bytes(bundle))
     return [*layers, last + MEMORY_PER_HALVED_BYTE * halved]
 

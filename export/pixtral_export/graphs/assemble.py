@@ -17,6 +17,7 @@ from torch.export import Dim
 from pixtral_export.graphs.builder import GraphBuilder
 from pixtral_export.graphs.trace import trace, without_weights
 from pixtral_export.model import decoder, vision
+from pixtral_export.model.parameters import parameters
 from pixtral_export.weight_names import DECODER_ROPE, QUERY_ROPE, VISION_ROPE, ExternalWeight
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.spec import GraphSpec, cache_names, graph_spec
@@ -132,7 +133,8 @@ def build_graph(
     """
     spec: GraphSpec = graph_spec(name, config, dtype, cache_dtype)
     model = {"vision": vision_model, "embed": embed_model, "decoder": decoder_model}[name]
-    return model(config, getattr(torch, dtype), GraphBuilder(spec, weights, input_scales, location))
+    turned = {one.name: one.copy_of for one in parameters(config) if one.copy_of and one.name not in weights}
+    return model(config, getattr(torch, dtype), GraphBuilder(spec, weights, input_scales, location, turned))
 
 
 class _Function(nn.Module):

@@ -7,6 +7,8 @@ are equal by construction.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from types import MappingProxyType
 
 import numpy as np
 import onnx_ir as ir
@@ -23,18 +25,30 @@ class GraphBuilder:
     """Builds one graph of the bundle from traced pieces; `weights` maps initializer names to the weight file.
 
     A weight that the file holds as codes, with scales beside it, is dequantized where a MatMul or Gather reads it;
-    `input_scales` names the scale of a MatMul's input where that is quantized too.
+    `input_scales` names the scale of a MatMul's input where that is quantized too; `turned` names weights that are
+    another one's transpose, which alone is in the file.
     """
 
     def __init__(
-        self, spec: GraphSpec, weights: Mapping[str, ExternalWeight], input_scales: Mapping[str, str], location: str
+        self,
+        spec: GraphSpec,
+        weights: Mapping[str, ExternalWeight],
+        input_scales: Mapping[str, str],
+        location: str,
+        turned: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self._spec = spec
-        self._weights = weights
+        names = {**turned} | {scale_name(one): scale_name(other) for one, other in turned.items()}
+        self._turned = {one: other for one, other in names.items() if other in weights}
+        self._weights = {**weights} | {
+            one: replace(weights[other], name=one, shape=weights[other].shape[::-1])
+            for one, other in self._turned.items()
+        }
         self._input_scales = input_scales
         self._has_int8_products = any(weights[name].dtype == "int8" for name in input_scales)
         self._location = location
         self._nodes: list[ir.Node] = []
+        self._made: dict[str, ir.Value] = {}
         self._initializers: dict[str, ir.Value] = {}
         self._wide: dict[tuple[ir.Value, str], ir.Value] = {}
         self._cached: dict[ir.Value, ir.Value] = {}  # dequantized cache tensors to the stored ones
@@ -45,7 +59,13 @@ class GraphBuilder:
         return [by_name[name] for name in names]
 
     def weight(self, name: str) -> ir.Value:
-        """An initializer whose bytes lie in the weight file."""
+        """An initializer whose bytes lie in the weight file, or one turned around."""
+        if name in self._turned:
+            if name not in self._made:
+                source, shape = self.weight(self._turned[name]), self._weights[name]
+                self._made[name] = _value(name, shape.dtype, shape.shape)
+                self._add("Transpose", [source], f"{name}.turn", ir.AttrInt64s("perm", [1, 0]), output=self._made[name])
+            return self._made[name]
         if name not in self._initializers:
             weight = self._weights[name]
             value = _value(name, weight.dtype, weight.shape)

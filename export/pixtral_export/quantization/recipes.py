@@ -106,6 +106,12 @@ class Recipe:
             remedies.insert(0, fitting)
         raise SettingError(f"{parameter.name} has {inputs} inputs, which groups of {group} do not divide", *remedies)
 
+    def is_copy(self, parameter: Parameter) -> bool:
+        """Whether a parameter is stored as another one that its tensor is too, so that the file need not hold it."""
+        return parameter.copy_of == EMBEDDING and self.scheme(parameter) == self.scheme(
+            replace(parameter, name=EMBEDDING, copy_of="")
+        )
+
     def takes_codes(self, parameter: Parameter) -> bool:
         """Whether a parameter's codes are the checkpoint's own."""
         return parameter.name in self.published and self.scheme(parameter) is self.published[parameter.name]

@@ -152,7 +152,7 @@ class LayerwisePass:
 
     def _copy(self, file: WeightFile, journal: Journal, parameter: Parameter) -> None:
         """Write a parameter that no sample decides. Its pages are let go on return."""
-        if parameter.name not in file.places:
+        if parameter.name not in file.places and not self.recipe.is_copy(parameter):
             scheme = self.recipe.scheme(parameter)
             if not self.prompts:
                 check_values(self.checkpoint, parameter, scheme, self.dtype)

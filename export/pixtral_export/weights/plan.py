@@ -18,6 +18,8 @@ def plan_weights(config: ModelConfig, dtype: str, limits: Limits, recipe: Recipe
     """All tensors of the weight file. Raises InputError where the recipe does not fit a layer."""
     planned: dict[str, Stored] = {}
     for parameter in parameters(config):
+        if recipe.is_copy(parameter):
+            continue
         planned |= {item.name: item for item in stored_tensors(parameter, recipe.scheme(parameter), dtype)}
     caches = cache_names("past", config.decoder.n_layers) if recipe.kv_cache else ()
     cache_scales = [Stored(scale_name(name), (), dtype) for name in caches]

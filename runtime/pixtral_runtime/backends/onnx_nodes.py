@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 
 if TYPE_CHECKING:
     import onnx
@@ -20,6 +22,29 @@ def replace_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
     kept = [type(node).FromString(node.SerializeToString()) for node in nodes]  # deleting empties the originals
     del model.graph.node[:]
     model.graph.node.extend(kept)
+
+
+def untie(model: onnx.ModelProto, folder: Path) -> dict[str, tuple[npt.NDArray[Any], int]]:
+    """Take away nodes that turn a weight of the file around, (V, D) to (D, V): heads that are their embeddings.
+
+    Returns the values that are to be handed over instead, and ONNX's number of their type. ONNX Runtime's CPU provider
+    turns them by itself; others would do it in every step, or read codes only where they are constants.
+    """
+    from onnx import helper
+
+    stored = {tensor.name: tensor for tensor in model.graph.initializer if tensor.external_data}
+    turned = [node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in stored]
+    values = {}
+    for node in turned:
+        tensor = stored[node.input[0]]
+        place = {entry.key: entry.value for entry in tensor.external_data}
+        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+        data = np.memmap(folder / place["location"], dtype, "r", int(place["offset"]), tuple(tensor.dims))
+        values[node.output[0]] = np.ascontiguousarray(data.T), tensor.data_type
+    if turned:
+        replace_nodes(model, [node for node in model.graph.node if node not in turned])
+        drop_unread(model)
+    return values
 
 
 def put_heads_apart(model: onnx.ModelProto) -> bool:

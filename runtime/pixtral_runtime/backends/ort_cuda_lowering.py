@@ -6,17 +6,18 @@ C cache rows, E head dim, D hidden.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from pixtral_runtime.backends.candidates import pick_candidates
-from pixtral_runtime.backends.onnx_nodes import add_constants, drop_unread, replace_nodes
+from pixtral_runtime.backends.onnx_nodes import add_constants, drop_unread, replace_nodes, untie
 from pixtral_runtime.backends.ort_cuda_attention import attend_by_length, put_rows_first
 from pixtral_runtime.errors import BundleError, extra_missing
 
@@ -67,7 +68,9 @@ def lowered(path: Path, *, by_length: bool = True, block: int | None = None) -> 
         attend_by_length(model)
         rows_first = put_rows_first(model)
     widen_gathered_codes(model)
-    weights = join_products(model, path.parent, block)
+    weights = {name: Weight(*values) for name, values in untie(model, path.parent).items()}
+    model.graph.initializer.extend(_placeholder(name, weight) for name, weight in weights.items())
+    weights = join_products(model, path.parent, block, weights)
     add_and_normalize(model)
     pick_candidates(model)
     return Lowered(model.SerializeToString(), weights, rows_first)
@@ -83,8 +86,14 @@ class _Product:
     block: int = 0
 
 
-def join_products(model: onnx.ModelProto, folder: Path, block: int | None = None) -> dict[str, Weight]:
-    """Products of one tensor (queries, keys, values; gate and up) become one, which is split. Returns its weights.
+def join_products(
+    model: onnx.ModelProto,
+    folder: Path,
+    block: int | None = None,
+    made: Mapping[str, Weight] = MappingProxyType({}),
+) -> dict[str, Weight]:
+    """Products of one tensor (queries, keys, values; gate and up) become one, which is split. Returns its weights,
+    and those of `made`, which are not in the weight file, where they are still read.
 
     A step's products are bound by how fast weights are read, and narrow ones read slowly: on an H200 the keys of the
     12B in int4 at a fourth of the speed that all three have together. `block` is that of `lowered`.
@@ -92,7 +101,7 @@ def join_products(model: onnx.ModelProto, folder: Path, block: int | None = None
     groups: dict[tuple[str, int, int], list[_Product]] = {}
     for product in _products(model):
         groups.setdefault((product.node.input[0], product.weight.data_type, product.block), []).append(product)
-    joined = _Joined(model, folder, {}, [])
+    joined = _Joined(model, folder, made, {}, [])
     instead: dict[str, list[onnx.NodeProto]] = {}  # of a product's node, by its output
     for (_, _, own_block), members in groups.items():
         repeats = own_block // block if block and own_block % block == 0 else 1
@@ -104,8 +113,9 @@ def join_products(model: onnx.ModelProto, folder: Path, block: int | None = None
         list(pool.map(lambda copy: np.copyto(*copy), joined.copies))
     replace_nodes(model, [new for node in model.graph.node for new in instead.get(node.output[0], [node])])
     drop_unread(model)
+    read = {tensor.name for tensor in model.graph.initializer}
     model.graph.initializer.extend(_placeholder(name, weight) for name, weight in joined.weights.items())
-    return joined.weights
+    return joined.weights | {name: weight for name, weight in made.items() if name in read}
 
 
 def _gains(products: Sequence[_Product]) -> bool:
@@ -120,6 +130,7 @@ class _Joined:
 
     model: onnx.ModelProto
     folder: Path
+    made: Mapping[str, Weight]
     weights: dict[str, Weight]
     copies: list[tuple[npt.NDArray[Any], npt.NDArray[Any]]]
 
@@ -132,7 +143,7 @@ class _Joined:
         self.weights[weight] = self._side_by_side([product.weight for product in products])
         if block := products[0].block:
             scales = [product.scales for product in products if product.scales is not None]
-            values = np.concatenate([_mapped(one, self.folder) for one in scales], 1).repeat(repeats, 0)
+            values = np.concatenate([self._values(one) for one in scales], 1).repeat(repeats, 0)
             self.weights[f"{weight}_scale"] = Weight(values, scales[0].data_type)
             read, weight = [weight, f"{weight}_scale"], f"{weight}.wide"
             nodes = [helper.make_node("DequantizeLinear", read, [weight], axis=0, block_size=block // repeats)]
@@ -145,7 +156,7 @@ class _Joined:
 
     def _side_by_side(self, tensors: Sequence[onnx.TensorProto]) -> Weight:
         """Tensors (K, N) as one, (K, sum of N). Codes of 4 bits stay packed, two of a row in a byte."""
-        parts = [_mapped(tensor, self.folder) for tensor in tensors]
+        parts = [self._values(tensor) for tensor in tensors]
         rows, width, columns = len(parts[0]), sum(part.shape[1] for part in parts), sum(one.dims[1] for one in tensors)
         data = np.empty((rows, columns), parts[0].dtype)  # memory that is never written is never taken
         whole, end = data.reshape(-1)[: rows * width].reshape(rows, width), 0
@@ -153,6 +164,9 @@ class _Joined:
             self.copies.append((whole[:, end : end + part.shape[1]], part))
             end += part.shape[1]
         return Weight(data, tensors[0].data_type)
+
+    def _values(self, tensor: onnx.TensorProto) -> npt.NDArray[Any]:
+        return self.made[tensor.name].data if tensor.name in self.made else _mapped(tensor, self.folder)
 
 
 def _products(model: onnx.ModelProto) -> Iterator[_Product]:

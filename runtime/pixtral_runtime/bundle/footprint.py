@@ -12,10 +12,16 @@ from dataclasses import dataclass
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.device_catalog import LEAST_CAPABILITY, NOT_ON_CPU, NOT_ON_GPU, KnownDevice
 from pixtral_runtime.bundle.manifest import WEIGHTS, Bundle, Limits
-from pixtral_runtime.bundle.spec import CUDA_CHUNK_TOKENS, PREFILL_CHUNK_TOKENS, kv_cache_bytes_per_token
+from pixtral_runtime.bundle.spec import (
+    ACTIVATION_DTYPES,
+    CUDA_CHUNK_TOKENS,
+    PREFILL_CHUNK_TOKENS,
+    kv_cache_bytes_per_token,
+)
 from pixtral_runtime.errors import Option, Remedy
 
 CPU_WEIGHT_FACTOR = 1.4  # ONNX Runtime packs matrices while the file is mapped; 1.36 seen for the 12B in int4
+CODES_PER_SCALE = 128  # of embeddings and head in int8
 LEAST_CONTEXT_TOKENS = 1024  # tokens; a shorter one is no advice
 
 
@@ -37,8 +43,15 @@ class Footprint:
         return cls(bundle.model, bundle.dtype, bundle.precision, bundle.limits, weights, per_token)
 
     def weight_bytes(self, device: KnownDevice, precision: str | None = None) -> int:
-        size = self.weights[precision or self.precision]
+        size = self.weights[precision or self.precision] + self._head_of_embeddings(precision or self.precision)
         return size if device.capability else round(size * CPU_WEIGHT_FACTOR)
+
+    def _head_of_embeddings(self, precision: str) -> int:
+        """Bytes of a head that the file holds as the embeddings only; a device has it beside them, turned around."""
+        if not self.model.decoder.tied_embeddings:
+            return 0
+        values, wide = self.model.decoder.vocab_size * self.model.decoder.dim, 4 if self.dtype == "float32" else 2
+        return values * wide if precision in ACTIVATION_DTYPES else values + values * wide // CODES_PER_SCALE
 
     def cache_bytes(self, context: int, batch: int) -> int:
         return batch * context * self.cache_bytes_per_token
