@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from pixtral_export.checkpoint.codes import FORMATS, Codes, ReadCodes, has_codes, take_codes
@@ -27,7 +26,7 @@ from pixtral_export.checkpoint.headers import SAFETENSORS_DTYPES, Files, LocalFi
 from pixtral_export.checkpoint.hf_config import HF_CONFIG, read_hf_config
 from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG, read_mistral_config
 from pixtral_export.checkpoint.picture_size import picture_side
-from pixtral_export.checkpoint.tensor_data import mapped
+from pixtral_export.checkpoint.tensor_data import check_header, mapped
 from pixtral_export.checkpoint.tensor_names import hf_name, hf_new_name, mistral_name, pairs_to_halves
 from pixtral_export.checkpoint.tokenizer import find_tokenizer
 from pixtral_export.model.parameters import Parameter, parameters
@@ -113,7 +112,7 @@ def open_checkpoint(path: Path, files: Files | None = None, *, keep_activations:
     tensors = _match(parameters(config), SPELLINGS[format_], stored, places)
     for file in places:
         if file.is_file():
-            _check_header(file)
+            check_header(file)
     sizes: Counter[str] = Counter()
     for tensor in tensors.values():
         sizes[(SAFETENSORS_DTYPES | FORMATS)[tensor.dtype]] += prod(tensor.shape)
@@ -165,12 +164,3 @@ def _match(
         message = "\n  ".join([f"{where} does not hold the tensors that its configuration describes", *lines])
         raise CheckpointError(message, f"weights and configuration must be of one model; {DOWNLOAD_HINT}")
     return tensors
-
-
-def _check_header(file: Path) -> None:
-    """The library's own checks: offsets without gaps, sizes that fit the shapes."""
-    try:
-        with safe_open(file, framework="np"):  # torch's way would map the whole file for writing
-            pass
-    except (OSError, SafetensorError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}", DOWNLOAD_HINT) from error
