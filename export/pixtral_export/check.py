@@ -16,8 +16,9 @@ from pixtral_export.checkpoint.reader import Checkpoint
 from pixtral_export.model.parameters import parameters
 from pixtral_export.model.pixtral import Pixtral
 from pixtral_export.weights.values import check_values
+from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.compare.parity import DECODE_STEPS, TensorCheck, prompt_cases, relative_error, vision_cases
-from pixtral_runtime.errors import BundleError, MemoryShortageError
+from pixtral_runtime.errors import BundleError, MemoryShortageError, Option
 from pixtral_runtime.generation.model import Model
 from pixtral_runtime.generation.model_runner import ModelRunner
 from pixtral_runtime.inputs.prompt import Prompt
@@ -47,6 +48,17 @@ def load_reference(checkpoint: Checkpoint, positions: int, available_bytes: int 
     model = Pixtral(checkpoint.config, positions)
     model.load_state_dict(state, assign=True)
     return model.eval()
+
+
+def check_lora(bundle: Bundle, checkpoint: Checkpoint) -> None:
+    """Raise BundleError unless the checkpoint was opened with the adapter that the bundle was made with."""
+    seen, made_with = checkpoint.lora.id if checkpoint.lora else None, bundle.lora
+    if made_with is None and seen is not None:
+        raise BundleError(f"{bundle.path} was made without an adapter, seen {seen}", "leave lora away")
+    if made_with is not None and (seen is None or seen.sha256 != made_with.sha256):
+        raise BundleError(
+            f"{bundle.path} was made with the adapter {made_with}, seen {seen or 'none'}", Option("lora", "FOLDER")
+        )
 
 
 def check_bundle(model: Model, reference: Pixtral) -> Iterator[TensorCheck]:

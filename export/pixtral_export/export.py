@@ -72,6 +72,7 @@ def export(
             opset=plan.settings.opset,
             files={TOKENIZER: tokenizer},
             kv_cache=recipe.kv_cache,
+            lora=checkpoint.lora.id if checkpoint.lora else None,
             tools={name: importlib.metadata.version(name) for name in TOOLS},
         )
         fitted = recipe.fitted_groups(parameters(checkpoint.config))
@@ -171,7 +172,8 @@ def _quantization(
 def _key(checkpoint: Checkpoint, plan: ExportPlan, notes: dict[str, object]) -> str:
     """Stands for all that decides the weight file, so that an interrupted export is not continued as another one."""
     files = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for file in checkpoint.files]
-    return hashlib.sha256(repr((str(checkpoint.path), files, plan.recipe, plan.weights, notes)).encode()).hexdigest()
+    decides = repr((str(checkpoint.path), files, checkpoint.lora, plan.recipe, plan.weights, notes))
+    return hashlib.sha256(decides.encode()).hexdigest()
 
 
 def _write_graph(name: str, checkpoint: Checkpoint, plan: ExportPlan, journal: Journal, folder: Path) -> FileEntry:

@@ -11,7 +11,6 @@ from pixtral_export.model.ops import OPSET
 from pixtral_export.model.parameters import parameters
 from pixtral_export.quantization.recipes import RECIPES, STORED, Recipe, Scheme, Stored, check_patterns, make_recipe
 from pixtral_export.weights.plan import plan_weights, weight_file_bytes
-from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.footprint import Footprint
 from pixtral_runtime.bundle.manifest import Limits
 from pixtral_runtime.bundle.spec import ACTIVATION_DTYPES, kv_cache_bytes_per_token
@@ -22,6 +21,8 @@ GRAPH_BYTES_PER_LAYER = 20_000  # three graphs without weights; 11 to 19 kB a la
 TRACE_S = 10.0  # seen: 11 s for the three graphs of Pixtral-12B on 2 cores
 COPY_BYTES_PER_S = 100e6  # seen 75 to 140: read, cast, transpose, hash and write, on 2 cores
 EXPORTER_MEMORY_BYTES = 950_000_000  # torch and onnx loaded, graphs traced; 2.27 GB seen in all for Pixtral-12B
+MERGE_BYTES_PER_WEIGHT = 8  # of an adapter: the sum in float32, the mapped weight, and the copy that is written
+MERGE_S_PER_WEIGHT = 2e-8  # seen, at rank 16: twice 10 s for a billion, once to judge the values and once to store them
 CALIBRATION_S_PER_WEIGHT = 5e-7  # 32 samples of 7,500 tokens, 2 busy cores: 29 s a layer of the 12B and 14 ms a token
 
 
@@ -99,7 +100,7 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
     weights = plan_weights(config, settings.dtype, limits, recipe)
     weight_bytes = weight_file_bytes(weights)
     graph_bytes = GRAPH_BYTES_PER_LAYER * (config.vision.num_hidden_layers + config.decoder.n_layers)
-    peak_memory_bytes, seconds = _cost(config, recipe, weight_bytes)
+    peak_memory_bytes, seconds = _cost(checkpoint, recipe, weight_bytes)
     return ExportPlan(
         settings,
         limits,
@@ -129,7 +130,9 @@ def plan_footprint(checkpoint: Checkpoint, plan: ExportPlan) -> Footprint:
 
 
 def _published(checkpoint: Checkpoint) -> dict[str, Scheme]:
-    """The schemes of the codes that a checkpoint holds."""
+    """The schemes of the codes that a checkpoint holds; where an adapter is merged, they are no longer its weights."""
+    if checkpoint.lora is not None:
+        return {}
     return {
         name: Scheme(codes.format, codes.group, codes.format if codes.input_scale else None)
         for name, codes in checkpoint.codes.items()
@@ -154,14 +157,19 @@ def _refuse_unused_samples(settings: ExportSettings, recipe: Recipe) -> None:
             )
 
 
-def _cost(config: ModelConfig, recipe: Recipe, weight_bytes: int) -> tuple[int, float]:
+def _cost(checkpoint: Checkpoint, recipe: Recipe, weight_bytes: int) -> tuple[int, float]:
     """Peak memory in bytes and time in seconds.
 
     Memory is the largest tensor of the checkpoint, mapped, or while calibrating one block in float32 with three more
-    copies of its largest layer and the second moments of its inputs.
+    copies of its largest layer and the second moments of its inputs. A layer that an adapter corrects is in float32.
     """
+    config = checkpoint.config
     counts = {parameter.name: prod(parameter.shape) for parameter in parameters(config)}
     memory, seconds = EXPORTER_MEMORY_BYTES + 2 * max(counts.values()), TRACE_S + weight_bytes / COPY_BYTES_PER_S
+    if checkpoint.lora is not None:
+        merged = [counts[name] for name in checkpoint.lora.deltas]
+        memory = max(memory, EXPORTER_MEMORY_BYTES + MERGE_BYTES_PER_WEIGHT * max(merged))
+        seconds += MERGE_S_PER_WEIGHT * sum(merged)
     if recipe.calibrated:
         block = [count for name, count in counts.items() if name.startswith("layers.0.")]
         memory = max(memory, EXPORTER_MEMORY_BYTES + 4 * (sum(block) + 3 * max(block)))

@@ -20,6 +20,7 @@ from huggingface_hub import close_session, constants
 from huggingface_hub import errors as hub_errors
 from typer.testing import CliRunner
 
+from helpers.adapters import random_pairs, write_peft
 from helpers.hub_server import HubRepository, hub_handler
 from helpers.places import DEMO
 from helpers.tiny import edit_json, edit_weights, tiny_config, write_checkpoint
@@ -107,6 +108,17 @@ def test_a_hub_id_is_judged_from_headers_and_downloaded_later(hub: HubRepository
     for parameter in parameters(CONFIG):
         assert torch.equal(whole.read(parameter), local.read(parameter))
     assert fetch_weights("owner/name", open_source("owner/name")).tensors == whole.tensors
+
+
+def test_an_adapter_of_this_machine_goes_with_a_model_of_the_hub(hub: HubRepository, tmp_path: Path) -> None:
+    write_checkpoint(hub.folder, CONFIG)
+    adapter = write_peft(tmp_path / "adapter", random_pairs(CONFIG))
+    checkpoint = open_source("owner/name", lora=adapter)
+    assert not any(file.is_file() for file in checkpoint.files)
+    whole, local = fetch_weights("owner/name", checkpoint), open_source(str(hub.folder), lora=adapter)
+    for parameter in parameters(CONFIG):
+        assert torch.equal(whole.read(parameter), local.read(parameter))
+    assert whole.lora == local.lora and whole.lora is not None
 
 
 def test_of_a_large_file_the_first_bytes_are_asked_for(hub: HubRepository, tmp_path: Path) -> None:

@@ -86,7 +86,7 @@ def test_a_quantized_copy_is_refused_with_the_original_that_its_card_names(hf: P
         (["pixtral-12b-Q4_K_M.gguf", "mmproj-F16.gguf"], "GGUF", "original bfloat16 weights"),
         (["consolidated.00.pth", "params.json"], "pickles, which can run any code", "as safetensors"),
         (["pytorch_model-00001-of-00006.bin", "config.json"], "(pytorch_model-00001-of-00006.bin)", "as safetensors"),
-        (["lora.safetensors", "params.json"], "adapter (LoRA) of another model", "merge_and_unload()"),
+        (["lora.safetensors", "params.json"], "adapter (LoRA) of another model", "pixtral export MODEL"),
         (["bundle.json", "weights.bin"], "is a bundle", "pixtral run"),
         (["config.json", "tekken.json"], "no weights: neither", "hf download"),
     ],
@@ -106,7 +106,7 @@ def test_an_adapter_is_refused_with_the_model_it_belongs_to(tmp_path: Path) -> N
     (tmp_path / "adapter_model.safetensors").touch()
     error = refusal(tmp_path)
     assert "adapter (LoRA) of mistral-community/pixtral-12b, not a whole model" in str(error)
-    assert "merge_and_unload()" in error.hint
+    assert error.hint == f"pixtral export mistral-community/pixtral-12b with this adapter; lora={tmp_path}"
 
 
 @pytest.mark.parametrize(("name", "words"), [("model.gguf", "GGUF"), ("consolidated.00.pth", "pickles")])

@@ -20,12 +20,13 @@ from pixtral_export.checkpoint.headers import Files
 from pixtral_export.checkpoint.hf_config import HF_CONFIG
 from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG
 from pixtral_runtime.bundle.manifest import MANIFEST, is_inside
-from pixtral_runtime.errors import CheckpointError
+from pixtral_runtime.errors import CheckpointError, Option
 
 MISTRAL_STEM, HF_STEM = "consolidated", "model"
 SAFETENSORS, INDEX = ".safetensors", ".safetensors.index.json"
 ADAPTER_CONFIG = "adapter_config.json"
-ADAPTERS = (ADAPTER_CONFIG, "adapter_model.safetensors", "adapter_model.bin", "lora.safetensors")  # PEFT, Mistral
+ADAPTER_WEIGHTS, MISTRAL_LORA = "adapter_model.safetensors", "lora.safetensors"  # PEFT's and Mistral's
+ADAPTERS = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "adapter_model.bin", MISTRAL_LORA)
 PICKLES = (".bin", ".pth", ".pt", ".ckpt")
 
 
@@ -91,8 +92,8 @@ def _of_another_kind(path: Path, names: Collection[str]) -> CheckpointError:
         base = read_json(config).get("base_model_name_or_path") if config.is_file() else None
         return CheckpointError(
             f"{path} is an adapter (LoRA) of {base or 'another model'}, not a whole model",
-            "merge it into that model and export the result: merge_and_unload() and save_pretrained('FOLDER') of peft, "
-            "then pixtral export FOLDER",
+            f"pixtral export {base or 'MODEL'} with this adapter",
+            Option("lora", str(folder) if set(ADAPTERS[1:]) & set(os.listdir(folder)) else "FOLDER"),
         )
     if gguf := [name for name in names if name.endswith(".gguf")]:
         return CheckpointError(

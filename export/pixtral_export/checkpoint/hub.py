@@ -15,13 +15,14 @@ import shutil
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pixtral_export.checkpoint.config_file import MODEL_CARD, SUPPORTED_MODEL
 from pixtral_export.checkpoint.find_weights import ADAPTER_CONFIG, INDEX, SAFETENSORS
 from pixtral_export.checkpoint.headers import MALFORMED, StoredTensor, broken_header, read_header, stored_tensor
 from pixtral_export.checkpoint.hf_config import HF_CONFIG
+from pixtral_export.checkpoint.lora import read_lora
 from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG
 from pixtral_export.checkpoint.picture_size import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
 from pixtral_export.checkpoint.reader import Checkpoint, open_checkpoint
@@ -40,14 +41,24 @@ LARGER_DISK = "HF_HOME=FOLDER_ON_A_LARGER_DISK pixtral export …"
 REQUESTS_AT_ONCE = 8  # Pixtral-Large has 51 weight files
 
 
-def open_source(source: str, *, revision: str | None = None, keep_activations: bool = False) -> Checkpoint:
+def open_source(
+    source: str, *, revision: str | None = None, keep_activations: bool = False, lora: Path | None = None
+) -> Checkpoint:
     """The checkpoint of `source`, a folder or `owner/name`; of the latter only small files are downloaded.
 
-    `keep_activations` is that of `open_checkpoint`.
+    `keep_activations` is that of `open_checkpoint`; `lora` is the folder of an adapter to merge.
 
     Raises CheckpointError where there is no such folder or repository, its licence is not accepted, or it cannot be
     exported, and MachineError where the hub cannot be reached.
     """
+    checkpoint = _opened(source, revision, keep_activations)
+    if lora is None:
+        return checkpoint
+    adapter = read_lora(lora, checkpoint.config)
+    return replace(checkpoint, lora=adapter, warnings=(*checkpoint.warnings, *adapter.warnings))
+
+
+def _opened(source: str, revision: str | None, keep_activations: bool) -> Checkpoint:
     path = Path(os.path.expanduser(source))
     if os.path.exists(path):  # False, too, for a name that no file can have
         return open_checkpoint(path, keep_activations=keep_activations)
@@ -81,7 +92,8 @@ def fetch_weights(source: str, checkpoint: Checkpoint) -> Checkpoint:
             LARGER_DISK,
         )
     _download(source, checkpoint.path.name, [file.name for file in absent])
-    return open_checkpoint(checkpoint.path, keep_activations=has_other_activations(checkpoint.config))
+    fetched = open_checkpoint(checkpoint.path, keep_activations=has_other_activations(checkpoint.config))
+    return replace(fetched, lora=checkpoint.lora)
 
 
 def has_other_activations(config: ModelConfig) -> bool:

@@ -24,6 +24,7 @@ from pixtral_export.checkpoint.dtypes import refuse_other_dtypes
 from pixtral_export.checkpoint.find_weights import find_weights, no_folder
 from pixtral_export.checkpoint.headers import SAFETENSORS_DTYPES, Files, LocalFiles, StoredTensor
 from pixtral_export.checkpoint.hf_config import HF_CONFIG, read_hf_config
+from pixtral_export.checkpoint.lora import Lora
 from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG, read_mistral_config
 from pixtral_export.checkpoint.picture_size import picture_side
 from pixtral_export.checkpoint.tensor_data import check_header, mapped
@@ -52,17 +53,21 @@ class Checkpoint:
     total_bytes: int  # of all weight files
     tensors: dict[str, StoredTensor] = field(repr=False)  # by canonical name
     codes: dict[str, Codes] = field(repr=False)  # of the weights that are stored as codes and scales
+    lora: Lora | None = None  # an adapter to merge
 
     def read(self, parameter: Parameter) -> Tensor:
         """One tensor in its stored shape and dtype: linear weights (out, in), rotary rows in rotate-half order.
 
-        The result is a view of the mapped file, or a copy where Mistral's rotary rows are put into order or codes
-        become float32. Only the tensor's own span is mapped, so that a checkpoint may be larger than memory, and the
-        pages go with the tensor. Raises CheckpointError where the file cannot be opened.
+        The result is a view of the mapped file, or a copy where Mistral's rotary rows are put into order, and where
+        codes become float32 or an adapter is merged in it. Only the tensor's own span is mapped, so that a checkpoint
+        may be larger than memory, and the pages go with the tensor. Raises CheckpointError where the file cannot be
+        opened.
         """
         if parameter.name in self.codes:
-            return self.read_codes(parameter).weight()
-        return self._in_halves(parameter, mapped(self.tensors[parameter.name]))
+            weight = self.read_codes(parameter).weight()
+        else:
+            weight = self._in_halves(parameter, mapped(self.tensors[parameter.name]))
+        return weight if self.lora is None else self.lora.merged(parameter, weight)
 
     def read_codes(self, parameter: Parameter) -> ReadCodes:
         """A weight of `codes` as it is stored, rotary rows in rotate-half order. Raises CheckpointError."""

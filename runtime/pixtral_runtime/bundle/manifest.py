@@ -48,6 +48,17 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class LoraId:
+    """Which LoRA adapter was merged into a bundle's weights."""
+
+    name: str  # of its folder
+    sha256: str  # of its weights
+
+    def __str__(self) -> str:
+        return f"{self.name} (sha256 {self.sha256[:16]})"
+
+
+@dataclass(frozen=True)
 class Bundle:
     """A bundle's manifest. `path` is where it lies; the rest is `bundle.json`."""
 
@@ -63,6 +74,7 @@ class Bundle:
     kv_cache: str | None = None  # dtype of the KV cache where it is not that of the activations
     schema: int = BUNDLE_SCHEMA
     quantization: dict[str, Any] = field(default_factory=dict)  # how the recipe was applied
+    lora: LoraId | None = None
     engines: dict[str, Any] = field(default_factory=dict)
 
     def faults(self) -> list[str]:

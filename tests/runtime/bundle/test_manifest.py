@@ -16,6 +16,7 @@ from pixtral_export.plan import ExportSettings, plan_export
 from pixtral_runtime.bundle.integrity import verify_bundle
 from pixtral_runtime.bundle.manifest import open_bundle
 from pixtral_runtime.errors import BundleError, InputError, MachineError, PixtralError
+from pixtral_runtime.json_data import SEAL, sealed
 
 CONFIG = tiny_config()
 
@@ -98,6 +99,13 @@ def test_a_broken_manifest_is_refused(bundle: Path, text: str) -> None:
         open_bundle(bundle)
 
 
+def test_a_manifest_from_before_there_were_adapters_names_none(bundle: Path) -> None:
+    manifest = json.loads((bundle / "bundle.json").read_text())
+    del manifest["lora"], manifest[SEAL]
+    (bundle / "bundle.json").write_text(json.dumps(sealed(manifest)))
+    assert open_bundle(bundle).lora is None
+
+
 def test_pictures_beyond_the_encoders_positions_are_refused(bundle: Path) -> None:
     """Earlier exports took any side; 260 px are 17 patches of 16, one more than 256 // 16 positions."""
     edit_json(bundle / "bundle.json", lambda data: data["limits"].update(max_image_side=260))
@@ -126,6 +134,8 @@ def test_pictures_beyond_the_encoders_positions_are_refused(bundle: Path) -> Non
         ("files.vision.onnx", None),
         ("engines", []),
         ("quantization", 5),
+        ("lora", "receipts"),
+        ("lora", {"name": "receipts"}),
         ("odd", 1),
     ],
 )
