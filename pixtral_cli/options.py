@@ -95,6 +95,9 @@ MethodOption = Annotated[
 KeepActivationsOption = Annotated[
     bool, typer.Option("--keep-activations", help="Keep a gelu that config.json names; silu is published Pixtral's.")
 ]
+LoraOption = Annotated[
+    Path | None, typer.Option(metavar="FOLDER", help="Merge a LoRA adapter, of PEFT's format or Mistral's.")
+]
 DeviceOption = Annotated[
     int | None,
     typer.Option(min=0, callback=use_gpu, help="The GPU to use, numbered as nvidia-smi -L does. Default: the first."),

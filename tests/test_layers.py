@@ -48,7 +48,7 @@ ORDER = {
         ("main",),
         ("commands",),
         ("engine_report", "eval_files"),
-        ("bench_tables", "eval_tables", "job_progress"),
+        ("bench_tables", "device_rows", "eval_tables", "job_progress"),
         ("job_files",),
         ("options",),
         ("output",),

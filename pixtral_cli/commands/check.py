@@ -10,7 +10,7 @@ import typer
 
 from pixtral_cli import output
 from pixtral_cli.engine_report import Failure, against_network, verdict
-from pixtral_cli.options import BundleArgument, JsonOption, ThreadsOption, open_prompts, refuse_unused
+from pixtral_cli.options import BundleArgument, JsonOption, LoraOption, ThreadsOption, open_prompts, refuse_unused
 
 EPILOG = "Example: pixtral check bundle --against checkpoint/"
 
@@ -21,6 +21,7 @@ def check(
     against: Annotated[
         str | None, typer.Option(help="The checkpoint it was made from, a folder or a hub id, run in torch.")
     ] = None,
+    lora: LoraOption = None,
     engine: Annotated[
         str | None,
         typer.Option(help="A target of 'pixtral build', such as rtx:sm89: what TensorRT understood and compiled."),
@@ -39,11 +40,11 @@ def check(
             "nothing to compare with", f"pixtral check {bundle} --against CHECKPOINT, or --engine rtx:sm89"
         )
     if against is None:
-        refuse_unused(context, ("threads",), "without --against", "--against CHECKPOINT")
+        refuse_unused(context, ("lora", "threads"), "without --against", "--against CHECKPOINT")
     results: dict[str, Any] = {}
     failures: list[Failure] = []
     if against is not None:
-        failures += _against_checkpoint(bundle, against, threads, results, show=not as_json)
+        failures += _against_checkpoint(bundle, against, lora, threads, results, show=not as_json)
     if engine is not None:
         failures += against_network(bundle, engine, results, show=not as_json)
     if as_json:
@@ -53,19 +54,20 @@ def check(
 
 
 def _against_checkpoint(
-    bundle: Path, against: str, threads: int, results: dict[str, Any], *, show: bool
+    bundle: Path, against: str, lora: Path | None, threads: int, results: dict[str, Any], *, show: bool
 ) -> list[Failure]:
     """Torch against ONNX Runtime."""
     output.require("torch", "export", "Checking against a checkpoint")
-    from pixtral_export.check import check_bundle, load_reference
+    from pixtral_export.check import check_bundle, check_lora, load_reference
     from pixtral_export.checkpoint.hub import fetch_weights, has_other_activations, open_source
     from pixtral_runtime.device.memory import available_memory_bytes
     from pixtral_runtime.generation.model import load_bundle
 
     prompts = open_prompts(bundle, "mistral", None, None)
-    checkpoint = fetch_weights(
-        against, open_source(against, keep_activations=has_other_activations(prompts.bundle.model))
-    )
+    is_kept = has_other_activations(prompts.bundle.model)
+    opened = open_source(against, keep_activations=is_kept, lora=lora)
+    check_lora(prompts.bundle, opened)
+    checkpoint = fetch_weights(against, opened)
     reference = load_reference(checkpoint, prompts.bundle.limits.max_context, available_memory_bytes())
     model = load_bundle(prompts.bundle, prompts, threads=threads, backend="ort-cpu")
     seen = []

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixtral_cli import output
-from pixtral_cli.options import GroupSizeOption, KeepActivationsOption, MethodOption
+from pixtral_cli.options import GroupSizeOption, KeepActivationsOption, LoraOption, MethodOption
 
 if TYPE_CHECKING:
     from pixtral_runtime.bundle.manifest import Bundle
@@ -19,6 +19,7 @@ EPILOG = "Example: pixtral export mistralai/Pixtral-12B-2409 -o pixtral-12b --dt
 def export(
     checkpoint: Annotated[str, typer.Argument(help="Checkpoint folder (Mistral or Hugging Face format) or a hub id.")],
     bundle: Annotated[Path, typer.Option("-o", "--output", help="Folder to write the bundle to.")],
+    lora: LoraOption = None,
     dtype: Annotated[str, typer.Option(help="Weights and activations: float32, float16 or bfloat16.")] = "float16",
     max_context: Annotated[
         int | None, typer.Option(help="Tokens of prompt and answer. Default: 16384, or the model's own if less.")
@@ -72,13 +73,14 @@ def export(
         output.require("onnx", "rtx", "Building engines")
     if not dry_run:
         check_target(bundle, force)
-    opened = open_source(checkpoint, keep_activations=keep_activations)
+    opened = open_source(checkpoint, keep_activations=keep_activations, lora=lora)
     for warning in opened.warnings:
         output.warn(warning)
     plan: ExportPlan = plan_export(opened, settings)
     summary: dict[str, Any] = {
         "checkpoint": str(opened.path),
         "format": opened.format,
+        "lora": opened.lora and str(opened.lora.id),
         "bundle": str(bundle),
         "dtype": dtype,
         "precision": plan.recipe.name,

@@ -37,6 +37,7 @@ def inspect(
         "dtype": opened.dtype,
         "precision": opened.precision,
         "kv_cache": opened.cache_dtype,
+        "lora": opened.lora and str(opened.lora),
         "opset": opened.opset,
         "preprocess": opened.preprocess,
         "max_context": opened.limits.max_context,
@@ -51,6 +52,7 @@ def inspect(
             summary
             | {
                 "model": opened.model.to_dict(),
+                "lora": opened.lora and vars(opened.lora),
                 "tools": opened.tools,
                 "files": {name: vars(entry) for name, entry in opened.files.items()},
                 "graphs": {

@@ -9,15 +9,21 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixtral_cli import output
-from pixtral_cli.options import GroupSizeOption, JsonOption, KeepActivationsOption, MethodOption, refuse_unused
+from pixtral_cli.device_rows import device_rows, print_device_rows
+from pixtral_cli.options import (
+    GroupSizeOption,
+    JsonOption,
+    KeepActivationsOption,
+    LoraOption,
+    MethodOption,
+    refuse_unused,
+)
 
 if TYPE_CHECKING:
-    from pixtral_runtime.bundle.device_catalog import KnownDevice
     from pixtral_runtime.bundle.footprint import Footprint
 
 EPILOG = "Example: pixtral plan mistralai/Pixtral-12B-2409 --precision int4 --device orin-nx-16"
-THIS_MACHINE = "cpu"
-UNUSED = ("dtype", "group_size", "method", "keep_activations")  # of a bundle, which has them already
+UNUSED = ("dtype", "group_size", "method", "keep_activations", "lora")  # of a bundle, which has them already
 
 
 def plan(
@@ -35,6 +41,7 @@ def plan(
     ] = None,
     batch: Annotated[int, typer.Option(min=1, help="Requests answered at the same time.")] = 1,
     keep_activations: KeepActivationsOption = False,
+    lora: LoraOption = None,
     device: Annotated[
         list[str] | None, typer.Option(help="A device's name, or cpu for this machine; repeatable. Default: all.")
     ] = None,
@@ -48,7 +55,7 @@ def plan(
         footprint, summary = _of_bundle(Path(source), precision, kv_cache)
     else:
         footprint, summary = _of_checkpoint(
-            source, precision, dtype, group_size, method, kv_cache, context, keep_activations
+            source, precision, dtype, group_size, method, kv_cache, context, keep_activations, lora
         )
     tokens = context or footprint.limits.max_context
     summary |= {
@@ -57,26 +64,12 @@ def plan(
         "context": tokens,
         "batch": batch,
     }
-    rows = [_row(footprint, chosen, tokens, batch) for chosen in _devices(device)]
+    rows = device_rows(footprint, device, tokens, batch)
     if as_json:
         output.print_json(summary | {"devices": rows})
         return
     output.print_pairs(summary)
-    header = ("device", "memory", "weights", "KV cache", "activations", "largest context", "largest batch", "fits")
-    sizes = ("memory_bytes", "weight_bytes", "kv_cache_bytes", "activation_bytes")
-    output.print_table(
-        header,
-        [
-            (
-                row["device"],
-                *(output.size(row[key]) for key in sizes),
-                f"{row['largest_context']:,}",
-                f"{row['largest_batch']:,}",
-                "yes" if row["fits"] else f"no: {row['advice']}",
-            )
-            for row in rows
-        ],
-    )
+    print_device_rows(rows)
 
 
 def _of_bundle(path: Path, precision: str | None, kv_cache: str | None) -> tuple[Footprint, dict[str, Any]]:
@@ -91,7 +84,12 @@ def _of_bundle(path: Path, precision: str | None, kv_cache: str | None) -> tuple
             f"pixtral plan CHECKPOINT --precision {precision or bundle.precision}",
         )
     size = sum(entry.bytes for entry in bundle.files.values())
-    return Footprint.of(bundle), {"bundle": str(path), "precision": bundle.precision, "bundle_bytes": size}
+    return Footprint.of(bundle), {
+        "bundle": str(path),
+        "lora": bundle.lora and str(bundle.lora),
+        "precision": bundle.precision,
+        "bundle_bytes": size,
+    }
 
 
 def _of_checkpoint(
@@ -103,51 +101,23 @@ def _of_checkpoint(
     kv_cache: str | None,
     context: int | None,
     keep_activations: bool,
+    lora: Path | None,
 ) -> tuple[Footprint, dict[str, Any]]:
     output.require("torch", "export", "Planning an export")
     from pixtral_export.checkpoint.hub import open_source
     from pixtral_export.plan import ExportSettings, plan_export, plan_footprint
 
-    checkpoint = open_source(source, keep_activations=keep_activations)
+    checkpoint = open_source(source, keep_activations=keep_activations, lora=lora)
     settings = ExportSettings(
         dtype, context, precision=precision, kv_cache=kv_cache, group_size=group_size, method=method
     )
     chosen = plan_export(checkpoint, settings)
     return plan_footprint(checkpoint, chosen), {
         "checkpoint": str(checkpoint.path),
+        "lora": checkpoint.lora and str(checkpoint.lora.id),
         "precision": chosen.recipe.name,
         "checkpoint_bytes": checkpoint.total_bytes,
         "bundle_bytes": chosen.bundle_bytes,
         "export_memory_bytes": chosen.peak_memory_bytes,
         "export_seconds": round(chosen.seconds),
-    }
-
-
-def _devices(names: list[str] | None) -> list[KnownDevice]:
-    from pixtral_runtime.bundle.device_catalog import CPU_RESERVE_BYTES, KNOWN_DEVICES, KnownDevice
-    from pixtral_runtime.device.memory import available_memory_bytes
-    from pixtral_runtime.errors import InputError
-
-    known = dict(KNOWN_DEVICES)
-    if memory := available_memory_bytes():
-        known[THIS_MACHINE] = KnownDevice(THIS_MACHINE, memory, CPU_RESERVE_BYTES, 0)
-    unknown = set(names or ()) - set(known)
-    if unknown:
-        raise InputError(f"no device '{min(unknown)}'", f"--device {'|'.join(known)}")
-    return [known[name] for name in names or known]
-
-
-def _row(footprint: Footprint, device: KnownDevice, context: int, batch: int) -> dict[str, Any]:
-    advice = " ".join(map(output.remedy_text, footprint.advice(device, context, batch)))
-    return {
-        "device": device.name,
-        "memory_bytes": device.memory_bytes,
-        "reserved_bytes": device.reserved_bytes,
-        "weight_bytes": footprint.weight_bytes(device),
-        "kv_cache_bytes": footprint.cache_bytes(context, batch),
-        "activation_bytes": footprint.activation_bytes(device, context, batch),
-        "fits": not advice,
-        "largest_context": footprint.largest_context(device, batch) if footprint.supported(device) else 0,
-        "largest_batch": footprint.largest_batch(device, context) if footprint.supported(device) else 0,
-        "advice": advice,
     }

@@ -73,10 +73,12 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("compare bundle other", "--no-exif", "without --images", "compare bundle other --images photos"),
         ("compare bundle other", "--force", "without --html", "compare bundle other --html page.html"),
         ("check bundle --engine rtx:sm89", "--threads 2", "without --against", "check bundle --against nowhere"),
+        ("check bundle --engine rtx:sm89", "--lora a", "without --against", "check bundle --against nowhere"),
         ("build bundle --target rtx:sm89,rtx:sm120", "--timing-cache t", "for rtx:sm89,rtx:sm120",
          "build bundle --target rtx:sm89,trt"),
         ("plan bundle", "--dtype float16", "for a bundle", "plan nowhere"),
         ("plan bundle", "--group-size 32", "for a bundle", "plan nowhere --precision int4"),
+        ("plan bundle", "--lora a", "for a bundle", "plan nowhere"),
         ("plan bundle", "--method rtn", "for a bundle", "plan nowhere --precision int4"),
     ],
 )  # fmt: skip
