@@ -21,8 +21,8 @@ GRAPH_BYTES_PER_LAYER = 20_000  # three graphs without weights; 11 to 19 kB a la
 TRACE_S = 10.0  # seen: 11 s for the three graphs of Pixtral-12B on 2 cores
 COPY_BYTES_PER_S = 100e6  # seen 75 to 140: read, cast, transpose, hash and write, on 2 cores
 EXPORTER_MEMORY_BYTES = 950_000_000  # torch and onnx loaded, graphs traced; 2.27 GB seen in all for Pixtral-12B
-MERGE_BYTES_PER_WEIGHT = 8  # of an adapter: the sum in float32, the mapped weight, and the copy that is written
-MERGE_S_PER_WEIGHT = 2e-8  # seen, at rank 16: twice 10 s for a billion, once to judge the values and once to store them
+MERGE_BYTES_PER_WEIGHT = 6  # of an adapter: the sum in float32 and the mapped weight; 5.3 seen in the head of the 12B
+MERGE_S_PER_WEIGHT = 4e-8  # at rank 16: 8e-8 and 14e-8 seen beside other work, where a copy took three times as long
 CALIBRATION_S_PER_WEIGHT = 5e-7  # 32 samples of 7,500 tokens, 2 busy cores: 29 s a layer of the 12B and 14 ms a token
 
 
