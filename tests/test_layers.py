@@ -47,7 +47,7 @@ ORDER = {
         ("__main__",),
         ("main",),
         ("commands",),
-        ("engine_report", "eval_files"),
+        ("engine_report", "eval_files", "golden_report"),
         ("bench_tables", "device_rows", "eval_tables", "job_progress"),
         ("job_files",),
         ("options",),

@@ -1,4 +1,4 @@
-"""`pixtral check`: does a bundle compute what its checkpoint means, and TensorRT what the bundle does?"""
+"""`pixtral check`: does a bundle compute what its checkpoint means, TensorRT what it does, and both what is known?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,18 @@ import typer
 
 from pixtral_cli import output
 from pixtral_cli.engine_report import Failure, against_network, verdict
-from pixtral_cli.options import BundleArgument, JsonOption, LoraOption, ThreadsOption, open_prompts, refuse_unused
+from pixtral_cli.golden_report import against_golden
+from pixtral_cli.options import (
+    BackendOption,
+    BundleArgument,
+    DeviceOption,
+    JsonOption,
+    LoraOption,
+    ThreadsOption,
+    open_prompts,
+    refuse_unused,
+    refuse_unused_by_backend,
+)
 
 EPILOG = "Example: pixtral check bundle --against checkpoint/"
 
@@ -26,27 +37,39 @@ def check(
         str | None,
         typer.Option(help="A target of 'pixtral build', such as rtx:sm89: what TensorRT understood and compiled."),
     ] = None,
+    golden: Annotated[
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Pixtral-12B's known answers, about pictures of this folder."),
+    ] = None,
     threads: ThreadsOption = 0,
+    backend: BackendOption = "auto",
+    device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare torch, ONNX Runtime and TensorRT, stage by stage.
 
-    The inputs: images of several sizes, and prompts with 0 to 4 images.
+    The inputs: images of several sizes, and prompts with 0 to 4 images; with --golden what Pixtral-12B has answered.
     """
     from pixtral_runtime.errors import CheckFailed, InputError
 
-    if against is None and engine is None:
-        raise InputError(
-            "nothing to compare with", f"pixtral check {bundle} --against CHECKPOINT, or --engine rtx:sm89"
-        )
+    if against is None and engine is None and golden is None:
+        ways = "--against CHECKPOINT, --engine rtx:sm89, or --golden FOLDER"
+        raise InputError("nothing to compare with", f"pixtral check {bundle} {ways}")
+    if golden is None:
+        refuse_unused(context, ("backend", "device"), "without --golden", "--golden FOLDER")
     if against is None:
-        refuse_unused(context, ("lora", "threads"), "without --against", "--against CHECKPOINT")
+        refuse_unused(context, ("lora",), "without --against", "--against CHECKPOINT")
+        refuse_unused_by_backend(context, backend)
+    if against is None and golden is None:
+        refuse_unused(context, ("threads",), "without --against", "--against CHECKPOINT")
     results: dict[str, Any] = {}
     failures: list[Failure] = []
     if against is not None:
         failures += _against_checkpoint(bundle, against, lora, threads, results, show=not as_json)
     if engine is not None:
         failures += against_network(bundle, engine, results, show=not as_json)
+    if golden is not None:
+        failures += against_golden(context, bundle, golden, backend, threads, results, show=not as_json)
     if as_json:
         output.print_json({"verdict": "FAILED" if failures else "PASSED", **results})
     if failures:

@@ -6,6 +6,7 @@ them, and every other module reads sizes from here. Source: specification sectio
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -108,6 +109,12 @@ class ModelConfig:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    def differences(self, other: ModelConfig) -> dict[str, tuple[object, object]]:
+        """Fields that two models do not share, by dotted name, with this one's value and the other's."""
+        ours, theirs = _flat(self.to_dict()), _flat(other.to_dict())
+        names = dict.fromkeys((*ours, *theirs))  # a part that is not there has no fields
+        return {name: (ours.get(name), theirs.get(name)) for name in names if ours.get(name) != theirs.get(name)}
+
     def faults(self) -> list[str]:
         """What no model of this kind can have, and shapes cannot show: sizes, how heads are grouped, token ids."""
         decoder, vision, tokens = self.decoder, self.vision, self.image_tokens
@@ -136,3 +143,10 @@ class ModelConfig:
             ),
         }
         return [fault for fault, holds in right.items() if not holds]
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in config.items():
+        flat |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return flat

@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +27,7 @@ import numpy.typing as npt
 from pixtral_runtime.backends.session import Array, KVCache
 from pixtral_runtime.bundle.manifest import TOKENIZER, Bundle, Limits
 from pixtral_runtime.compare.divergence import Noise, first_difference, kl_nats, top2_gap_nats, word_similarity
+from pixtral_runtime.compare.forced import forced_pass
 from pixtral_runtime.compare.result import (
     NEAR_TIE_NATS,
     AnswersDifference,
@@ -171,13 +171,10 @@ def compare_bundles(
 def check_comparable(reference: Bundle, candidate: Bundle) -> None:
     """Raises BundleError unless both bundles have one model's sizes and one tokenizer."""
     hint = f"pixtral inspect {candidate.path}; both must be exports of one checkpoint"
-    ours, theirs = (_flat(bundle.model.to_dict()) for bundle in (reference, candidate))
-    for name, value in ours.items():
-        if theirs[name] != value:
-            raise BundleError(
-                f"{reference.path} and {candidate.path} are different models: {name} is {value} and {theirs[name]}",
-                hint,
-            )
+    for name, (ours, theirs) in reference.model.differences(candidate.model).items():
+        raise BundleError(
+            f"{reference.path} and {candidate.path} are different models: {name} is {ours} and {theirs}", hint
+        )
     if reference.files[TOKENIZER].sha256 != candidate.files[TOKENIZER].sha256:
         raise BundleError(f"{reference.path} and {candidate.path} have different tokenizers", hint)
 
@@ -236,19 +233,8 @@ def _requests(
 
 
 def _forced_pass(model: Model, prompt: Prompt, tokens: Sequence[int]) -> _Pass:
-    """Read the prompt and then `tokens`, whatever the model would have said itself. Raises BundleError on NaN."""
-    runner, length = model.runner, len(prompt.token_ids)
-    filled = length + len(tokens) - 1  # the last token is predicted, never read
-    cache = runner.sessions.decoder.new_cache(slots=1, rows=filled)
-    features = runner.encode_images(prompt)
-    rows = [runner.prefill(prompt, features, cache)[-1]]
-    rows += [runner.decode_token(token, length + n, cache) for n, token in enumerate(tokens[:-1])]
-    logits = np.stack(rows).astype(np.float32)
-    if not np.isfinite(logits).all():
-        raise BundleError(
-            f"{model.bundle.path} computes logits that are not numbers, so they cannot be compared",
-            f"pixtral export CHECKPOINT -o {model.bundle.path} --force --dtype float32",
-        )
+    features, logits, cache = forced_pass(model, prompt, tokens)
+    filled = len(prompt.token_ids) + len(tokens) - 1
     kept = np.unique(np.linspace(0, filled - 1, min(filled, COMPARED_ROWS)).round().astype(np.int64))
     return _Pass(features, logits, _rows(model.bundle, cache, kept))
 
@@ -344,11 +330,3 @@ def _side(bundle: Bundle, load_s: float, answers: Sequence[Answer]) -> Side:
         prefill_tokens_per_s=statistics.median(prefill),
         decode_tokens_per_s=statistics.median(decode) if decode else None,
     )
-
-
-def _flat(data: dict[str, Any], before: str = "") -> dict[str, Any]:
-    """Nested names joined by dots: `decoder.n_layers`."""
-    flat: dict[str, Any] = {}
-    for name, value in data.items():
-        flat |= _flat(value, f"{before}{name}.") if isinstance(value, dict) else {before + name: value}
-    return flat

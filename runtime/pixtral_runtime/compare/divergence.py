@@ -35,7 +35,7 @@ class Noise:
 
 def kl_nats(reference: Array, candidate: Array) -> float:
     """KL(reference || candidate) of the softmax of two rows of logits (V,)."""
-    ours, theirs = _log_softmax(reference), _log_softmax(candidate)
+    ours, theirs = log_softmax(reference), log_softmax(candidate)
     return max(0.0, float((np.exp(ours) * (ours - theirs)).sum()))  # rounding may leave -1e-17
 
 
@@ -45,7 +45,8 @@ def top2_gap_nats(logits: Array) -> float:
     return float(first - second)
 
 
-def _log_softmax(logits: Array) -> npt.NDArray[np.float64]:
+def log_softmax(logits: Array) -> npt.NDArray[np.float64]:
+    """The logarithm of each token's probability, in nats, for a row of logits (V,)."""
     shifted: npt.NDArray[np.float64] = logits.astype(np.float64) - float(logits.max())
     shifted -= np.log(np.exp(shifted).sum())
     return shifted
