@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
     from pixtral_runtime.errors import PixtralError, Remedy
 
-RED, YELLOW = 31, 33  # ANSI colours
+DIM, RED, YELLOW = 2, 31, 33  # as ANSI numbers them
 SHORT_FLAGS = {"output": "-o", "prompt": "-p"}  # options that everybody types by their letter
 
 
@@ -143,6 +143,16 @@ def talk(text: str) -> None:
     """For the person at the terminal. Silenced by -q."""
     if not flags.quiet:
         _say(text)
+
+
+def think(text: str) -> None:
+    """A piece of what a reasoning model writes before its answer, as it comes. Silenced by -q."""
+    if flags.quiet:
+        return
+    try:
+        print(_paint(text, DIM), end="", flush=True, file=sys.stderr)
+    except BrokenPipeError:
+        discard(sys.stderr)
 
 
 def verbose(text: str) -> None:

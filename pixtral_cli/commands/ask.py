@@ -59,6 +59,7 @@ def ask(
 ) -> None:
     """Ask one question about images, and see the answer as it comes."""
     from dataclasses import asdict
+    from itertools import groupby
 
     from pixtral_runtime.generation.sampling import Sampling
     from pixtral_runtime.inputs.conversation import user_message
@@ -75,10 +76,19 @@ def ask(
     warn_of_unused(context, model.backend)
     if as_json:
         answer = asdict(model.answer(built, max_new_tokens, sampling))
+        if answer["thinking"] is None:
+            del answer["thinking"]
         setting = {"preprocess": preprocess, "exif_applied": exif, "bundle": prompts.bundle.fingerprint}
         output.print_json(answer | setting)
         return
-    for piece in model.answer_stream(built, max_new_tokens, sampling):
-        sys.stdout.write(piece)
-        sys.stdout.flush()
+    stream = model.answer_stream(built, max_new_tokens, sampling)
+    for is_thinking, pieces in groupby(stream, key=lambda piece: piece.is_thinking):
+        for piece in pieces:
+            if is_thinking:
+                output.think(piece.text)
+            else:
+                sys.stdout.write(piece.text)
+                sys.stdout.flush()
+        if is_thinking:
+            output.think("\n")
     sys.stdout.write("\n")

@@ -208,7 +208,7 @@ class Job:
         if generation.error is not None:
             self._fail(record, generation.error)
             return record
-        record.answer = self._model.prompts.detokenize(generation.token_ids)
+        record.answer, record.thinking = self._model.prompts.read_answer(generation.token_ids)
         record.finish_reason, record.new_tokens = generation.finish_reason, len(generation.token_ids)
         record.reused_tokens = generation.reused_tokens
         times = generation.times

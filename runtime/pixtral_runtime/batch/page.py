@@ -75,6 +75,7 @@ def _entry(record: Record, notes: RecordNotes) -> dict[str, Any]:
         ],
         "question": record.question,
         "answer": record.answer,
+        "thinking": record.thinking,
         "end": record.finish_reason,
         "error": record.error,
         "hint": record.hint,

@@ -99,6 +99,7 @@ class Record:
     images: list[ImageInfo] = field(default_factory=list)
     key: str | None = None
     answer: str | None = None
+    thinking: str | None = None  # of a reasoning model, in a block before the answer
     finish_reason: str | None = None
     prompt_tokens: int | None = None
     image_tokens: int | None = None
@@ -110,7 +111,8 @@ class Record:
     hint: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON has it; without `thinking` where there was none."""
+        return {name: value for name, value in asdict(self).items() if name != "thinking" or value is not None}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Record:

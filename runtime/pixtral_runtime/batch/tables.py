@@ -106,6 +106,8 @@ def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
         "answer": [r.answer for r in records],
         "finish_reason": [r.finish_reason for r in records],
     }
+    if any(r.thinking is not None for r in records):
+        columns["thinking"] = [r.thinking for r in records]
     columns |= {name: [getattr(r, name) for r in records] for name in COUNT_COLUMNS if name not in columns}
     columns |= {f"{stage}_ms": _uniform([r.times_ms.get(stage) for r in records]) for stage in stages}
     columns |= {"error": [r.error for r in records], "hint": [r.hint for r in records]}

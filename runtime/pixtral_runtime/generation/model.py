@@ -22,12 +22,15 @@ from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import Message, user_message
 from pixtral_runtime.inputs.image_files import ImageSource, open_images, with_pictures
 from pixtral_runtime.inputs.preprocess import Preprocess, default_preprocess
-from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder, TextStream
+from pixtral_runtime.inputs.prompt import Piece, Prompt, PromptBuilder, TextStream
 
 
 @dataclass(frozen=True)
 class Answer:
-    """A finished answer. `finish_reason` is "stop" where the model ended it, "length" where the limit did."""
+    """A finished answer. `finish_reason` is "stop" where the model ended it, "length" where the limit did.
+
+    `thinking` is what a reasoning model wrote in a block before the text, None without one. The tokens are all of them.
+    """
 
     text: str
     token_ids: tuple[int, ...]
@@ -35,6 +38,7 @@ class Answer:
     prompt_tokens: int
     image_tokens: int
     times: StageTimes = field(compare=False)
+    thinking: str | None = None
 
 
 class Model:
@@ -72,27 +76,30 @@ class Model:
         sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     ) -> Iterator[str]:
         """As `generate`, but yields the text piece by piece while it is made."""
-        yield from self.answer_stream(self._prompt(prompt, images, system), max_new_tokens, sampling)
+        pieces = self.answer_stream(self._prompt(prompt, images, system), max_new_tokens, sampling)
+        yield from (piece.text for piece in pieces if not piece.is_thinking)
 
     def answer(self, prompt: Prompt, max_new_tokens: int = 128, sampling: Sampling = Sampling()) -> Answer:  # noqa: B008
         """Answer a prompt that was built before."""
         generation = Generation(prompt, max_new_tokens, sampling)
         tokens = tuple(self._scheduler.run(generation))
+        text, thinking = self.prompts.read_answer(tokens)
         return Answer(
-            text=self.prompts.detokenize(tokens),
+            text=text,
             token_ids=tokens,
             finish_reason=generation.finish_reason or "",
             prompt_tokens=len(prompt.token_ids),
             image_tokens=prompt.image_tokens,
             times=generation.times,
+            thinking=thinking,
         )
 
-    def answer_stream(self, prompt: Prompt, max_new_tokens: int, sampling: Sampling) -> Iterator[str]:
+    def answer_stream(self, prompt: Prompt, max_new_tokens: int, sampling: Sampling) -> Iterator[Piece]:
         text = TextStream(self.prompts)
         for token in self._scheduler.run(Generation(prompt, max_new_tokens, sampling)):
-            if piece := text.push(token):
+            if (piece := text.push(token)).text:
                 yield piece
-        if rest := text.flush():
+        if (rest := text.flush()).text:
             yield rest
 
     def _prompt(

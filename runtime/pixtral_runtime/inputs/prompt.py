@@ -7,6 +7,7 @@ section 3.2). It asks an image encoder for each image's tokens; ours answers wit
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +27,7 @@ from pixtral_runtime.inputs.preprocess import Preprocess, token_count
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
+THINK_BLOCK = re.compile(r"\[THINK\](.*?)\[/THINK\]", re.DOTALL)
 FEW_BYTES = 4  # of a token; most have as many
 
 
@@ -95,7 +97,9 @@ class PromptBuilder:
             raise RequestError(f"the prompt is not UTF-8 text: {error.reason}", "iconv -f latin1 -t utf-8") from error
         self._refuse_endless(size)
         try:
-            request = ChatCompletionRequest(messages=[_to_mistral(message) for message in messages])
+            request = ChatCompletionRequest(
+                messages=[_to_mistral(message, self.think_tokens is not None) for message in messages]
+            )
             tokenized = self.tokenizer.encode_chat_completion(request)
         except (MistralCommonException, ValidationError) as error:
             raise RequestError(f"the conversation cannot be used: {error}", "end it with a user message") from error
@@ -132,9 +136,46 @@ class PromptBuilder:
         tokens: Any = self.tokenizer.instruct_tokenizer.tokenizer  # tekken's; the general type knows no bytes
         return max(len(tokens.id_to_byte_piece(id)) for id in range(tokens.num_special_tokens, tokens.n_words))
 
+    @cached_property
+    def think_tokens(self) -> tuple[int, int] | None:
+        """The ids between which a reasoning model thinks before it answers; None where the tokenizer has none."""
+        from mistral_common.tokens.tokenizers.base import SpecialTokens
+
+        tokens: Any = self.tokenizer.instruct_tokenizer.tokenizer
+        try:
+            opens, closes = (
+                tokens.get_special_token(token.value) for token in (SpecialTokens.begin_think, SpecialTokens.end_think)
+            )
+        except ValueError:
+            return None
+        return int(opens), int(closes)
+
+    def read_answer(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
+        """Token ids of an answer to its text, and what was thought before it: None where there was no such block."""
+        said: list[int] = []
+        thought: list[int] | None = None
+        is_thinking = False
+        for token in token_ids:
+            if self.think_tokens is not None and token in self.think_tokens:
+                is_thinking = token == self.think_tokens[0]
+                thought = [] if is_thinking and thought is None else thought
+            elif is_thinking and thought is not None:
+                thought.append(token)
+            else:
+                said.append(token)
+        return self.detokenize(said), None if thought is None else self.detokenize(thought)
+
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Token ids to text; control tokens vanish."""
         return str(self.tokenizer.decode(list(token_ids)))
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of an answer, or of what a reasoning model thinks before it."""
+
+    text: str
+    is_thinking: bool = False
 
 
 class TextStream:
@@ -143,8 +184,17 @@ class TextStream:
     def __init__(self, prompts: PromptBuilder) -> None:
         self._prompts = prompts
         self._pending: list[int] = []
+        self._is_thinking = False
 
-    def push(self, token_id: int) -> str:
+    def push(self, token_id: int) -> Piece:
+        think = self._prompts.think_tokens
+        if think is not None and token_id in think:
+            rest = self.flush()
+            self._is_thinking = token_id == think[0]
+            return rest
+        return Piece(self._text_with(token_id), self._is_thinking)
+
+    def _text_with(self, token_id: int) -> str:
         self._pending.append(token_id)
         text = self._prompts.detokenize(self._pending)
         if text.endswith("\N{REPLACEMENT CHARACTER}") and len(self._pending) < 4:
@@ -152,13 +202,14 @@ class TextStream:
         self._pending.clear()
         return text
 
-    def flush(self) -> str:
+    def flush(self) -> Piece:
         text = self._prompts.detokenize(self._pending)
         self._pending.clear()
-        return text
+        return Piece(text, self._is_thinking)
 
 
-def _to_mistral(message: Message) -> Any:
+def _to_mistral(message: Message, thinks: bool) -> Any:
+    """`thinks` is whether a system prompt may show the model how to think, in a block that becomes its tokens."""
     from mistral_common.protocol.instruct import chunk, messages
 
     parts: list[Any] = []
@@ -173,7 +224,12 @@ def _to_mistral(message: Message) -> Any:
     text = "\n\n".join(part for part in message.content if isinstance(part, str))
     if len(parts) != sum(isinstance(part, str) for part in message.content):
         raise RequestError(f"a {message.role} message cannot hold an image", "put images into user messages")
-    return messages.SystemMessage(content=text) if message.role == "system" else messages.AssistantMessage(content=text)
+    if message.role == "assistant":
+        return messages.AssistantMessage(content=text)
+    if not thinks or not (blocks := THINK_BLOCK.split(text))[1:]:
+        return messages.SystemMessage(content=text)
+    chunks = [chunk.ThinkChunk(thinking=b) if n % 2 else chunk.TextChunk(text=b) for n, b in enumerate(blocks)]
+    return messages.SystemMessage(content=[one for one in chunks if one != chunk.TextChunk(text="")])
 
 
 def _image_encoder(bundle: Bundle, preprocess: Preprocess) -> Any:

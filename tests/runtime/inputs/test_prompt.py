@@ -121,7 +121,7 @@ def test_answers_of_vllms_fixture_decode_to_its_text(prompts: PromptBuilder) -> 
     for ids, text, _ in json.loads(GOLDENS.read_text()):
         assert prompts.detokenize(ids) == text
         stream = TextStream(prompts)
-        assert "".join([*map(stream.push, ids), stream.flush()]) == text
+        assert "".join(piece.text for piece in [*map(stream.push, ids), stream.flush()]) == text
 
 
 def test_ids_and_pixels_equal_mistral_commons(prompts: PromptBuilder) -> None:
@@ -144,7 +144,7 @@ def test_a_character_of_several_tokens_streams_whole(prompts: PromptBuilder) -> 
     text = "日本 🦩🪿 ok"
     ids = prompts.build([user(text)]).token_ids.tolist()[2:-1]
     stream = TextStream(prompts)
-    pieces = [*map(stream.push, ids), stream.flush()]
+    pieces = [piece.text for piece in [*map(stream.push, ids), stream.flush()]]
     assert "".join(pieces) == text
     assert not any("\N{REPLACEMENT CHARACTER}" in piece for piece in pieces)
 
