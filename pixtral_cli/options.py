@@ -15,7 +15,9 @@ if TYPE_CHECKING:
     from pixtral_runtime.batch.records import Request
     from pixtral_runtime.batch.results_file import ResultsFile
     from pixtral_runtime.batch.worker import Worker
+    from pixtral_runtime.bundle.manifest import Bundle
     from pixtral_runtime.generation.model import Model
+    from pixtral_runtime.generation.sampling import Sampling
     from pixtral_runtime.inputs.prompt import PromptBuilder
 
 STDIN = STDOUT = Path("-")
@@ -52,9 +54,11 @@ def use_gpu(index: int | None) -> int | None:
 PromptOption = Annotated[str, typer.Option("-p", "--prompt", help="What to ask; @FILE reads it from a file.")]
 SystemOption = Annotated[str | None, typer.Option(help="System prompt.")]
 MaxNewTokensOption = Annotated[int, typer.Option(min=1, help="Longest answer in tokens.")]
-TemperatureOption = Annotated[float, typer.Option(help="0 is greedy; higher is more random.")]
+TemperatureOption = Annotated[
+    float | None, typer.Option(help="0 is greedy, higher more random. Default: the checkpoint's, or 0.")
+]
 TopPOption = Annotated[
-    float, typer.Option(help="With --temperature: draw from the likeliest tokens of this total probability.")
+    float | None, typer.Option(help="Draw from the likeliest tokens of this total. Default: the checkpoint's, or 0.8.")
 ]
 SeedOption = Annotated[int, typer.Option(help="With --temperature: seed of the draws.")]
 MaxImageSideOption = Annotated[int | None, typer.Option(help="Scale images down to this longest edge in pixels.")]
@@ -172,6 +176,19 @@ def unread(context: typer.Context, backend: str) -> list[str]:
 
 def _reader_of(parameter: str) -> str:
     return "ort-cuda" if parameter == "device" else "ort-cpu"
+
+
+def read_sampling(bundle: Bundle, temperature: float | None, top_p: float | None, seed: int) -> Sampling:
+    """What the user typed, and for the rest what the checkpoint says, which is then said."""
+    from pixtral_runtime.generation.sampling import sampling_of
+
+    sampling = sampling_of(bundle, temperature, top_p, seed)
+    if bundle.sampling is not None and temperature is None and sampling.temperature:
+        output.talk(
+            f"answers are drawn as the checkpoint says, at temperature {sampling.temperature:g} with top-p "
+            f"{sampling.top_p:g}; --temperature 0 for the likeliest"
+        )
+    return sampling
 
 
 def read_prompt(text: str) -> str:

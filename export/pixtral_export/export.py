@@ -74,6 +74,7 @@ def export(
             kv_cache=recipe.kv_cache,
             lora=checkpoint.lora.id if checkpoint.lora else None,
             tools={name: importlib.metadata.version(name) for name in TOOLS},
+            sampling=plan.sampling,
         )
         fitted = recipe.fitted_groups(parameters(checkpoint.config))
         if fitted:

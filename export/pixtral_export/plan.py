@@ -6,13 +6,14 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from pathlib import Path
 
+from pixtral_export.checkpoint.generation_config import read_sampling
 from pixtral_export.checkpoint.reader import Checkpoint
 from pixtral_export.model.ops import OPSET
 from pixtral_export.model.parameters import parameters
 from pixtral_export.quantization.recipes import RECIPES, STORED, Recipe, Scheme, Stored, check_patterns, make_recipe
 from pixtral_export.weights.plan import plan_weights, weight_file_bytes
 from pixtral_runtime.bundle.footprint import Footprint
-from pixtral_runtime.bundle.manifest import Limits
+from pixtral_runtime.bundle.manifest import Limits, SamplingDefaults
 from pixtral_runtime.bundle.spec import ACTIVATION_DTYPES, kv_cache_bytes_per_token
 from pixtral_runtime.errors import Option, SettingError
 
@@ -53,6 +54,7 @@ class ExportPlan:
     bundle_bytes: int
     peak_memory_bytes: int
     seconds: float
+    sampling: SamplingDefaults | None
 
 
 def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
@@ -110,6 +112,7 @@ def plan_export(checkpoint: Checkpoint, settings: ExportSettings) -> ExportPlan:
         bundle_bytes=weight_bytes + graph_bytes + checkpoint.tokenizer.stat().st_size,
         peak_memory_bytes=peak_memory_bytes,
         seconds=seconds,
+        sampling=read_sampling(checkpoint.path),
     )
 
 

@@ -28,6 +28,7 @@ from pixtral_cli.options import (
     open_model,
     open_prompts,
     read_prompt,
+    read_sampling,
     refuse_unused,
     refuse_unused_by_backend,
     warn_of_unused,
@@ -45,8 +46,8 @@ def ask(
     prompt: PromptOption = "Describe this image in one short sentence.",
     system: SystemOption = None,
     max_new_tokens: MaxNewTokensOption = 512,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopPOption = 0.8,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
     seed: SeedOption = 0,
     max_image_side: MaxImageSideOption = None,
     image_tokens: ImageTokensOption = None,
@@ -61,16 +62,15 @@ def ask(
     from dataclasses import asdict
     from itertools import groupby
 
-    from pixtral_runtime.generation.sampling import Sampling
     from pixtral_runtime.inputs.conversation import user_message
     from pixtral_runtime.inputs.image_files import open_image
 
     if not images:
         refuse_unused(context, ("max_image_side", "image_tokens", "preprocess", "exif"), "without an image")
     refuse_unused_by_backend(context, backend)
-    sampling = Sampling(temperature, top_p, seed)
-    pictures = [open_image(path, apply_exif=exif) for path in images or []]
     prompts = open_prompts(bundle, preprocess, max_image_side, image_tokens)
+    sampling = read_sampling(prompts.bundle, temperature, top_p, seed)
+    pictures = [open_image(path, apply_exif=exif) for path in images or []]
     built = prompts.build(user_message(read_prompt(prompt), pictures, system))
     model = open_model(prompts, backend, threads)
     warn_of_unused(context, model.backend)
@@ -79,6 +79,7 @@ def ask(
         if answer["thinking"] is None:
             del answer["thinking"]
         setting = {"preprocess": preprocess, "exif_applied": exif, "bundle": prompts.bundle.fingerprint}
+        setting |= {"sampling": asdict(sampling)}
         output.print_json(answer | setting)
         return
     stream = model.answer_stream(built, max_new_tokens, sampling)

@@ -42,6 +42,9 @@ def inspect(
         "preprocess": opened.preprocess,
         "max_context": opened.limits.max_context,
         "max_image_side": opened.limits.max_image_side,
+        "sampling": "greedy"
+        if opened.sampling is None
+        else f"temperature {opened.sampling.temperature:g}, top-p {opened.sampling.top_p:g}",
         "kv_cache_bytes_per_token": opened.kv_cache_bytes_per_token,
         "bundle_bytes": sum(entry.bytes for entry in opened.files.values()),
         "verified": verify,

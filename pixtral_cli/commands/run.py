@@ -34,6 +34,7 @@ from pixtral_cli.options import (
     TopPOption,
     output_file,
     output_file_or_stdout,
+    read_sampling,
     refuse_unused,
     refuse_unused_by_backend,
     slots_wanted,
@@ -97,8 +98,8 @@ def run(
     drafts: DraftsOption = 0,
     embedding_cache: EmbeddingCacheOption = None,
     max_new_tokens: MaxNewTokensOption = 128,
-    temperature: TemperatureOption = 0.0,
-    top_p: TopPOption = 0.8,
+    temperature: TemperatureOption = None,
+    top_p: TopPOption = None,
     seed: SeedOption = 0,
     max_image_side: MaxImageSideOption = None,
     image_tokens: ImageTokensOption = None,
@@ -140,9 +141,11 @@ def run(
     refuse_unused_by_backend(context, backend)
     schema = None if json_schema is None else read_text(json_schema, "--json-schema FILE.json")
     digest = None if schema is None else sha256(schema.encode()).hexdigest()
+    opened = open_bundle(bundle)
+    sampling = read_sampling(opened, temperature, top_p, seed)
     settings = Settings(
-        open_bundle(bundle).fingerprint,
-        *(preprocess, max_image_side, image_tokens, exif, temperature, top_p, seed, digest),
+        opened.fingerprint,
+        *(preprocess, max_image_side, image_tokens, exif, sampling.temperature, sampling.top_p, sampling.seed, digest),
     )
     wanted, memory_bytes = slots_wanted(batch, memory_limit)
     options = WorkerOptions(

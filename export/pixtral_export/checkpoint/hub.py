@@ -20,6 +20,7 @@ from pathlib import Path
 
 from pixtral_export.checkpoint.config_file import MODEL_CARD, SUPPORTED_MODEL
 from pixtral_export.checkpoint.find_weights import ADAPTER_CONFIG, INDEX, SAFETENSORS
+from pixtral_export.checkpoint.generation_config import GENERATION_CONFIG
 from pixtral_export.checkpoint.headers import MALFORMED, StoredTensor, broken_header, read_header, stored_tensor
 from pixtral_export.checkpoint.hf_config import HF_CONFIG
 from pixtral_export.checkpoint.lora import read_lora
@@ -33,7 +34,7 @@ from pixtral_runtime.errors import CheckpointError, MachineError, PixtralError
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 SMALL_FILES = (
     *(MISTRAL_CONFIG, HF_CONFIG, TOKENIZER, f"*{INDEX}"),
-    *(PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, ADAPTER_CONFIG, MODEL_CARD),
+    *(PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG, MODEL_CARD),
 )
 HUB = "https://huggingface.co"
 LOGIN_STATUS = (401, 403)

@@ -42,6 +42,21 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class SamplingDefaults:
+    """How answers are drawn where nobody says how, as the checkpoint does."""
+
+    temperature: float
+    top_p: float
+
+    def faults(self) -> list[str]:
+        right = {
+            f"temperature is {self.temperature}, expected 0 or more": self.temperature >= 0,
+            f"top_p is {self.top_p}, expected more than 0 and 1 at most": 0 < self.top_p <= 1,
+        }
+        return [fault for fault, holds in right.items() if not holds]
+
+
+@dataclass(frozen=True)
 class FileEntry:
     bytes: int
     sha256: str
@@ -76,6 +91,7 @@ class Bundle:
     quantization: dict[str, Any] = field(default_factory=dict)  # how the recipe was applied
     lora: LoraId | None = None
     engines: dict[str, Any] = field(default_factory=dict)
+    sampling: SamplingDefaults | None = None  # greedy
 
     def faults(self) -> list[str]:
         """What no export writes: sizes that do not go together, types that there are none of."""
@@ -96,7 +112,9 @@ class Bundle:
             f"cache_scales are not {2 * decoder.n_layers} numbers": self.kv_cache is None
             or _are_numbers(self.quantization.get("cache_scales"), 2 * decoder.n_layers),
         }
-        return [fault for fault, holds in right.items() if not holds]
+        return [fault for fault, holds in right.items() if not holds] + (
+            self.sampling.faults() if self.sampling else []
+        )
 
     @property
     def own_files(self) -> list[Path]:

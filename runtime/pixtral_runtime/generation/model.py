@@ -17,7 +17,7 @@ from pixtral_runtime.bundle.manifest import Bundle, open_bundle
 from pixtral_runtime.errors import BundleError, RequestError
 from pixtral_runtime.generation.generation import Generation, StageTimes
 from pixtral_runtime.generation.model_runner import ModelRunner
-from pixtral_runtime.generation.sampling import Sampling
+from pixtral_runtime.generation.sampling import Sampling, sampling_of
 from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import Message, user_message
 from pixtral_runtime.inputs.image_files import ImageSource, open_images, with_pictures
@@ -58,13 +58,14 @@ class Model:
         *,
         system: str | None = None,
         max_new_tokens: int = 128,
-        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        sampling: Sampling | None = None,
     ) -> Answer:
         """Answer a text prompt over one image or several (images first), or a whole conversation. Raises InputError.
 
-        An image is a path, a file's bytes, a Pillow image or an array (rows, columns, 3) of uint8.
+        An image is a path, a file's bytes, a Pillow image or an array (rows, columns, 3) of uint8. Without `sampling`
+        answers are drawn as the checkpoint says, greedily where it says nothing.
         """
-        return self.answer(self._prompt(prompt, images, system), max_new_tokens, sampling)
+        return self.answer(self._prompt(prompt, images, system), max_new_tokens, self._sampling(sampling))
 
     def stream(
         self,
@@ -73,14 +74,14 @@ class Model:
         *,
         system: str | None = None,
         max_new_tokens: int = 128,
-        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
+        sampling: Sampling | None = None,
     ) -> Iterator[str]:
         """As `generate`, but yields the text piece by piece while it is made."""
-        pieces = self.answer_stream(self._prompt(prompt, images, system), max_new_tokens, sampling)
+        pieces = self.answer_stream(self._prompt(prompt, images, system), max_new_tokens, self._sampling(sampling))
         yield from (piece.text for piece in pieces if not piece.is_thinking)
 
     def answer(self, prompt: Prompt, max_new_tokens: int = 128, sampling: Sampling = Sampling()) -> Answer:  # noqa: B008
-        """Answer a prompt that was built before."""
+        """Answer a prompt that was built before, greedily unless told otherwise."""
         generation = Generation(prompt, max_new_tokens, sampling)
         tokens = tuple(self._scheduler.run(generation))
         text, thinking = self.prompts.read_answer(tokens)
@@ -101,6 +102,9 @@ class Model:
                 yield piece
         if (rest := text.flush()).text:
             yield rest
+
+    def _sampling(self, asked: Sampling | None) -> Sampling:
+        return sampling_of(self.bundle) if asked is None else asked
 
     def _prompt(
         self, prompt: str | Sequence[Message], images: ImageSource | Iterable[ImageSource], system: str | None

@@ -9,6 +9,7 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from pixtral_runtime.bundle.manifest import Bundle, SamplingDefaults
 from pixtral_runtime.errors import MachineError, Option, SettingError
 from pixtral_runtime.generation.logits import Candidates, LogitsRow, Row
 
@@ -39,6 +40,16 @@ class Sampling:
             raise SettingError(f"top-p {self.top_p} is outside 0..1", Option("top_p", 0.8))
         if self.seed < 0:
             raise SettingError(f"seed {self.seed} is negative", Option("seed", 0))
+
+
+def sampling_of(
+    bundle: Bundle, temperature: float | None = None, top_p: float | None = None, seed: int = 0
+) -> Sampling:
+    """What was asked for; where nothing was, as the bundle's checkpoint says, and greedy where it says nothing."""
+    own = bundle.sampling or SamplingDefaults(Sampling.temperature, Sampling.top_p)
+    return Sampling(
+        own.temperature if temperature is None else temperature, top_p if top_p is not None else own.top_p, seed
+    )
 
 
 class Constraint(Protocol):
