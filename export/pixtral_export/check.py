@@ -15,6 +15,8 @@ import torch
 from pixtral_export.checkpoint.reader import Checkpoint
 from pixtral_export.model.parameters import parameters
 from pixtral_export.model.pixtral import Pixtral
+from pixtral_export.model.rope import decoder_rope_tables
+from pixtral_export.weight_names import DECODER_ROPE, QUERY_ROPE
 from pixtral_export.weights.values import check_values
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.compare.parity import DECODE_STEPS, TensorCheck, prompt_cases, relative_error, vision_cases
@@ -79,6 +81,7 @@ def check_bundle(model: Model, reference: Pixtral) -> Iterator[TensorCheck]:
             )
         return TensorCheck(stage, case, tensor, relative_error(a, b), tolerance)
 
+    yield from _check_tables(model.bundle)
     with torch.inference_mode():
         yield from _check_vision(model, reference, compare)
         for case, prompt in prompt_cases(model.prompts):
@@ -86,6 +89,21 @@ def check_bundle(model: Model, reference: Pixtral) -> Iterator[TensorCheck]:
 
 
 Compare = Callable[[str, str, str, npt.ArrayLike, torch.Tensor], TensorCheck]
+
+
+def _check_tables(bundle: Bundle) -> Iterator[TensorCheck]:
+    """The decoder's rotary tables at every position of the context, most of which no prompt here is long enough for."""
+    import onnx
+
+    graph = onnx.load(bundle.graph_path("decoder"), load_external_data=False).graph
+    stored, decoder = {one.name: one for one in graph.initializer}, bundle.model.decoder
+    names = (*DECODER_ROPE, *(QUERY_ROPE if decoder.query_scale else ()))
+    for name, table in zip(names, decoder_rope_tables(decoder, bundle.limits.max_context), strict=True):
+        if name not in stored:
+            raise BundleError(f"{bundle.path}'s decoder has no {name}", "re-export the bundle")
+        onnx.external_data_helper.load_external_data_for_tensor(stored[name], str(bundle.path))
+        error = relative_error(onnx.numpy_helper.to_array(stored[name]), table.numpy())
+        yield TensorCheck("tables", "all positions", name, error, EXPORT_TOLERANCE[bundle.dtype])
 
 
 def _check_vision(model: Model, reference: Pixtral, compare: Compare) -> Iterator[TensorCheck]:
