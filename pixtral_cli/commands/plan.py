@@ -59,7 +59,7 @@ def plan(
         )
     tokens = context or footprint.limits.max_context
     summary |= {
-        "engine_bytes": footprint.weights[footprint.precision],
+        "engine_bytes": footprint.loaded_bytes(),
         "kv_cache_bytes_per_token": footprint.cache_bytes_per_token,
         "context": tokens,
         "batch": batch,

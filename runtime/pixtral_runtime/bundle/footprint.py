@@ -42,8 +42,12 @@ class Footprint:
         per_token = bundle.kv_cache_bytes_per_token
         return cls(bundle.model, bundle.dtype, bundle.precision, bundle.limits, weights, per_token)
 
+    def loaded_bytes(self, precision: str | None = None) -> int:
+        """Of the weights in engines, or in ONNX Runtime's memory on a GPU."""
+        return self.weights[precision or self.precision] + self._head_of_embeddings(precision or self.precision)
+
     def weight_bytes(self, device: KnownDevice, precision: str | None = None) -> int:
-        size = self.weights[precision or self.precision] + self._head_of_embeddings(precision or self.precision)
+        size = self.loaded_bytes(precision)
         return size if device.capability else round(size * CPU_WEIGHT_FACTOR)
 
     def _head_of_embeddings(self, precision: str) -> int:
