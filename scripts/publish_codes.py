@@ -109,7 +109,7 @@ def codes(weight: Tensor, scheme: str, group: int, is_mistral: bool) -> dict[str
         groups = weight.unflatten(1, (-1, group))
         scale = (groups.abs().amax(2) / 7.5).to(torch.bfloat16)
         nibbles = (groups / scale.float()[..., None]).round().clamp(-8, 7).flatten(1).to(torch.int32) + 8
-        packed = torch.zeros(len(weight), weight.shape[1] // 8, dtype=torch.int32)
+        packed = torch.zeros_like(nibbles[:, ::8])
         for n in range(8):
             packed |= nibbles[:, n::8] << (4 * n)
         return {"weight_packed": packed, "weight_scale": scale, "weight_shape": torch.tensor(weight.shape)}
