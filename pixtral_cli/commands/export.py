@@ -84,6 +84,7 @@ def export(
         "bundle": str(bundle),
         "dtype": dtype,
         "precision": plan.recipe.name,
+        "method": plan.recipe.decoder and plan.recipe.method,
         "kv_cache": plan.recipe.kv_cache or dtype,
         "max_context": plan.limits.max_context,
         "max_image_side": plan.limits.max_image_side,

@@ -116,6 +116,7 @@ def _of_checkpoint(
         "checkpoint": str(checkpoint.path),
         "lora": checkpoint.lora and str(checkpoint.lora.id),
         "precision": chosen.recipe.name,
+        "method": chosen.recipe.decoder and chosen.recipe.method,
         "checkpoint_bytes": checkpoint.total_bytes,
         "bundle_bytes": chosen.bundle_bytes,
         "export_memory_bytes": chosen.peak_memory_bytes,
