@@ -313,8 +313,8 @@ def test_ask_works_without_an_image(bundle: Path) -> None:
 def test_check_passes_for_its_own_checkpoint(bundle: Path, checkpoint: Path) -> None:
     done = invoke("check", bundle, "--against", checkpoint)
     assert done.exit_code == 0, done.stderr
-    assert "PASSED: 22 of 22" in done.stdout
-    assert all(stage in done.stdout for stage in ("vision", "embed", "prefill", "decode"))
+    assert "PASSED: 24 of 24" in done.stdout
+    assert all(stage in done.stdout for stage in ("tables", "vision", "embed", "prefill", "decode"))
 
 
 def test_check_fails_for_other_weights(bundle: Path, tmp_path: Path) -> None:
@@ -323,7 +323,8 @@ def test_check_fails_for_other_weights(bundle: Path, tmp_path: Path) -> None:
     assert done.exit_code == 6
     document = json.loads(done.stdout)
     assert document["verdict"] == "FAILED"
-    assert not any(comparison["passed"] for comparison in document["comparisons"])
+    passed = {comparison["stage"] for comparison in document["comparisons"] if comparison["passed"]}
+    assert passed == {"tables"}  # which no weights decide
 
 
 def test_check_refuses_a_checkpoint_of_another_size(bundle: Path, tmp_path: Path) -> None:
