@@ -32,6 +32,8 @@ PUBLISHED = (
     ("pixtral-12b", "hf", "w4a16"),
     ("pixtral-12b", "hf", "w8a8"),
     ("pixtral-12b", "hf", "fp8-dynamic"),
+    ("pixtral-large", "mistral", ""),
+    ("pixtral-large", "hf", ""),
     ("mistral-small-3.1", "mistral", ""),
     ("mistral-small-3.1", "hf", ""),
     ("mistral-small-3.1", "hf", "w4a16"),

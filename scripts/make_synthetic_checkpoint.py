@@ -6,8 +6,8 @@
 
 Mistral's format in one file, or Hugging Face's in shards as mistral-community/pixtral-12b has them. Both hold the same
 model for the same seed: their exports are equal byte for byte. bfloat16, streamed: memory stays at one tensor. Depth
-can be cut; widths are the real ones unless `--vocab-size` says otherwise. The tokenizer is the one mistral-common ships
-for Pixtral. The last line is JSON.
+can be cut; widths are the real ones unless `--vocab-size` says otherwise. The tokenizers are those mistral-common ships
+for Pixtral and Pixtral-Large. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import shutil
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -30,9 +31,12 @@ from torch import Tensor
 from pixtral_export.checkpoint.reader import SPELLINGS
 from pixtral_export.checkpoint.tensor_names import pairs_to_halves
 from pixtral_export.model.parameters import Parameter, parameters
-from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, QueryScale, VisionConfig, Yarn
+from pixtral_runtime.bundle.config import DecoderConfig, ImageTokens, ModelConfig, QueryScale, VisionConfig, Yarn
+from pixtral_runtime.bundle.manifest import SENTENCEPIECE, TOKENIZER
 
 BLOCK = 1 << 24  # values drawn at a time
+SENTENCEPIECE_IDS = ImageTokens(10, 14, 15)  # of pictures, breaks and ends in Pixtral-Large's vocabulary
+SENTENCEPIECE_FILE = "mistral_instruct_tokenizer_241114.model.v7m1"  # that vocabulary, as mistral-common ships it
 SHARD_BYTES = 5_000_000_000  # as the shards on the hub
 
 
@@ -66,6 +70,22 @@ def _mistral_3(dim: int, n_layers: int, hidden_dim: int, rope_theta: float, **de
     )  # fmt: skip
 
 
+def pixtral_large() -> ModelConfig:
+    """The configuration of Pixtral-Large-2411 (specification sections 4.1 and 4.2), with its tokenizer's ids."""
+    return ModelConfig(
+        VisionConfig(
+            hidden_size=1408, num_hidden_layers=40, num_attention_heads=16, head_dim=88, intermediate_size=6144,
+            patch_size=16, image_size=1024, rope_theta=1e4,
+        ),
+        DecoderConfig(
+            dim=12_288, n_layers=88, head_dim=128, hidden_dim=28_672, n_heads=96, n_kv_heads=8, vocab_size=32_768,
+            rope_theta=1e9,
+        ),
+        image_tokens=SENTENCEPIECE_IDS,
+        adapter_bias=False,
+    )  # fmt: skip
+
+
 def _stretched(factor: float, length: int) -> dict[str, Any]:
     return {
         "yarn": Yarn(factor, length), "query_scale": QueryScale(0.1, length), "max_position": int(factor * length),
@@ -74,6 +94,7 @@ def _stretched(factor: float, length: int) -> dict[str, Any]:
 
 SIZES: dict[str, Callable[[], ModelConfig]] = {
     "pixtral-12b": pixtral_12b,
+    "pixtral-large": pixtral_large,
     "mistral-small-3.1": lambda: _mistral_3(5120, 40, 32_768, 1e9),  # 3.2 and Magistral-Small-2509 too
     "devstral-small-2": lambda: _mistral_3(5120, 40, 32_768, 1e8, **_stretched(48.0, 8192)),
     "ministral-3-3b": lambda: _mistral_3(3072, 26, 9216, 1e6, tied_embeddings=True, **_stretched(16.0, 16_384)),
@@ -202,12 +223,15 @@ def write_checkpoint(
     one file. Without a seed there are headers and holes, which take no disk. Returns the bytes of the weight files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    write_tokenizer(
-        folder / "tekken.json",
-        config.decoder.vocab_size,
-        special_tokens=min(1000, config.decoder.vocab_size // 4),  # tekken's 1,000 unless the vocabulary is tiny
-        image=picture_sizes(config),
-    )
+    if config.image_tokens == SENTENCEPIECE_IDS:
+        shutil.copyfile(Path(mistral_common.__file__).parent / "data" / SENTENCEPIECE_FILE, folder / SENTENCEPIECE)
+    else:
+        write_tokenizer(
+            folder / TOKENIZER,
+            config.decoder.vocab_size,
+            special_tokens=min(1000, config.decoder.vocab_size // 4),  # tekken's 1,000 unless the vocabulary is tiny
+            image=picture_sizes(config),
+        )
     if format == "mistral":
         _write_json(folder / "params.json", params_json(config))
         return write_weights(folder / "consolidated.safetensors", config, seed)

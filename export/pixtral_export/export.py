@@ -31,7 +31,7 @@ from pixtral_export.quantization.samples import (
 from pixtral_export.target_folder import check_space, filling
 from pixtral_export.weights.layerwise import JOURNAL, SCRATCH, Journal, LayerwisePass
 from pixtral_runtime.bundle.config import ModelConfig
-from pixtral_runtime.bundle.manifest import TOKENIZER, WEIGHTS, Bundle, FileEntry
+from pixtral_runtime.bundle.manifest import SENTENCEPIECE, TOKENIZER, WEIGHTS, Bundle, FileEntry
 from pixtral_runtime.bundle.spec import GRAPHS
 from pixtral_runtime.files import sha256_of_file
 from pixtral_runtime.inputs.preprocess import default_preprocess
@@ -61,8 +61,9 @@ def export(
         return recipe.calibrated and (partial / SCRATCH / JOURNAL).is_file()
 
     with filling(target, force, is_resumable) as folder:
-        shutil.copyfile(checkpoint.tokenizer, folder / TOKENIZER)
-        tokenizer = FileEntry((folder / TOKENIZER).stat().st_size, sha256_of_file(folder / TOKENIZER))
+        name = TOKENIZER if checkpoint.tokenizer.suffix == ".json" else SENTENCEPIECE
+        shutil.copyfile(checkpoint.tokenizer, folder / name)
+        tokenizer = FileEntry((folder / name).stat().st_size, sha256_of_file(folder / name))
         unfinished = Bundle(
             path=folder,
             model=checkpoint.config,
@@ -70,7 +71,7 @@ def export(
             precision=recipe.name,
             limits=plan.limits,
             opset=plan.settings.opset,
-            files={TOKENIZER: tokenizer},
+            files={name: tokenizer},
             kv_cache=recipe.kv_cache,
             lora=checkpoint.lora.id if checkpoint.lora else None,
             tools={name: importlib.metadata.version(name) for name in TOOLS},
@@ -101,7 +102,7 @@ def export(
             files[f"{graph}.onnx"] = _write_graph(graph, checkpoint, plan, journal, folder)
         progress("tracing graphs", len(GRAPHS), len(GRAPHS))
         files[WEIGHTS] = weights
-        files[TOKENIZER] = tokenizer
+        files[name] = tokenizer
         shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         bundle = replace(unfinished, files=files, quantization=_quantization(plan, journal, notes, fitted))
         bundle.write()

@@ -50,12 +50,12 @@ def test_a_missing_tokenizer_is_replaced_only_for_pixtrals_vocabulary(mistral: P
     assert (own.image.image_patch_size, own.image.max_image_size) == (16, 1024)
 
 
-@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.model.v7m1"])
+@pytest.mark.parametrize("name", ["tokenizer.model", "tokenizer.model.v3"])
 def test_a_sentencepiece_tokenizer_is_named(mistral: Path, name: str) -> None:
     (mistral / name).write_bytes(b"\n\x0e\n\x05<unk>")
     assert open_checkpoint(mistral).tokenizer.name == "tekken.json"  # beside its successor it does no harm
     (mistral / "tekken.json").unlink()
-    assert f"SentencePiece tokenizer ({name})" in str(refusal(mistral))
+    assert f"SentencePiece tokenizer without pictures ({name})" in str(refusal(mistral))
 
 
 def test_a_tokenizer_larger_than_the_model_is_refused(mistral: Path) -> None:

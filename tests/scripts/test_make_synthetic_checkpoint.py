@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from itertools import pairwise
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from helpers.tiny import tiny_config
-from make_synthetic_checkpoint import write_checkpoint
+from make_synthetic_checkpoint import SIZES, stored, write_checkpoint
 from pixtral_export.checkpoint.reader import Checkpoint, open_checkpoint
 from pixtral_export.checkpoint.tensor_names import hf_name
 from pixtral_export.export import export
@@ -98,3 +99,16 @@ def test_a_tiny_vocabulary_gets_a_tokenizer_of_its_size(mistral: Checkpoint) -> 
     special_tokens = tokenizer["config"]["default_num_special_tokens"]
     assert len(tokenizer["vocab"]) + special_tokens == CONFIG.decoder.vocab_size
     assert len(tokenizer["vocab"]) >= 256  # every byte
+
+
+PARAMETERS = {
+    "pixtral-12b": 12_682_739_712, "pixtral-large": 124_134_845_824, "mistral-small-3.1": 24_011_361_280,
+    "devstral-small-2": 24_011_361_280, "ministral-3-3b": 3_849_090_048, "ministral-3-8b": 8_918_026_240,
+    "ministral-3-14b": 13_945_031_680,
+}  # fmt: skip
+"""Specification section 4.5."""
+
+
+@pytest.mark.parametrize("size", list(SIZES))
+def test_sizes_are_the_published_models(size: str) -> None:
+    assert sum(math.prod(parameter.shape) for parameter in stored(SIZES[size]())) == PARAMETERS[size]

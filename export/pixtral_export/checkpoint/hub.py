@@ -27,13 +27,13 @@ from pixtral_export.checkpoint.lora import read_lora
 from pixtral_export.checkpoint.mistral_config import MISTRAL_CONFIG
 from pixtral_export.checkpoint.picture_size import PREPROCESSOR_CONFIG, PROCESSOR_CONFIG
 from pixtral_export.checkpoint.reader import Checkpoint, open_checkpoint
-from pixtral_export.checkpoint.tokenizer import TOKENIZER
 from pixtral_runtime.bundle.config import ModelConfig
+from pixtral_runtime.bundle.manifest import SENTENCEPIECE, TOKENIZER
 from pixtral_runtime.errors import CheckpointError, MachineError, PixtralError
 
 HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 SMALL_FILES = (
-    *(MISTRAL_CONFIG, HF_CONFIG, TOKENIZER, f"*{INDEX}"),
+    *(MISTRAL_CONFIG, HF_CONFIG, TOKENIZER, SENTENCEPIECE, f"*{INDEX}"),
     *(PREPROCESSOR_CONFIG, PROCESSOR_CONFIG, GENERATION_CONFIG, ADAPTER_CONFIG, MODEL_CARD),
 )
 HUB = "https://huggingface.co"

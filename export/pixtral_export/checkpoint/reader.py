@@ -45,7 +45,7 @@ class Checkpoint:
     path: Path
     format: str  # a key of SPELLINGS
     config: ModelConfig
-    tokenizer: Path  # the tekken.json that goes into a bundle
+    tokenizer: Path  # the file that goes into a bundle
     image_side: int  # in pixels: what its own programs scale the longest side of a picture to
     warnings: tuple[str, ...]
     stored_dtype: str  # of most weights: float32, float16 or bfloat16, or a format of codes
@@ -101,6 +101,7 @@ def open_checkpoint(path: Path, files: Files | None = None, *, keep_activations:
     else:
         config, assumed = read_hf_config(path / HF_CONFIG, keep_activations=keep_activations)
     tokenizer = find_tokenizer(path, config, files.names)
+    config = replace(config, image_tokens=tokenizer.image_tokens or config.image_tokens)
     image_side, scaled = picture_side(path, is_mistral, tokenizer, config.vision)
     stored = [tensor for tensor in files.tensors(names) if not tensor.name.endswith(HARMLESS_SUFFIX)]
     coded: dict[str, Codes] = {}

@@ -96,7 +96,7 @@ class ImageTokens:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A whole model. `bos` and `eos` are the tekken vocabulary's ids."""
+    """A whole model. `bos` and `eos` are the vocabulary's ids, tekken's and SentencePiece's alike."""
 
     vision: VisionConfig
     decoder: DecoderConfig

@@ -3,7 +3,7 @@
     bundle.json     schema, model configuration, precision, limits, and size and sha256 of every other file
     vision.onnx  embed.onnx  decoder.onnx     graphs, with their weights in
     weights.bin     all tensors, each at a page boundary, shared by the graphs
-    tekken.json     the tokenizer, with the image patch and side it was made for
+    tekken.json     the tokenizer, with the image patch and side it was made for; or tokenizer.model.v7m1
 
 `open_bundle` checks what it says of itself, and presence and sizes of the files; their bytes are `integrity`'s matter.
 """
@@ -29,6 +29,9 @@ BUNDLE_SCHEMA = 1
 MANIFEST = "bundle.json"
 WEIGHTS = "weights.bin"
 TOKENIZER = "tekken.json"
+SENTENCEPIECE = (
+    "tokenizer.model.v7m1"  # Pixtral-Large's, in the other's place; mistral-common reads its kind off the name
+)
 LOCK = ".pixtral.lock"  # held by whoever writes the bundle
 PARTIAL = ".pixtral.partial"  # the folder in which it is made
 
@@ -133,7 +136,11 @@ class Bundle:
 
     @property
     def tokenizer_path(self) -> Path:
-        return self.path / TOKENIZER
+        return self.path / self.tokenizer_name
+
+    @property
+    def tokenizer_name(self) -> str:
+        return SENTENCEPIECE if SENTENCEPIECE in self.files else TOKENIZER
 
     @property
     def fingerprint(self) -> str:
@@ -231,7 +238,7 @@ def open_bundle(path: Path) -> Bundle:
         unsealed(data)
     except ValueError as error:
         raise BundleError(f"{manifest} cannot be right: {error}", remake) from error
-    for name in (*(f"{graph}.onnx" for graph in GRAPHS), WEIGHTS, TOKENIZER):
+    for name in (*(f"{graph}.onnx" for graph in GRAPHS), WEIGHTS, bundle.tokenizer_name):
         if name not in bundle.files:
             raise BundleError(f"{manifest} does not list {name}", remake)
     for name, entry in bundle.files.items():

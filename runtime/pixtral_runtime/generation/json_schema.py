@@ -17,7 +17,8 @@ from urllib.parse import urljoin
 import numpy as np
 import numpy.typing as npt
 
-from pixtral_runtime.errors import MachineError, Option, RequestError, extra_missing
+from pixtral_runtime.bundle.manifest import SENTENCEPIECE
+from pixtral_runtime.errors import MachineError, Option, RequestError, SettingError, extra_missing
 from pixtral_runtime.inputs.prompt import PromptBuilder
 from pixtral_runtime.inputs.text_file import unique_keys
 
@@ -104,6 +105,11 @@ def compile_schema(text: str, prompts: PromptBuilder, name: str) -> JsonSchema:
         raise extra_missing("llguidance", "schema", "Answering by a JSON schema") from error
     from mistral_common.guidance.tokenizer import MistralLLGTokenizer
 
+    if prompts.bundle.tokenizer_name == SENTENCEPIECE:
+        raise SettingError(
+            "answers by a JSON schema need a tekken tokenizer, and this model has a SentencePiece one",
+            "ask for JSON in the prompt, and check the answers",
+        )
     _check(text, name)
     grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=COMPACT_JSON)
     eos = prompts.bundle.model.eos

@@ -11,6 +11,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from pixtral_runtime.bundle.integrity import check_file
-from pixtral_runtime.bundle.manifest import TOKENIZER, Bundle, remake_hint
-from pixtral_runtime.errors import BundleError, ContextError, InputError, Option, RequestError
+from pixtral_runtime.bundle.manifest import SENTENCEPIECE, Bundle, remake_hint
+from pixtral_runtime.errors import BundleError, ContextError, InputError, Option, RequestError, extra_missing
 from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.inputs.preprocess import Preprocess, token_count
 
@@ -75,7 +76,10 @@ class PromptBuilder:
         from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
         path = self.bundle.tokenizer_path
-        check_file(path, self.bundle.files[TOKENIZER], remake_hint(self.bundle.path), BundleError)
+        name = self.bundle.tokenizer_name
+        check_file(path, self.bundle.files[name], remake_hint(self.bundle.path), BundleError)
+        if name == SENTENCEPIECE and find_spec("sentencepiece") is None:
+            raise extra_missing("sentencepiece", "sentencepiece", "Pixtral-Large's tokenizer")
         try:
             tokenizer = MistralTokenizer.from_file(str(path))
         except Exception as error:  # it checks little, and fails in as many ways as there are wrong files
@@ -133,7 +137,9 @@ class PromptBuilder:
 
     @cached_property
     def _longest_token_bytes(self) -> int:
-        tokens: Any = self.tokenizer.instruct_tokenizer.tokenizer  # tekken's; the general type knows no bytes
+        tokens: Any = self.tokenizer.instruct_tokenizer.tokenizer  # the general type knows no bytes
+        if self.bundle.tokenizer_name == SENTENCEPIECE:
+            return max(len(piece.encode()) for piece in tokens.vocab())
         return max(len(tokens.id_to_byte_piece(id)) for id in range(tokens.num_special_tokens, tokens.n_words))
 
     @cached_property
@@ -142,12 +148,10 @@ class PromptBuilder:
         from mistral_common.tokens.tokenizers.base import SpecialTokens
 
         tokens: Any = self.tokenizer.instruct_tokenizer.tokenizer
-        try:
-            opens, closes = (
-                tokens.get_special_token(token.value) for token in (SpecialTokens.begin_think, SpecialTokens.end_think)
-            )
-        except ValueError:
+        names = SpecialTokens.begin_think.value, SpecialTokens.end_think.value
+        if not all(tokens.is_special(name) for name in names):
             return None
+        opens, closes = map(tokens.get_special_token, names)
         return int(opens), int(closes)
 
     def read_answer(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
@@ -179,10 +183,14 @@ class Piece:
 
 
 class TextStream:
-    """Turns tokens into pieces of text as they come, holding back bytes of an unfinished character."""
+    """Turns tokens into pieces of text as they come, holding back bytes of an unfinished character.
+
+    Each is read behind the one before it: SentencePiece leaves the space away that a text begins with.
+    """
 
     def __init__(self, prompts: PromptBuilder) -> None:
         self._prompts = prompts
+        self._before: list[int] = []
         self._pending: list[int] = []
         self._is_thinking = False
 
@@ -196,16 +204,20 @@ class TextStream:
 
     def _text_with(self, token_id: int) -> str:
         self._pending.append(token_id)
-        text = self._prompts.detokenize(self._pending)
+        text = self._new_text()
         if text.endswith("\N{REPLACEMENT CHARACTER}") and len(self._pending) < 4:
             return ""
-        self._pending.clear()
+        self._before, self._pending = self._pending, []
         return text
 
     def flush(self) -> Piece:
-        text = self._prompts.detokenize(self._pending)
-        self._pending.clear()
+        text = self._new_text()
+        self._before, self._pending = [], []
         return Piece(text, self._is_thinking)
+
+    def _new_text(self) -> str:
+        known = self._prompts.detokenize(self._before)
+        return self._prompts.detokenize([*self._before, *self._pending])[len(known) :]
 
 
 def _to_mistral(message: Message, thinks: bool) -> Any:
