@@ -244,7 +244,7 @@ def test_a_model_of_another_family_is_refused_by_its_small_files(hub: HubReposit
     if kind == "config":
         edit_json(hub.folder / "params.json", lambda data: data.update(moe={"num_experts": 8}))
     else:
-        (hub.folder / "tekken.json").rename(hub.folder / "tokenizer.model.v7m1")
+        (hub.folder / "tekken.json").rename(hub.folder / "tokenizer.model.v3")
     assert {"config": "a mixture of experts", "tokenizer": "SentencePiece"}[kind] in str(refused())
     assert not hub.weights_sent
 
