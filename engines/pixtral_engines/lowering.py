@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pixtral_runtime.backends.onnx_nodes import add_constants, drop_unread, put_heads_apart, replace_nodes
+from pixtral_runtime.backends.onnx_nodes import add_constants, drop_unread, mapped, put_heads_apart, replace_nodes
 from pixtral_runtime.backends.session import Array
 
 if TYPE_CHECKING:
@@ -164,15 +164,6 @@ def dequantize_before_gather(model: onnx.ModelProto) -> None:
         else:
             nodes.append(node)
     replace_nodes(model, nodes)
-
-
-def mapped(tensor: onnx.TensorProto, folder: Path) -> Array:
-    """A tensor of the weight file, of a type that has a byte or more."""
-    from onnx import helper
-
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return np.memmap(folder / place["location"], dtype, "r", int(place.get("offset", 0)), tuple(tensor.dims))
 
 
 def declared(name: str, data: Array, kind: int, dims: Sequence[int]) -> onnx.TensorProto:

@@ -61,9 +61,9 @@ def export(
         return recipe.calibrated and (partial / SCRATCH / JOURNAL).is_file()
 
     with filling(target, force, is_resumable) as folder:
-        name = TOKENIZER if checkpoint.tokenizer.suffix == ".json" else SENTENCEPIECE
-        shutil.copyfile(checkpoint.tokenizer, folder / name)
-        tokenizer = FileEntry((folder / name).stat().st_size, sha256_of_file(folder / name))
+        tokenizer = folder / (TOKENIZER if checkpoint.tokenizer.suffix == ".json" else SENTENCEPIECE)
+        shutil.copyfile(checkpoint.tokenizer, tokenizer)
+        listed = {tokenizer.name: FileEntry(tokenizer.stat().st_size, sha256_of_file(tokenizer))}
         unfinished = Bundle(
             path=folder,
             model=checkpoint.config,
@@ -71,7 +71,7 @@ def export(
             precision=recipe.name,
             limits=plan.limits,
             opset=plan.settings.opset,
-            files={name: tokenizer},
+            files=listed,
             kv_cache=recipe.kv_cache,
             lora=checkpoint.lora.id if checkpoint.lora else None,
             tools={name: importlib.metadata.version(name) for name in TOOLS},
@@ -102,7 +102,7 @@ def export(
             files[f"{graph}.onnx"] = _write_graph(graph, checkpoint, plan, journal, folder)
         progress("tracing graphs", len(GRAPHS), len(GRAPHS))
         files[WEIGHTS] = weights
-        files[name] = tokenizer
+        files |= listed
         shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         bundle = replace(unfinished, files=files, quantization=_quantization(plan, journal, notes, fitted))
         bundle.write()

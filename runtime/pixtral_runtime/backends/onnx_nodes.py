@@ -24,23 +24,27 @@ def replace_nodes(model: onnx.ModelProto, nodes: list[onnx.NodeProto]) -> None:
     model.graph.node.extend(kept)
 
 
+def mapped(tensor: onnx.TensorProto, folder: Path) -> npt.NDArray[Any]:
+    """A tensor of the weight file, of a type that has a byte or more."""
+    from onnx import helper
+
+    place = {entry.key: entry.value for entry in tensor.external_data}
+    dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    return np.memmap(folder / place["location"], dtype, "r", int(place.get("offset", 0)), tuple(tensor.dims))
+
+
 def untie(model: onnx.ModelProto, folder: Path) -> dict[str, tuple[npt.NDArray[Any], int]]:
     """Take away nodes that turn a weight of the file around, (V, D) to (D, V): heads that are their embeddings.
 
     Returns the values that are to be handed over instead, and ONNX's number of their type. ONNX Runtime's CPU provider
     turns them by itself; others would do it in every step, or read codes only where they are constants.
     """
-    from onnx import helper
-
     stored = {tensor.name: tensor for tensor in model.graph.initializer if tensor.external_data}
     turned = [node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in stored]
     values = {}
     for node in turned:
         tensor = stored[node.input[0]]
-        place = {entry.key: entry.value for entry in tensor.external_data}
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-        data = np.memmap(folder / place["location"], dtype, "r", int(place["offset"]), tuple(tensor.dims))
-        values[node.output[0]] = np.ascontiguousarray(data.T), tensor.data_type
+        values[node.output[0]] = np.ascontiguousarray(mapped(tensor, folder).T), tensor.data_type
     if turned:
         replace_nodes(model, [node for node in model.graph.node if node not in turned])
         drop_unread(model)

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from pixtral_runtime.backends.candidates import pick_candidates
-from pixtral_runtime.backends.onnx_nodes import add_constants, drop_unread, replace_nodes, untie
+from pixtral_runtime.backends.onnx_nodes import add_constants, drop_unread, mapped, replace_nodes, untie
 from pixtral_runtime.backends.ort_cuda_attention import attend_by_length, put_rows_first
 from pixtral_runtime.errors import BundleError, extra_missing
 
@@ -193,15 +193,14 @@ def _products(model: onnx.ModelProto) -> Iterator[_Product]:
 
 def _mapped(tensor: onnx.TensorProto, folder: Path) -> npt.NDArray[Any]:
     """A matrix of the weight file, codes of 4 bits as bytes of two."""
-    from onnx import TensorProto, helper
+    from onnx import TensorProto
 
-    rows, columns = tensor.dims
-    place = {entry.key: entry.value for entry in tensor.external_data}
-    if tensor.data_type == TensorProto.INT4:
-        dtype, columns = np.dtype(np.uint8), columns // 2
-    else:
-        dtype = helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    return np.memmap(folder / place["location"], dtype, "r", int(place["offset"]), (rows, columns))
+    if tensor.data_type != TensorProto.INT4:
+        return mapped(tensor, folder)
+    packed = TensorProto()
+    packed.CopyFrom(tensor)
+    packed.data_type, packed.dims[1] = TensorProto.UINT8, tensor.dims[1] // 2
+    return mapped(packed, folder)
 
 
 def _placeholder(name: str, weight: Weight) -> onnx.TensorProto:

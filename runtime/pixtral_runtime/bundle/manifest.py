@@ -29,9 +29,7 @@ BUNDLE_SCHEMA = 1
 MANIFEST = "bundle.json"
 WEIGHTS = "weights.bin"
 TOKENIZER = "tekken.json"
-SENTENCEPIECE = (
-    "tokenizer.model.v7m1"  # Pixtral-Large's, in the other's place; mistral-common reads its kind off the name
-)
+SENTENCEPIECE = "tokenizer.model.v7m1"  # Pixtral-Large's, in the other's place; its name says its kind
 LOCK = ".pixtral.lock"  # held by whoever writes the bundle
 PARTIAL = ".pixtral.partial"  # the folder in which it is made
 

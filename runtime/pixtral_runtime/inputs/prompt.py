@@ -207,7 +207,9 @@ class TextStream:
         text = self._new_text()
         if text.endswith("\N{REPLACEMENT CHARACTER}") and len(self._pending) < 4:
             return ""
-        self._before, self._pending = self._pending, []
+        # Behind bytes that are no character the next ones might be read as another number of them.
+        is_whole = not text.endswith("\N{REPLACEMENT CHARACTER}")
+        self._before, self._pending = self._pending if is_whole else [], []
         return text
 
     def flush(self) -> Piece:
