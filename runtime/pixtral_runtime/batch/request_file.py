@@ -17,6 +17,7 @@ from pixtral_runtime.inputs.openai_messages import (
     REQUEST_EXAMPLE,
     check_keys,
     image_path,
+    local_picture,
     parse_message,
     shown,
     typed_value,
@@ -104,10 +105,11 @@ def _request(entry: dict[str, Any], default_id: str, max_new_tokens: int, system
         found = "both" if "prompt" in entry else "neither"
         raise RequestError(f"expected 'prompt' or 'messages', found {found}", f"such as {REQUEST_EXAMPLE}")
     images = tuple(image_path(image, folder) for image in typed_value(entry, "images", list, []))
+    opened = local_picture(folder)
     if "prompt" in entry:
         messages = user_message(typed_value(entry, "prompt", str), images)
     else:
-        messages = with_images(tuple(parse_message(m, folder) for m in typed_value(entry, "messages", list)), images)
+        messages = with_images(tuple(parse_message(m, opened) for m in typed_value(entry, "messages", list)), images)
     if not messages or messages[-1].role != "user":
         raise RequestError("the last message is not the user's", "end the conversation with what is asked")
     if not all(message.content for message in messages):

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from difflib import SequenceMatcher
 
 import numpy as np
-import numpy.typing as npt
 
 from pixtral_runtime.backends.session import Array
+from pixtral_runtime.generation.logits import log_softmax
 
 
 @dataclass
@@ -43,13 +43,6 @@ def top2_gap_nats(logits: Array) -> float:
     """How much likelier, in nats, the best token of a row (V,) is than the second."""
     second, first = np.partition(logits.astype(np.float64), -2)[-2:]
     return float(first - second)
-
-
-def log_softmax(logits: Array) -> npt.NDArray[np.float64]:
-    """The logarithm of each token's probability, in nats, for a row of logits (V,)."""
-    shifted: npt.NDArray[np.float64] = logits.astype(np.float64) - float(logits.max())
-    shifted -= np.log(np.exp(shifted).sum())
-    return shifted
 
 
 def word_similarity(reference: str, answer: str) -> float:

@@ -22,9 +22,9 @@ from pathlib import Path
 
 from pixtral_runtime.bundle.config import ModelConfig
 from pixtral_runtime.bundle.manifest import Bundle
-from pixtral_runtime.compare.divergence import log_softmax
 from pixtral_runtime.compare.forced import forced_pass
 from pixtral_runtime.errors import BundleError, ImageError, InputError, Option
+from pixtral_runtime.generation.logits import log_softmax
 from pixtral_runtime.generation.model import Model
 from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.inputs.image_files import IMAGE_SUFFIXES, open_image, read_image_file

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from pixtral_runtime.errors import Option, PixtralError, SettingError
+from pixtral_runtime.generation.answer_text import AnswerText
+from pixtral_runtime.generation.logits import TokenLogprob
 from pixtral_runtime.generation.sampling import Constraint, Sampling
 from pixtral_runtime.inputs.prompt import Prompt
 
@@ -24,13 +27,19 @@ class StageTimes:
 class Generation:
     """One request, and what has become of it. `finish_reason` is None until it is done; then `error` may be set.
 
-    Raises SettingError for an answer of no token.
+    `text`, where it is given, reads the tokens as they come, and ends the answer at a stop string. `logit_bias` is
+    added to the logits of these tokens. With `top_logprobs` every token's log-probability is kept, beside those of so
+    many of the likeliest. Raises SettingError for an answer of no token.
     """
 
     prompt: Prompt
     max_new_tokens: int = 128
     sampling: Sampling = field(default_factory=Sampling)
     constraint: Constraint | None = None
+    text: AnswerText | None = None
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    top_logprobs: int | None = None
+    logprobs: list[TokenLogprob] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     finish_reason: str | None = None
     error: PixtralError | None = None
@@ -44,6 +53,13 @@ class Generation:
             raise SettingError(
                 f"an answer of {self.max_new_tokens!r} tokens", Option("max_new_tokens", 128, "or another from 1 on")
             )
+
+    def begin_again(self) -> None:
+        """Forget the tokens that were made."""
+        self.token_ids.clear()
+        self.logprobs.clear()
+        if self.text is not None:
+            self.text.begin_again()
 
     def fail(self, error: PixtralError) -> None:
         """End it with an error, without the frames that it came through: they hold the memory that was too little."""

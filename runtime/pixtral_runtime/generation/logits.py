@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -30,6 +31,16 @@ class Candidates:
     ids: npt.NDArray[np.int64]
     logits: Row
     mass: float
+
+
+@dataclass(frozen=True)
+class TokenLogprob:
+    """A token's log-probability in nats among all of the vocabulary, as the model computed it: nothing forbidden,
+    nothing added, at temperature 1. `top` has the likeliest tokens, the first first."""
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
 
 
 @dataclass(frozen=True)
@@ -67,3 +78,17 @@ class Logits:
         for index, picked in enumerate(rows):
             candidates = Candidates(picked[count : 2 * count].astype(np.int64), picked[:count], float(picked[-1]))
             yield LogitsRow(partial(self.row, index), candidates)
+
+
+def log_softmax(logits: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """The logarithm of each token's probability, in nats, for a row of logits (V,)."""
+    shifted: npt.NDArray[np.float64] = logits.astype(np.float64) - float(logits.max())
+    shifted -= np.log(np.exp(shifted).sum())
+    return shifted
+
+
+def token_logprob(logits: Row, token_id: int, top: int) -> TokenLogprob:
+    """A token's log-probability after these logits (V,), and those of the `top` likeliest."""
+    logprobs = log_softmax(logits)
+    best = np.argsort(-logits, kind="stable")[:top] if top else ()
+    return TokenLogprob(token_id, float(logprobs[token_id]), tuple((int(one), float(logprobs[one])) for one in best))

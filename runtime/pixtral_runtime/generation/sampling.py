@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from numbers import Integral, Real
 from typing import Protocol
@@ -71,16 +72,28 @@ class Constraint(Protocol):
 class Sampler:
     """Draws tokens for one answer."""
 
-    def __init__(self, sampling: Sampling, constraint: Constraint | None = None) -> None:
+    def __init__(
+        self,
+        sampling: Sampling,
+        constraint: Constraint | None = None,
+        logit_bias: Mapping[int, float] | None = None,
+    ) -> None:
+        """`logit_bias` is added to the logits of these tokens."""
         self._sampling, self._constraint = sampling, constraint
+        self._biased = np.array(list(logit_bias or ()), np.int64)
+        self._bias = np.array(list((logit_bias or {}).values()), np.float32)
         self._random = np.random.default_rng(sampling.seed)
 
     def __call__(self, logits: Row | LogitsRow) -> int:
         """logits (V,) -> token id. Raises MachineError for logits that are not numbers."""
         row = logits if isinstance(logits, LogitsRow) else LogitsRow(lambda: logits)
-        token_id = None if row.candidates is None else self._choose_candidate(row.candidates)
+        candidates = None if len(self._biased) else row.candidates
+        token_id = None if candidates is None else self._choose_candidate(candidates)
         if token_id is None:
             whole = row.whole()
+            if len(self._biased):
+                whole = whole.copy()
+                whole[self._biased] += self._bias
             token_id = self._choose(whole if self._constraint is None else self._constraint.mask(whole))
         if self._constraint is not None:
             self._constraint.accept(token_id)

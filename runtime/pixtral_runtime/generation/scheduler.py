@@ -50,9 +50,11 @@ class Scheduler:
         *,
         drafts: int = 0,
         features: FeatureCache | None = None,
+        context: int | None = None,
     ) -> None:
+        """`context` is the most tokens of a prompt and its answer, None for as many as the bundle takes."""
         self._bundle, self._runner = bundle, runner
-        limits = (bundle.limits.max_context, runner.sessions.context)
+        limits = (bundle.limits.max_context, runner.sessions.context, context)
         self._context = min(limit for limit in limits if limit is not None)
         self._drafts = drafts if runner.sessions.drafts else 0
         self._waiting: deque[Generation] = deque()
@@ -69,6 +71,20 @@ class Scheduler:
     @property
     def waiting(self) -> int:
         return len(self._waiting)
+
+    @property
+    def running(self) -> int:
+        """Generations that have a slot."""
+        return len(self._prefilling) + len(self._decoding)
+
+    @property
+    def context(self) -> int:
+        return self._context
+
+    @property
+    def cache_usage(self) -> float:
+        """The share of all slots' rows that running generations hold."""
+        return sum(running.slot.filled for running in self._running) / (self.slots * self._context)
 
     @property
     def busy(self) -> bool:
@@ -138,7 +154,7 @@ class Scheduler:
             generation.fail(error)
         again = [one.generation for one in running if one.generation not in lost]
         for generation in again:
-            generation.token_ids.clear()
+            generation.begin_again()
         self._waiting.extendleft(reversed(again))
         self._cache = SlotCache(self._runner.sessions.decoder, max(1, self.slots // 2), self._context)
         return lost
@@ -159,7 +175,8 @@ class Scheduler:
             # The slot that already holds most of the prompt; the lowest of equals, so that few idle slots decode along.
             slot = max(free, key=lambda slot: (slot.shared(generation.prompt.row_keys), -slot.index))
             free.remove(slot)
-            self._prefilling.append(RunningSlot(slot, generation, Sampler(generation.sampling, generation.constraint)))
+            sampler = Sampler(generation.sampling, generation.constraint, generation.logit_bias)
+            self._prefilling.append(RunningSlot(slot, generation, sampler))
         return failed + self._encode_ahead()
 
     def _encode_ahead(self) -> list[Generation]:

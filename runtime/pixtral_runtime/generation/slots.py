@@ -15,7 +15,7 @@ import numpy.typing as npt
 from pixtral_runtime.backends.session import KVCache, Session
 from pixtral_runtime.errors import PixtralError
 from pixtral_runtime.generation.generation import Generation
-from pixtral_runtime.generation.logits import LogitsRow
+from pixtral_runtime.generation.logits import LogitsRow, token_logprob
 from pixtral_runtime.generation.model_runner import Features
 from pixtral_runtime.generation.sampling import Sampler
 from pixtral_runtime.inputs.prompt import Prompt
@@ -71,7 +71,12 @@ class RunningSlot:
                 generation.fail(error)
                 break
             generation.token_ids.append(token)
-            if token == eos or (generation.constraint is not None and generation.constraint.is_complete):
+            if generation.top_logprobs is not None:
+                generation.logprobs.append(token_logprob(row.whole(), token, generation.top_logprobs))
+            if generation.text is not None and token != eos:
+                generation.text.push(token)
+            is_stopped = generation.text is not None and generation.text.is_stopped
+            if token == eos or is_stopped or (generation.constraint is not None and generation.constraint.is_complete):
                 generation.finish_reason = "stop"
             elif len(generation.token_ids) == generation.max_new_tokens:
                 generation.finish_reason = "length"

@@ -1,6 +1,7 @@
 """Conversations as OpenAI's chat API writes them: one dialect for request files, the judge and the server.
 
-Images are local files: a path relative to a folder, or a file:// URL. Nothing is downloaded.
+Who reads them says what an image's path or URL stands for, by an `OpenPicture`. For request files that is a local file
+(`local_picture`): a path relative to a folder, or a file:// URL. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ import base64
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -24,7 +25,7 @@ from pixtral_runtime.inputs.image_files import read_image_file
 T = TypeVar("T")
 ROLES: tuple[Role, ...] = get_args(Role)
 PART_KEYS = {"text": ("type", "text"), "image": ("type", "path"), "image_url": ("type", "image_url")}
-DETAILS = ("auto", "low", "high")  # taken and not read: how large a picture is seen is a setting of the whole job
+DETAILS = ("auto", "low", "high")
 REQUEST_EXAMPLE = '{"id": "1", "prompt": "What is shown?", "images": ["photo.jpg"]}'
 TYPE_NAMES = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
 
@@ -42,8 +43,17 @@ def with_images(messages: tuple[Message, ...], images: tuple[Path, ...]) -> tupl
     )
 
 
-def parse_message(value: object, folder: Path) -> Message:
-    """One message of OpenAI's chat API; images are paths relative to `folder`. Raises RequestError."""
+OpenPicture = Callable[[object, str], Path | Image.Image]
+"""What an image stands for, from its path or URL and its detail. Raises RequestError, ImageError."""
+
+
+def local_picture(folder: Path) -> OpenPicture:
+    """Images are local files. Their detail is not read: how large a picture is seen is a setting of the whole job."""
+    return lambda value, detail: image_path(value, folder)
+
+
+def parse_message(value: object, open_picture: OpenPicture) -> Message:
+    """One message of OpenAI's chat API. Raises RequestError, and what `open_picture` raises."""
     if not isinstance(value, dict):
         raise RequestError(f"messages: expected objects, found {shown(value)}", '{"role": "user", "content": "…"}')
     check_keys(value, ("role", "content"))
@@ -54,13 +64,13 @@ def parse_message(value: object, folder: Path) -> Message:
         return Message(role, (content,) if content else ())
     if not isinstance(content, list):
         raise RequestError(f"content: expected a string or a list, found {shown(content)}", '"content": "…"')
-    parts = tuple(_part(part, folder) for part in content)
-    if role != "user" and any(isinstance(part, Path) for part in parts):
+    parts = tuple(_part(part, open_picture) for part in content)
+    if role != "user" and not all(isinstance(part, str) for part in parts):
         raise RequestError(f"an image in a message of the {role}", "put it into a message of the user")
     return Message(role, tuple(part for part in parts if part != ""))
 
 
-def _part(value: object, folder: Path) -> str | Path:
+def _part(value: object, open_picture: OpenPicture) -> str | Path | Image.Image:
     kind = value.get("type") if isinstance(value, dict) else None
     if not isinstance(value, dict) or not isinstance(kind, str) or kind not in PART_KEYS:
         raise RequestError(
@@ -71,16 +81,15 @@ def _part(value: object, folder: Path) -> str | Path:
     if kind == "text":
         return typed_value(value, "text", str)
     if kind == "image":
-        return image_path(value.get("path"), folder)
-    url = value.get("image_url")
+        return open_picture(value.get("path"), "auto")
+    url, detail = value.get("image_url"), "auto"
     if isinstance(url, dict):
         check_keys(url, ("url", "detail"))
-        if url.get("detail") not in (None, *DETAILS):
-            raise RequestError(
-                f"detail: expected one of {', '.join(DETAILS)}, found {shown(url['detail'])}", "leave it away"
-            )
+        detail = "auto" if url.get("detail") is None else url["detail"]
+        if detail not in DETAILS:
+            raise RequestError(f"detail: expected one of {', '.join(DETAILS)}, found {shown(detail)}", "leave it away")
         url = url.get("url")
-    return image_path(url, folder)
+    return open_picture(url, detail)
 
 
 def image_path(value: object, folder: Path) -> Path:
