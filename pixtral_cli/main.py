@@ -22,7 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from pixtral_cli import output
-from pixtral_cli.commands import ask, bench, build, check, compare, doctor, export, inspect, merge, plan, run
+from pixtral_cli.commands import ask, bench, build, check, compare, doctor, export, inspect, merge, plan, run, serve
 from pixtral_cli.commands import eval as evaluate
 from pixtral_runtime.errors import DISK_HINT, FAILING, FULL, UNWRITABLE, InputError, MachineError, PixtralError
 from pixtral_runtime.version import __version__
@@ -35,6 +35,7 @@ COMMANDS = (
     (evaluate.eval, evaluate.EPILOG),
     (merge.merge, merge.EPILOG),
     (ask.ask, ask.EPILOG),
+    (serve.serve, serve.EPILOG),
     (check.check, check.EPILOG),
     (compare.compare, compare.EPILOG),
     (plan.plan, plan.EPILOG),
@@ -43,7 +44,7 @@ COMMANDS = (
 )
 GROUPS = {
     "Make": ("export", "build"),
-    "Run": ("run", "ask", "merge"),
+    "Run": ("run", "ask", "serve", "merge"),
     "Measure": ("bench", "eval", "compare"),
     "Look": ("plan", "check", "inspect", "doctor"),
 }
@@ -162,7 +163,9 @@ def application(commands: Sequence[tuple[Callable[..., None], str]]) -> typer.Ty
     )
     app.callback(epilog="Example: pixtral doctor")(shared_flags)
     for function, epilog in commands:
-        app.command(epilog=f"\b\n{epilog}")(with_flags(function))  # \b: never wrapped, so that it can be copied
+        settings = {"auto_envvar_prefix": "PIXTRAL"} if function is serve.serve else None  # for containers and units
+        command = app.command(epilog=f"\b\n{epilog}", context_settings=settings)  # \b: never wrapped, to be copied
+        command(with_flags(function))
     return app
 
 

@@ -176,6 +176,24 @@ def show_library_warnings() -> None:
     logging.getLogger("pixtral").handlers = [Shown(logging.WARNING)]
 
 
+def log_json_lines() -> None:
+    """What a server logs, on stderr: a JSON object a line. Requests are silenced by -q."""
+    import logging
+
+    class Lines(logging.Formatter):
+        def format(self, record: logging.LogRecord) -> str:
+            line = {"time": self.formatTime(record), "level": record.levelname.lower(), "logger": record.name}
+            about = record.msg if isinstance(record.msg, dict) else {"message": record.getMessage()}
+            trace = {"trace": self.formatException(record.exc_info)} if record.exc_info else {}
+            return json.dumps(line | about | trace, ensure_ascii=False, default=str)
+
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines())
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
+    level = logging.WARNING if flags.quiet else logging.DEBUG if flags.verbose else logging.INFO
+    logging.getLogger("pixtral.requests").setLevel(level)
+
+
 def error_line(message: str, hint: str = "") -> None:
     """What went wrong, and on a second line what to type next."""
     _say(f"{_paint('error:', RED)} {message}")

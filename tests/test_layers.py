@@ -70,7 +70,7 @@ ORDER = {
         ("arrays", "lowering", "lowering_trt10_3", "parts"),
     ),
     "pixtral_runtime": (
-        ("evaluation",),
+        ("evaluation", "server"),
         ("batch", "bench", "compare"),
         ("generation",),
         ("backends", "inputs"),

@@ -63,12 +63,16 @@ def _with_text_tokens(prompts: PromptBuilder, requests: Sequence[Request]) -> It
 
 
 def choose_slots(model: Model, requests: Sequence[Request], wanted: int | None, memory_bytes: int | None) -> int:
-    """How many answers to work on at a time: `wanted`, or as many as memory holds, engines were built for and pay.
+    """How many answers of a job to work on at a time. Raises as `slots_for`."""
+    return slots_for(model, _longest_context(model, requests), wanted, memory_bytes)
 
-    `memory_bytes` bounds what pixtral takes of this machine's memory; of a GPU's it takes what is free.
 
-    Raises SettingError for none and for more than engines have,
-    MemoryShortageError where the memory does not hold the answers' caches.
+def slots_for(model: Model, context: int, wanted: int | None, memory_bytes: int | None) -> int:
+    """How many answers of so many tokens, prompt included, to work on at a time.
+
+    It is `wanted`, or as many as memory holds, engines were built for and pay. `memory_bytes` bounds what pixtral takes
+    of this machine's memory; of a GPU's it takes what is free. Raises SettingError for none and for more than engines
+    have, MemoryShortageError where the memory does not hold the answers' caches.
     """
     if wanted is not None and wanted < 1:
         raise SettingError(f"{wanted} answers at a time", Option("batch", "N", "from 1 on"))
@@ -81,7 +85,6 @@ def choose_slots(model: Model, requests: Sequence[Request], wanted: int | None, 
                 f"pixtral build {bundle.path} --batch {wanted}",
             )
         return wanted or sessions.slots
-    context = _longest_context(model, requests)
     if sessions.free_bytes is not None:
         free = min(sessions.free_bytes, memory_bytes or sessions.free_bytes)
         slot = whole_rows(context, bundle.limits.max_context) * bundle.kv_cache_bytes_per_token

@@ -11,7 +11,6 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,7 +23,8 @@ from pixtral_runtime.generation.generation import Generation, StageTimes
 from pixtral_runtime.generation.model import Model
 from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import Message
-from pixtral_runtime.inputs.image import BYTES_PER_PIXEL, decode_image, stored_size, too_little_memory
+from pixtral_runtime.inputs.decode_memory import DecodeMemory
+from pixtral_runtime.inputs.image import decode_image
 from pixtral_runtime.inputs.image_files import read_image_file
 from pixtral_runtime.inputs.prompt import Prompt
 
@@ -70,7 +70,7 @@ class Job:
     ) -> None:
         self._model, self._requests, self._settings, self._options = model, requests, settings, options
         self._stopped = threading.Event()
-        self._alone = threading.Lock()
+        self._memory = DecodeMemory(READER_THREADS)
         self.times = StageTimes()
         self.idle_s = 0.0
         self.kept = 0
@@ -153,7 +153,7 @@ class Job:
                     "a smaller picture or a shorter prompt",
                     "delete its line from the results, and resume on a machine with more memory",
                 )
-            with self._within_memory(files):
+            with self._memory.room_for(files):
                 prompt = self._prompt(request, record, files, started)
         except InputError as error:
             self._fail(record, error)
@@ -162,14 +162,6 @@ class Job:
                 return _Loaded(request, record)
             return _Loaded(request, record, known=before is not None and before.key == record.key)
         return _Loaded(request, record, prompt)
-
-    @contextmanager
-    def _within_memory(self, files: Sequence[bytes]) -> Iterator[None]:
-        """Pictures are decoded beside those of other threads only where memory holds all of them."""
-        sizes = [size for data in files if (size := stored_size(data)) is not None]
-        needed_bytes = READER_THREADS * BYTES_PER_PIXEL * sum(width * height for width, height in sizes)
-        with nullcontext() if too_little_memory(needed_bytes) is None else self._alone:
-            yield
 
     def _prompt(self, request: Request, record: Record, files: Sequence[bytes], started: float) -> Prompt:
         pictures = []

@@ -13,7 +13,7 @@ from pixtral_runtime.batch.records import Record, Request, Settings
 from pixtral_runtime.batch.under_way import UnderWay
 from pixtral_runtime.bundle.manifest import open_bundle
 from pixtral_runtime.errors import BundleError, HintWriter, python_hint
-from pixtral_runtime.generation.feature_cache import FeatureCache
+from pixtral_runtime.generation.feature_cache import DEFAULT_LIMIT_BYTES, FeatureCache
 from pixtral_runtime.generation.json_schema import compile_schema
 from pixtral_runtime.generation.model import Model, load_bundle
 from pixtral_runtime.inputs.preprocess import default_preprocess
@@ -35,7 +35,7 @@ class WorkerOptions:
     drafts: int = 0
     schema: str | None = None
     embedding_cache: Path | None = None
-    embedding_cache_bytes: int = 20_000_000_000
+    embedding_cache_bytes: int = DEFAULT_LIMIT_BYTES
     write_hint: HintWriter = python_hint  # a function of a module, so that it travels to other processes
 
 

@@ -22,6 +22,7 @@ from pixtral_runtime.files import check_folder, write_atomically
 
 FILE_FORMAT = b"1"
 SUFFIX, UNFINISHED = ".features", ".tmp"  # the latter as `files.replacing` writes
+DEFAULT_LIMIT_BYTES = 20_000_000_000
 ABANDONED_S = 3600.0  # an unfinished file this old is nobody's
 KEPT_SHARE = 0.9  # of the limit, once it is passed: files are counted now and then, not at every image
 
@@ -32,7 +33,7 @@ class FeatureCache:
     Raises InputError where the folder cannot be written.
     """
 
-    def __init__(self, folder: Path, bundle_fingerprint: str, limit_bytes: int) -> None:
+    def __init__(self, folder: Path, bundle_fingerprint: str, limit_bytes: int = DEFAULT_LIMIT_BYTES) -> None:
         self._folder, self._bundle, self._limit = folder, bundle_fingerprint.encode(), limit_bytes
         self.hits = self.misses = self.corrupt = 0
         try:

@@ -18,7 +18,7 @@ would scale to less than a pixel, both keep one pixel, hence one row of patches;
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import floor
 from types import SimpleNamespace
 from typing import Any
@@ -35,6 +35,7 @@ PREPROCESS_MODES = ("mistral", "hf")
 CHANNEL_MEANS = (0.48145466, 0.4578275, 0.40821073)  # RGB; specification section 2.1, step 7
 CHANNEL_DEVIATIONS = (0.26862954, 0.26130258, 0.27577711)
 
+OWN_BUDGET = "image_tokens"  # in a picture's `info`
 MIN_IMAGE_TOKENS = 2  # a single patch and the end of its row
 
 
@@ -99,6 +100,12 @@ class Preprocess:
 
         return np.ascontiguousarray(transform_image(image, size), dtype=np.float32)
 
+    def of(self, image: Image.Image) -> Preprocess:
+        """These settings, with the picture's own budget where that is smaller."""
+        own = image.info.get(OWN_BUDGET)
+        is_smaller = own is not None and (self.image_tokens is None or own < self.image_tokens)
+        return replace(self, image_tokens=own) if is_smaller else self
+
     def _grid_within(self, max_side: int, width: int, height: int) -> tuple[int, int]:
         """(columns, rows) when the longest edge may have `max_side` pixels."""
         grid = _hf_grid if self.mode == "hf" else _mistral_grid
@@ -126,6 +133,12 @@ def _hf_pixels(image: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]
     scaled = (resized.astype(np.float64) * (1 / 255)).astype(np.float32)
     normalized = (scaled - np.array(CHANNEL_MEANS, np.float32)) / np.array(CHANNEL_DEVIATIONS, np.float32)
     return np.ascontiguousarray(normalized.transpose(2, 0, 1))  # (3, H, W)
+
+
+def see_within(image: Image.Image, image_tokens: int) -> Image.Image:
+    """The same picture, of which at most so many tokens are to be seen, whatever the budget of others."""
+    image.info[OWN_BUDGET] = image_tokens
+    return image
 
 
 def default_preprocess(

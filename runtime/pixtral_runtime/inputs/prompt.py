@@ -169,6 +169,19 @@ class PromptBuilder:
                 said.append(token)
         return self.detokenize(said), None if thought is None else self.detokenize(thought)
 
+    def encode(self, text: str) -> list[int]:
+        """The token ids of a text, with nothing around it."""
+        return [int(token) for token in self.tokenizer.instruct_tokenizer.tokenizer.encode(text, bos=False, eos=False)]
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """What a token stands for, control tokens by their names."""
+        from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
+
+        tokens: Any = self.tokenizer.instruct_tokenizer.tokenizer
+        if self.bundle.tokenizer_name == SENTENCEPIECE:
+            return str(tokens.id_to_piece(token_id)).replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
+        return bytes(tokens.id_to_byte_piece(token_id, SpecialTokenPolicy.KEEP))
+
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Token ids to text; control tokens vanish."""
         return str(self.tokenizer.decode(list(token_ids)))
@@ -254,7 +267,7 @@ def _image_encoder(bundle: Bundle, preprocess: Preprocess) -> Any:
 
     class Encoder(mistral_image.ImageEncoder):
         def __call__(self, content: Any) -> mistral_image.ImageEncoding:
-            pixels = preprocess(content.image)
+            pixels = preprocess.of(content.image)(content.image)
             columns, rows = (pixels.shape[axis] // preprocess.patch_size for axis in (2, 1))
             tokens = ([ids.image] * columns + [ids.image_break]) * rows
             tokens[-1] = ids.image_end

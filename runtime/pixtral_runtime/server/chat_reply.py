@@ -1,0 +1,124 @@
+"""Answers as OpenAI's chat API writes them: one object, or chunks of a stream."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pixtral_runtime.generation.generation import Generation
+from pixtral_runtime.generation.logits import TokenLogprob
+from pixtral_runtime.inputs.prompt import PromptBuilder
+from pixtral_runtime.server.answers import Delta
+from pixtral_runtime.server.preparation import Prepared
+from pixtral_runtime.server.problems import Problem
+
+DONE = b"data: [DONE]\n\n"
+
+
+def event_of(value: dict[str, Any]) -> bytes:
+    """A server-sent event."""
+    return b"data: " + json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+@dataclass(frozen=True)
+class ChatReply:
+    """A `service.Reply` of the chat API."""
+
+    id: str
+    model: str
+    prompts: PromptBuilder
+    prepared: Prepared
+    created_s: int = field(default_factory=lambda: int(time.time()))
+
+    def whole(self, deltas: Sequence[Delta]) -> dict[str, Any]:
+        """The reply to a request that does not stream."""
+        choices = []
+        for index in range(len(self.prepared.generations)):
+            own = [delta for delta in deltas if delta.index == index]
+            message: dict[str, Any] = {"role": "assistant", "content": _text(own), "refusal": None}
+            if thinking := _text(own, is_thinking=True):
+                message["reasoning_content"] = thinking
+            logprobs = self._logprobs(one for delta in own for one in delta.logprobs)
+            finish = own[-1].finish_reason
+            choices.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish})
+        return self._head("chat.completion") | {"choices": choices, "usage": usage_of(self.prepared.generations)}
+
+    def opening(self) -> Iterator[bytes]:
+        for index in range(len(self.prepared.generations)):
+            delta = {"role": "assistant", "content": ""}
+            yield event_of(self._chunk({"index": index, "delta": delta, "finish_reason": None}))
+
+    def more(self, delta: Delta) -> Iterator[bytes]:
+        """What is new in one answer: its text, its thinking apart, and at the end why it ended."""
+        logprobs = self._logprobs(delta.logprobs)
+        parts: list[dict[str, Any]] = [
+            {"reasoning_content" if piece.is_thinking else "content": piece.text} for piece in delta.pieces
+        ]
+        if not parts and delta.logprobs:
+            parts.append({"content": ""})
+        for number, part in enumerate(parts):
+            choice = {"index": delta.index, "delta": part, "finish_reason": None}
+            yield event_of(self._chunk(choice | ({"logprobs": logprobs} if number == 0 else {})))
+        if delta.finish_reason is not None:
+            end = {"index": delta.index, "delta": {}, "finish_reason": delta.finish_reason}
+            yield event_of(self._chunk(end))
+
+    def closing(self, deltas: Sequence[Delta]) -> Iterator[bytes]:
+        if self.prepared.request.wants_usage:
+            usage = usage_of(self.prepared.generations)
+            yield event_of(self._head("chat.completion.chunk") | {"choices": [], "usage": usage})
+        yield DONE
+
+    def failure(self, problem: Problem) -> Iterator[bytes]:
+        yield event_of(problem.body())
+        yield DONE
+
+    def _chunk(self, choice: dict[str, Any]) -> dict[str, Any]:
+        usage = {"usage": None} if self.prepared.request.wants_usage else {}
+        return self._head("chat.completion.chunk") | {"choices": [{"logprobs": None} | choice]} | usage
+
+    def _head(self, kind: str) -> dict[str, Any]:
+        fingerprint = self.prompts.bundle.fingerprint
+        return {
+            "id": self.id, "object": kind, "created": self.created_s, "model": self.model,
+            "system_fingerprint": fingerprint,
+        }  # fmt: skip
+
+    def _logprobs(self, tokens: Iterable[TokenLogprob]) -> dict[str, Any] | None:
+        if self.prepared.request.top_logprobs is None:
+            return None
+        eos = self.prompts.bundle.model.eos
+        content = [
+            self._token(one.token_id, one.logprob) | {"top_logprobs": [self._token(*other) for other in one.top]}
+            for one in tokens
+            if one.token_id != eos
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
+        data = self.prompts.token_bytes(token_id)
+        return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
+
+
+def usage_of(generations: Sequence[Generation]) -> dict[str, Any]:
+    """Tokens read and made. The prompt counts once, however many answers it gets."""
+    prompt = generations[0].prompt
+    read, made = len(prompt.token_ids), sum(len(one.token_ids) for one in generations)
+    return {
+        "prompt_tokens": read,
+        "completion_tokens": made,
+        "total_tokens": read + made,
+        "prompt_tokens_details": {
+            "cached_tokens": generations[0].reused_tokens,
+            "image_tokens": prompt.image_tokens,
+            "text_tokens": read - prompt.image_tokens,
+        },
+    }
+
+
+def _text(deltas: Iterable[Delta], *, is_thinking: bool = False) -> str:
+    pieces = (piece for delta in deltas for piece in delta.pieces)
+    return "".join(piece.text for piece in pieces if piece.is_thinking == is_thinking)
