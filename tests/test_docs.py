@@ -80,7 +80,7 @@ def test_a_way_over_a_file_that_is_gone_is_seen() -> None:
 
 
 def test_the_picture_of_rooms_is_the_order() -> None:
-    (block,) = re.findall(r"```\n(evaluation .*?)```", CONTRIBUTING, re.DOTALL)
+    (block,) = re.findall(r"```\n(evaluation.*?)```", CONTRIBUTING, re.DOTALL)
     assert (
         tuple(tuple(re.split(r"  +", line)[0].split(", ")) for line in block.splitlines()) == ORDER["pixtral_runtime"]
     )
