@@ -65,6 +65,11 @@ def tokens_in_order(tokens: list[str], kinds: list[int]) -> list[tuple[bytes, in
     return [(bytes([b]), single.get(bytes([b]), 0)) for b in range(BYTES)] + [e for e in plain if len(e[0]) > 1]
 
 
+def old_ids(order: list[tuple[bytes, int]]) -> list[int]:
+    """The GGUF file's id of every id of ours."""
+    return [MARKS.get(n, 0) for n in range(SPECIAL_TOKENS)] + [n for _, n in order]
+
+
 def tekken(order: list[tuple[bytes, int]], config: ModelConfig) -> dict[str, Any]:
     packaged = packaged_tokenizer()
     vocab = [
@@ -113,7 +118,7 @@ def convert(source: Path, folder: Path) -> ModelConfig:
             norm_eps=field["llama.attention.layer_norm_rms_epsilon"], max_position=field["llama.context_length"],
         ),
     )  # fmt: skip
-    ids = [MARKS.get(n, 0) for n in range(SPECIAL_TOKENS)] + [n for _, n in order]
+    ids = old_ids(order)
     embedding = read("token_embd.weight")[ids]
     head = read("output.weight")[ids] if "output.weight" in tensors else embedding.clone()
     random = torch.Generator().manual_seed(0)

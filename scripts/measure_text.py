@@ -20,7 +20,7 @@ import json
 import pydoc_data.topics
 import sysconfig
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -58,9 +58,13 @@ RECIPES = {
     "int4 in 32": replace(FULL, precision="int4", group_size=32),
     "int4 in 32 by rounding": replace(FULL, precision="int4", group_size=32, method="rtn"),
 }
+IMITATIONS = {f"imitation: {kind}": kind for kind in ("fp8", "int8", "Q8_0", "Q4_0")}
+COMPARED = (*IMITATIONS, *RECIPES)
 
 LogitsOf = Callable[[np.ndarray], np.ndarray]
 """Token ids (T,) to logits (T, V) in float32."""
+Candidate = tuple[str, str, LogitsOf]
+"""Name, kind of samples and logits of what is compared with float32."""
 
 
 def documents() -> Iterator[str]:
@@ -174,17 +178,14 @@ def imitate(model: Pixtral, kind: str) -> None:
         layer.register_forward_pre_hook(lambda _, inputs, format=format: (eight_bits(inputs[0], -1, format),))
 
 
-def candidates(
-    checkpoint: Checkpoint, folder: Path, only: Sequence[str], kinds: Sequence[str]
-) -> Iterator[tuple[str, str, LogitsOf]]:
-    """Name, kind of samples and logits of everything that is compared with float32."""
+def candidates(checkpoint: Checkpoint, folder: Path, only: Sequence[str], kinds: Sequence[str]) -> Iterator[Candidate]:
     sources = {"own": own_samples(folder), "packaged": None}
-    for kind in ("fp8", "int8", "Q8_0", "Q4_0"):
-        if not only or f"imitation: {kind}" in only:
+    for name, kind in IMITATIONS.items():
+        if not only or name in only:
             model = load_reference(checkpoint, FULL.max_context or 0)
             with torch.no_grad():
                 imitate(model, kind)
-            yield f"imitation: {kind}", "", by_torch(model)
+            yield name, "", by_torch(model)
     for name, settings in RECIPES.items():
         if name == "float32" or (only and name not in only):
             continue
@@ -195,9 +196,7 @@ def candidates(
             yield name, kind, by_bundle(make_bundle(name, settings, sources[kind], folder, checkpoint.path).path)
 
 
-def measure(
-    checkpoint: Path, folder: Path, count: int, only: Sequence[str], kinds: Sequence[str]
-) -> list[dict[str, Any]]:
+def measure(checkpoint: Path, folder: Path, count: int, compared: Iterable[Candidate]) -> list[dict[str, Any]]:
     folder.mkdir(parents=True, exist_ok=True)
     read = windows(checkpoint / "tekken.json", count)
     plain = by_bundle(make_bundle("float32", FULL, None, folder, checkpoint).path)
@@ -206,7 +205,7 @@ def measure(
     for ids, logits in zip(read, reference, strict=True):
         exact.add(ids, logits, logits)
     rows: list[dict[str, Any]] = [{"recipe": "float32", "samples": "", "positions": exact.positions} | exact.row()]
-    for name, samples, logits_of in candidates(open_checkpoint(checkpoint), folder, only, kinds):
+    for name, samples, logits_of in compared:
         started, score = time.monotonic(), Score()
         for ids, expected in zip(read, reference, strict=True):
             score.add(ids, expected, logits_of(ids))
@@ -219,7 +218,7 @@ def measure(
 def markdown(rows: list[dict[str, Any]]) -> str:
     lines = ["| recipe | samples | perplexity | | KL, nats | same choice |", "| --- " * 6 + "|"]
     for row in rows:
-        more = f"+{row['perplexity_percent']} %" if "perplexity_percent" in row else ""
+        more = f"{row['perplexity_percent']:+} %" if "perplexity_percent" in row else ""
         cells = [row["recipe"], row["samples"], f"{row['perplexity']:.2f}", more, f"{row['kl_nats']:.4f}"]
         lines.append("| " + " | ".join([*cells, f"{100 * row['top1']:.1f} %"]) + " |")
     return "\n".join(lines)
@@ -230,10 +229,11 @@ def main() -> None:
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--windows", type=int, default=12, help=f"documents to read, {WINDOW} tokens of each")
-    parser.add_argument("--only", action="append", default=[], help="a recipe or imitation by name; repeatable")
+    parser.add_argument("--only", action="append", default=[], choices=COMPARED, metavar="NAME", help="repeatable")
     parser.add_argument("--samples", action="append", choices=SAMPLES, help="calibrate with these; both unless named")
     args = parser.parse_args()
-    rows = measure(args.checkpoint, args.folder, args.windows, args.only, args.samples or SAMPLES)
+    compared = candidates(open_checkpoint(args.checkpoint), args.folder, args.only, args.samples or SAMPLES)
+    rows = measure(args.checkpoint, args.folder, args.windows, compared)
     print(markdown(rows))
     print(json.dumps(rows))
 

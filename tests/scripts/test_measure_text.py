@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from convert_gguf import byte_of_letter, tokens_in_order
+from convert_gguf import SPECIAL_TOKENS, byte_of_letter, old_ids, tokens_in_order
 from measure_text import Score, blocks, eight_bits, split
 
 
@@ -58,3 +58,11 @@ def test_bytes_come_first_and_merges_in_their_order() -> None:
     assert [token for token, _ in order[:256]] == [bytes([n]) for n in range(256)]
     assert (order[ord("a")][1], order[ord("b")][1]) == (2, 1)
     assert order[256:] == [(b"ab", 3), (b" a", 4)]
+
+
+def test_an_id_of_ours_is_a_token_or_a_mark_of_the_file() -> None:
+    order = tokens_in_order(["<|end|>", "<|im_start|>", "a", "ab"], [3, 3, 1, 1])
+    ids = old_ids(order)
+    assert len(ids) == SPECIAL_TOKENS + len(order)
+    assert (ids[0], ids[3], ids[4]) == (0, 1, 2)
+    assert (ids[SPECIAL_TOKENS + ord("a")], ids[-1]) == (2, 3)
