@@ -27,6 +27,11 @@ class Served:
     service: Service
     server: Server
 
+    @property
+    def service_address(self) -> tuple[str, int]:
+        host, _, port = self.url.removeprefix("http://").rpartition(":")
+        return host, int(port)
+
     def client(self, key: str = "none") -> OpenAI:
         return OpenAI(base_url=f"{self.url}/v1", api_key=key, max_retries=0, timeout=60)
 
@@ -50,6 +55,8 @@ def served(model: Model, keys: tuple[str, ...] = (), *, is_loopback: bool = True
     bound = open_socket("127.0.0.1", 0)
     thread = threading.Thread(target=server.run_until_ended, args=(bound,), daemon=True)
     thread.start()
+    while thread.is_alive() and not server.started:
+        thread.join(0.005)
     try:
         host, port = bound.getsockname()
         yield Served(f"http://{host}:{port}", service, server)

@@ -171,6 +171,8 @@ def _messages(value: object, open_picture: OpenPicture) -> tuple[Message, ...]:
             if isinstance(error, RequestError):
                 raise FieldError(f"messages[{index}]", str(error), error.hint) from error
             raise
+    if messages[-1].role != "user":
+        raise FieldError("messages", "the last is not the user's", "end the conversation with what is asked")
     return tuple(messages)
 
 

@@ -50,12 +50,12 @@ class Problem(Exception):
 
 
 def problem_of(error: PixtralError) -> Problem:
-    """The client's fault where the input is, ours otherwise."""
+    """The client's fault where the input is, or a setting that a request has; ours otherwise."""
     hint = "; ".join(filter(None, map(_remedy, error.remedies)))
     message = f"{error} ({hint})" if hint else str(error)
-    if not isinstance(error, InputError):
-        return Problem(500, message)
     named = next((FIELDS[option.name] for option in error.options if option.name in FIELDS), None)
+    if named is None and not isinstance(error, InputError):
+        return Problem(500, message)
     return Problem(400, message, field=error.field if isinstance(error, FieldError) else named)
 
 
