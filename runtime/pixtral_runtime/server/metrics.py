@@ -26,9 +26,9 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 25.0, 50.0, 1
 
 
 class Metrics:
-    """Counts answers; `taken` is how many are under way, those that wait among them."""
+    """Counts answers, and looks at the loop that makes them."""
 
-    def __init__(self, loop: ModelLoop, taken: Callable[[], int]) -> None:
+    def __init__(self, loop: ModelLoop) -> None:
         registry = self._registry = CollectorRegistry()
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -41,7 +41,7 @@ class Metrics:
             return Histogram(f"pixtral:{name}", text, registry=registry, buckets=SECONDS)
 
         gauge("num_requests_running", "Answers that have a slot.", lambda: loop.scheduler.running)
-        gauge("num_requests_waiting", "Answers that wait.", lambda: max(0, taken() - loop.scheduler.running))
+        gauge("num_requests_waiting", "Answers that wait.", lambda: loop.waiting)
         gauge("kv_cache_usage_perc", "Share of the KV cache's rows in use, 0 to 1.", lambda: loop.scheduler.cache_usage)
         self._prompt = counter("prompt_tokens", "Tokens of prompts.")
         self._made = counter("generation_tokens", "Tokens of answers.")

@@ -48,6 +48,11 @@ class ModelLoop:
     def is_alive(self) -> bool:
         return self._thread.is_alive() and self._failures < MOST_FAILURES
 
+    @property
+    def waiting(self) -> int:
+        """Generations that have no slot yet."""
+        return self._inbox.qsize() + self.scheduler.waiting
+
     def submit(self, generation: Generation, listener: Listener) -> None:
         self._inbox.put(partial(self._submit, generation, listener))
 

@@ -87,6 +87,8 @@ class Fetcher:
                     data += chunk
                     if len(data) > self.most_bytes:
                         raise ImageError(f"{name}: more than {self.most_bytes:,} bytes", "a smaller picture")
+                if response.status == http.client.OK and response.length:
+                    raise ConnectionError("broken off")
                 return response.status, location, bytes(data)
             finally:
                 connection.close()

@@ -138,7 +138,7 @@ class Service:
         context = self.loop.scheduler.context
         self.preparation = Preparation(model.prompts, context, options.media, options.fetcher, options.max_new_tokens)
         self.places = Places(lambda: self.loop.scheduler.slots, options.limits.queue)
-        self.metrics = Metrics(self.loop, lambda: self.places.taken)
+        self.metrics = Metrics(self.loop)
         self.created_s = int(time.time())
         self.is_stopping = False
 
