@@ -75,7 +75,7 @@ ORDER = {
         ("generation",),
         ("backends", "inputs"),
         ("bundle", "device"),
-        ("files", "html_page", "json_data", "stats"),
+        ("files", "html_page", "json_data", "server_address", "stats", "workers"),
         ("errors", "version"),
     ),
 }

@@ -12,9 +12,8 @@ import io
 import json
 import os
 import re
-import threading
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -22,16 +21,17 @@ from queue import SimpleQueue
 from typing import Any
 
 from pixtral_runtime.errors import ImageError, InputError, Option, unwritable
-from pixtral_runtime.evaluation.judge_client import DEFAULT_SERVER, key_for, open_client, within
+from pixtral_runtime.evaluation.judge_client import JUDGE_URL, key_name, open_client, said_by, within
 from pixtral_runtime.evaluation.prompts import PROMPTS
 from pixtral_runtime.evaluation.task import Example
 from pixtral_runtime.files import open_locked, write_atomically
 from pixtral_runtime.inputs.openai_messages import data_uri
 from pixtral_runtime.json_data import from_json, sealed, unsealed
+from pixtral_runtime.server_address import OPENAI_SERVER
+from pixtral_runtime.workers import start_workers
 
 JUDGE_ANSWER_TOKENS = 2048
 LOWEST_RATING, HIGHEST_RATING = 1, 10
-SHOWN_CHARACTERS = 200  # of a server's complaint
 RATING_PATTERN = re.compile(r"\[\[(\d+\.?\d*)\]\]")
 REFUSED_STATUSES = (401, 403, 404, 405)  # whatever the turn: all others would be refused too
 
@@ -105,9 +105,7 @@ def rate_answers(pairs: Sequence[tuple[Example, str]], path: Path, options: Judg
         def ask(pair: tuple[Example, str]) -> Rating:
             return _rate(client, *pair, options, kept)
 
-        # Not a ThreadPoolExecutor: Python waits for its threads before it ends, and a silent server for minutes.
-        for _ in range(max(1, options.parallel)):
-            threading.Thread(target=_work, args=(waiting, ask, done), name="judge", daemon=True).start()
+        start_workers(max(1, options.parallel), waiting, ask, done)
         try:
             for _ in pairs:
                 rating = done.get()
@@ -151,23 +149,6 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
-def _work(
-    waiting: deque[tuple[Example, str]],
-    ask: Callable[[tuple[Example, str]], Rating],
-    done: SimpleQueue[Rating | Exception],
-) -> None:
-    """A thread: rate what waits. An error is for the one who reads `done`."""
-    while True:
-        try:
-            pair = waiting.popleft()
-        except IndexError:
-            return
-        try:
-            done.put(ask(pair))
-        except Exception as error:
-            done.put(error)
-
-
 def _rate(client: Any, example: Example, answer: str, options: JudgeOptions, kept: dict[str, Rating]) -> Rating:
     """Ask until there is a rating. What was rated before is not asked again."""
     import openai
@@ -190,11 +171,11 @@ def _rate(client: Any, example: Example, answer: str, options: JudgeOptions, kep
                 raise _moved(options, error.response.headers.get("Location", "")) from None
             if error.status_code in REFUSED_STATUSES:
                 raise _refused(options, error.status_code, str(error)) from None
-            said = f"the judge answers {error.status_code}: {_short(error, options)}"
+            said = f"the judge answers {error.status_code}: {said_by(options.url, error)}"
             return Rating(example.id, key, None, text, attempt, said)
         except (openai.OpenAIError, ValueError, TimeoutError) as error:
-            said = f"the judge gives no answer: {_short(error, options)} {_short(error.__cause__ or '', options)}"
-            return Rating(example.id, key, None, text, attempt, said.strip())
+            said, cause = said_by(options.url, error), said_by(options.url, error.__cause__ or "")
+            return Rating(example.id, key, None, text, attempt, f"the judge gives no answer: {said} {cause}".strip())
         if (rating := _rating_in(text)) is not None:
             return Rating(example.id, key, rating, text, attempt)
     return Rating(example.id, key, None, text, attempt, f"no rating in {attempt} answers of the judge")
@@ -217,24 +198,17 @@ def _text_of(made: Any) -> str:
 
 
 def _refused(options: JudgeOptions, status: int, said: str) -> InputError:
-    key = (f"export {key_for(options.url)[0]}=…",)
-    remedies = key if status in (401, 403) else (Option("judge_url", DEFAULT_SERVER), Option("judge_model", "NAME"))
-    return InputError(f"{options.url} refuses to rate by {options.model}: {_short(said, options)}", *remedies)
+    key = (f"export {key_name(options.url)}=…",)
+    remedies = key if status in (401, 403) else (JUDGE_URL, Option("judge_model", "NAME"))
+    return InputError(f"{options.url} refuses to rate by {options.model}: {said_by(options.url, said)}", *remedies)
 
 
 def _moved(options: JudgeOptions, place: str) -> InputError:
-    server = _short(place, options).removesuffix("/chat/completions")
+    server = said_by(options.url, place).removesuffix("/chat/completions")
     return InputError(
         f"{options.url} sends everybody elsewhere, where pictures do not go unasked: {server}",
-        Option("judge_url", server or DEFAULT_SERVER, "if you trust it"),
+        Option("judge_url", server or OPENAI_SERVER, "if you trust it"),
     )
-
-
-def _short(said: object, options: JudgeOptions) -> str:
-    """In one line, without the key."""
-    _, key = key_for(options.url)
-    text = str(said).replace(key, "…") if key else str(said)
-    return " ".join(text.split())[:SHOWN_CHARACTERS]
 
 
 def _line(rating: Rating) -> bytes:

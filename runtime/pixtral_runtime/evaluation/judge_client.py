@@ -1,24 +1,22 @@
 """The HTTP client that asks a judge: what goes to whom, and how much is taken from somebody unknown.
 
-A key goes over https, or to this machine. `OPENAI_API_KEY` is meant for OpenAI, and goes nowhere else. No redirect is
-followed, since the picture would go along. An answer has an end, in bytes and in time.
+Which key goes where is `server_address`'s. No redirect is followed, since the picture would go along. An answer has an
+end, in bytes and in time.
 """
 
 from __future__ import annotations
 
-import ipaddress
-import os
-import re
 import threading
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from pixtral_runtime.errors import InputError, Option, SettingError, extra_missing
+from pixtral_runtime.errors import Option, extra_missing
+from pixtral_runtime.server_address import OPENAI_SERVER, address_of, key_for, quoted, sendable_key
 
-DEFAULT_SERVER = "https://api.openai.com/v1"
-OPENAI_KEY, JUDGE_KEY = "OPENAI_API_KEY", "PIXTRAL_JUDGE_KEY"
+JUDGE_KEY = "PIXTRAL_JUDGE_KEY"
+JUDGE_URL = Option("judge_url", OPENAI_SERVER)
 LARGEST_ANSWER_BYTES = 1 << 22  # a rating is some kilobytes
 
 T = TypeVar("T")
@@ -33,16 +31,8 @@ def open_client(url: str, timeout_s: float, retries: int) -> Any:
         import openai
     except ImportError as error:
         raise extra_missing("openai", "eval", "Asking a judge") from error
-    host, is_safe = _place(url)
-    name, key = key_for(url)
-    if not re.fullmatch("[!-~]*", key):  # it would stand in the error about a header that cannot be
-        raise InputError(f"{name} holds characters that no key has", f"export {name}=…")
-    if key and not is_safe:
-        raise InputError(
-            f"{name} would go to {host} for everybody on the way to read",
-            Option("judge_url", f"https://{host}/v1"),
-            f"unset {name}",
-        )
+    address = address_of(url, JUDGE_URL)
+    key = sendable_key(address, JUDGE_KEY, JUDGE_URL)
     http = openai.DefaultHttpxClient(
         follow_redirects=False,
         headers={"Accept-Encoding": "identity"},  # what is packed may be a thousand times as long
@@ -51,17 +41,19 @@ def open_client(url: str, timeout_s: float, retries: int) -> Any:
     client = openai.OpenAI(
         base_url=url, api_key=key or "none", timeout=timeout_s, max_retries=retries, http_client=http
     )
-    if host != urlsplit(DEFAULT_SERVER).hostname:
+    if address.host != urlsplit(OPENAI_SERVER).hostname:
         client.organization = client.project = None  # from the environment, and OpenAI's business
     return client
 
 
-def key_for(url: str) -> tuple[str, str]:
-    """The variable whose key is for this server, and what it holds; empty where none is set, as for one's own."""
-    judge_key = os.environ.get(JUDGE_KEY, "").strip()
-    if not judge_key and _place(url)[0] == urlsplit(DEFAULT_SERVER).hostname:
-        return OPENAI_KEY, os.environ.get(OPENAI_KEY, "").strip()
-    return JUDGE_KEY, judge_key
+def said_by(url: str, said: object) -> str:
+    """What a judge said, in one line, without the key."""
+    return quoted(said, key_for(address_of(url, JUDGE_URL).host, JUDGE_KEY)[1])
+
+
+def key_name(url: str) -> str:
+    """The variable whose key is for this server."""
+    return key_for(address_of(url, JUDGE_URL).host, JUDGE_KEY)[0]
 
 
 def within(seconds: float, work: Callable[[], T]) -> T:
@@ -82,25 +74,6 @@ def within(seconds: float, work: Callable[[], T]) -> T:
     if error is not None:
         raise error
     return result  # type: ignore[return-value]
-
-
-def _place(url: str) -> tuple[str, bool]:
-    """The host of an address, and whether nobody can read what goes there. Raises SettingError."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        host = ""
-    if not host or parts.scheme not in ("http", "https"):
-        raise SettingError(f"{url} is no address of a judge", Option("judge_url", DEFAULT_SERVER))
-    return host, parts.scheme == "https" or _is_this_machine(host)
-
-
-def _is_this_machine(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _bound(response: Any) -> None:
