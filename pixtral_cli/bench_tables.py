@@ -55,6 +55,7 @@ def print_report(report: Report, form: str, changes: list[StageChange]) -> None:
         energy_lines,
         markdown,
         memory_lines,
+        request_lines,
         table_rows,
     )
 
@@ -70,7 +71,8 @@ def print_report(report: Report, form: str, changes: list[StageChange]) -> None:
         output.print_table(TABLE_HEADER, table_rows(report.results))
         if report.load_s is not None:
             output.print_line(f"load: {report.load_s:.2f} s")
-        for line in (*memory_lines(report.results), *energy_lines(report.results)):
+        results = report.results
+        for line in (*request_lines(results), *memory_lines(results), *energy_lines(results)):
             output.print_line(line)
         if best := knee(report.results):
             output.print_line(f"\nkept up with {best.case.rate:g} requests/s")

@@ -48,7 +48,7 @@ ORDER = {
         ("main",),
         ("commands",),
         ("engine_report", "eval_files", "golden_report"),
-        ("bench_tables", "device_rows", "eval_tables", "job_progress"),
+        ("bench_cases", "bench_tables", "device_rows", "eval_tables", "job_progress"),
         ("job_files",),
         ("options",),
         ("output",),

@@ -15,6 +15,7 @@ from pixtral_runtime.backends.choose import BACKENDS
 from pixtral_runtime.bundle.manifest import MANIFEST
 
 UNUSED = "would do nothing"
+NOBODY = "http://127.0.0.1:9/v1"
 
 
 def invoke(*arguments: str, commands: typer.Typer = app) -> Any:
@@ -59,6 +60,18 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("bench bundle", "--threshold 2", "without --compare", "bench bundle --compare old.json"),
         ("bench bundle --json", "--format md", "with --json", "bench bundle"),
         ("bench bundle --backend trt", "--threads 2", "with --backend trt", "bench bundle"),
+        ("bench bundle", "--model m", "without --url", f"bench --url {NOBODY}"),
+        ("bench bundle", "--seed 1", "without --url", f"bench --model m --url {NOBODY}"),
+        (f"bench --model m --url {NOBODY}", "--threads 2", "with --url", "bench bundle"),
+        (f"bench --model m --url {NOBODY}", "--backend ort-cpu", "with --url", "bench bundle"),
+        (f"bench --model m --url {NOBODY}", "--batch 2", "with --url and --mode latency",
+         f"bench --model m --mode throughput --url {NOBODY}"),
+        (f"bench --model m --mode serve --url {NOBODY}", "--batch 2", "with --url and --mode serve",
+         "bench bundle --mode serve"),
+        (f"bench --model m --mode serve --url {NOBODY}", "--runs 3", "with --mode serve",
+         f"bench --model m --url {NOBODY}"),
+        (f"bench --model m --url {NOBODY}", "--min-seconds 3", "with --url and --mode latency",
+         f"bench --model m --mode serve --url {NOBODY}"),
         ("eval bundle --task easy_vqa", "--force", "without --save", "eval bundle --task easy_vqa --save s.json"),
         ("eval bundle --task easy_vqa --save s.json --resume", "--force", "with --resume",
          "eval bundle --task easy_vqa --save s.json"),

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from itertools import product
 from typing import Any
 
+import numpy as np
+
 from pixtral_runtime.bench.spread import Spread, is_noisy, is_warm
 from pixtral_runtime.errors import Option, SettingError
 from pixtral_runtime.inputs.image import MAX_PIXELS
@@ -17,11 +19,14 @@ MODES = ("latency", "throughput", "serve")
 LATENCY_STAGES = ("image", "preprocess", "vision", "prefill", "ttft", "tpot", "e2e")
 THROUGHPUT_STAGES = ("requests_per_s", "tokens_per_s", "vision", "prefill", "decode")
 KEPT_UP_SHARE = 0.9  # of the rate offered
+SERVED_REQUESTS = 32
 
 
 @dataclass(frozen=True)
 class Case:
     """What is measured. `image_side` None means pictures of the user's, `prompt_tokens` 0 a short question.
+
+    `batch` 0 means as many requests at a time as come, as for a server that others run.
 
     Raises SettingError for a picture that could not be decoded, before it is made.
     """
@@ -40,7 +45,9 @@ class Case:
 
     @property
     def name(self) -> str:
-        parts = [self.mode, f"{self.image_side} px" if self.image_side else "images", f"batch {self.batch}"]
+        parts = [self.mode, f"{self.image_side} px" if self.image_side else "images"]
+        if self.batch:
+            parts.append(f"batch {self.batch}")
         if self.prompt_tokens:
             parts.append(f"{self.prompt_tokens} text tokens")
         if self.rate is not None:
@@ -85,6 +92,7 @@ class CaseResult:
     energy: list[dict[str, Any]] = field(default_factory=list)  # of each meter, for a picture and for a new token
     memory: dict[str, Any] = field(default_factory=dict)  # `bench_memory.measured`
     costs: dict[str, dict[str, int]] = field(default_factory=dict)  # flops and bytes of a stage, for the whole batch
+    server: dict[str, Any] = field(default_factory=dict)  # what became of the requests: `serving.Tally`
 
     @property
     def spreads(self) -> dict[str, Spread]:
@@ -96,6 +104,8 @@ class CaseResult:
 
     def remarks(self) -> list[str]:
         """What makes the figures doubtful, with the remedy."""
+        if not self.samples:
+            return []
         name = "e2e" if "e2e" in self.samples else next(iter(self.samples))
         samples, said = self.samples[name], []
         if not (warm := is_warm(samples)):
@@ -124,12 +134,19 @@ class DeviceRates:
     attention_flops_per_s: float
 
 
+def poisson_arrivals(rate: float, requests: int) -> tuple[list[float], float]:
+    """When requests arrive, in seconds after the first, always the same; and what chance made of the `rate`."""
+    gaps = np.random.default_rng(0).exponential(1 / rate, requests)
+    return (np.cumsum(gaps) - gaps[0]).tolist(), requests / float(gaps.sum())
+
+
 def knee(results: Sequence[CaseResult]) -> CaseResult | None:
     """Of rates served, the highest at which requests left as fast as they came, but for the last one's answer."""
     kept = [
         result
         for result in results
         if result.case.rate
+        and result.samples
         and result.samples["requests_per_s"][0] >= KEPT_UP_SHARE * result.samples["offered_per_s"][0]
     ]
     return max(kept, key=lambda result: result.case.rate or 0, default=None)

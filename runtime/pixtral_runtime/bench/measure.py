@@ -17,7 +17,6 @@ import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
-from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from pixtral_runtime.bench.cases import LATENCY_STAGES, THROUGHPUT_STAGES, Case, CaseResult, DeviceRates, Effort
+from pixtral_runtime.bench.cases import (
+    LATENCY_STAGES,
+    SERVED_REQUESTS,
+    THROUGHPUT_STAGES,
+    Case,
+    CaseResult,
+    DeviceRates,
+    Effort,
+    poisson_arrivals,
+)
 from pixtral_runtime.bench.roofline import Ceiling, Cost, Sizes, ceiling, stage_costs
 from pixtral_runtime.device import memory as bench_memory
 from pixtral_runtime.device.energy import Energy, measure_energy
@@ -67,13 +75,13 @@ class Endless:
         pass
 
 
-def pictures(case: Case, folder: Sequence[Path], count: int) -> list[bytes]:
-    """Files as they would be read: the user's in turn, or made-up JPEGs of the case's side."""
+def pictures(case: Case, folder: Sequence[Path], count: int, seed: int = 0) -> list[bytes]:
+    """Files as they would be read: the user's in turn, or made-up JPEGs of the case's side, from `seed` on."""
     if case.image_side is None:
-        return [read_image_file(path) for path in islice(cycle(folder), count)]
+        return [read_image_file(folder[number % len(folder)]) for number in range(seed, seed + count)]
     made = []
-    for seed in range(count):
-        coarse = np.random.default_rng(seed).integers(0, 256, (12, 16, 3), np.uint8)
+    for number in range(seed, seed + count):
+        coarse = np.random.default_rng(number).integers(0, 256, (12, 16, 3), np.uint8)
         file = io.BytesIO()
         size = (case.image_side, case.image_side)
         Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(file, "JPEG", quality=90)
@@ -141,15 +149,16 @@ def measure_throughput(
     return CaseResult(case, samples)
 
 
-def measure_serving(model: Model, case: Case, folder: Sequence[Path] = (), *, requests: int = 32) -> CaseResult:
+def measure_serving(
+    model: Model, case: Case, folder: Sequence[Path] = (), *, requests: int = SERVED_REQUESTS
+) -> CaseResult:
     """Requests that arrive as a Poisson process of the case's rate: what each waits for, its own time in line included.
 
     Images are decoded when they arrive.
     """
     assert case.rate
     files = pictures(case, folder, requests)
-    gaps = np.random.default_rng(0).exponential(1 / case.rate, requests)
-    arrivals = (np.cumsum(gaps) - gaps[0]).tolist()
+    arrivals, offered = poisson_arrivals(case.rate, requests)
     scheduler = Scheduler(model.bundle, model.runner, case.batch)
     scheduler.submit(
         _generation(model, case, _prompt(model, case, files[-1]))
@@ -179,7 +188,7 @@ def measure_serving(model: Model, case: Case, folder: Sequence[Path] = (), *, re
             samples["e2e"].append(1e3 * (now - arrived[generation]))
             samples["tpot"].append(1e3 * (now - first[generation]) / max(1, len(generation.token_ids) - 1))
     seconds = time.perf_counter() - begun
-    samples["offered_per_s"] = [requests / float(gaps.sum())]  # as chance had it
+    samples["offered_per_s"] = [offered]
     samples["requests_per_s"] = [requests / seconds]
     samples["tokens_per_s"] = [requests * case.decode_tokens / seconds]
     return CaseResult(case, samples)

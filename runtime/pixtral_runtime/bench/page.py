@@ -12,6 +12,7 @@ from pixtral_runtime.bench.report import (
     change_rows,
     energy_lines,
     memory_lines,
+    request_lines,
     table_rows,
 )
 from pixtral_runtime.html_page import CLOSING, bullets, facts, note, opening, table
@@ -27,14 +28,14 @@ def bench_page(report: Report, changes: Sequence[StageChange] = ()) -> str:
     setting = {name: value for name, value in report.setting.items() if isinstance(value, str | int | float)}
     compared = table(("case", "stage", "change of the median", "p", ""), change_rows(changes)) if changes else ""
     parts = [
-        opening(f"pixtral bench, {setting.get('device') or 'this machine'}", style=BENCH_STYLE),
+        opening(f"pixtral bench, {report.place}", style=BENCH_STYLE),
         facts(setting),
         "<h2>What makes the figures doubtful</h2>",
         bullets(report.remarks) or "<p>Nothing.</p>",
         "<h2>Results</h2>",
         note("Times in milliseconds, rates per second."),
         table(TABLE_HEADER, table_rows(report.results)),
-        bullets([*memory_lines(report.results), *energy_lines(report.results)]),
+        bullets([*request_lines(report.results), *memory_lines(report.results), *energy_lines(report.results)]),
         compared,
         *(f"<figure>{svg_of(figure)}</figure>" for figure in draw_plots(report).values()),
         CLOSING,

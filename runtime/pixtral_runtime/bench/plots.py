@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 PLOTTED_STAGES = ("image", "preprocess", "vision", "prefill", "decode")
+SERVER_STAGES = ("ttft", "decode")  # all that can be seen of a server
 STAGE_COLORS = dict(zip(PLOTTED_STAGES, ("#bbbbbb", "#66ccee", "#228833", "#4477aa", "#ee6677"), strict=True))
+STAGE_COLORS["ttft"] = STAGE_COLORS["prefill"]
 """Paul Tol's bright scheme, which people see who see fewer colours."""
 STAGE_MARKERS = {"vision": "s", "prefill": "^", "decode": "o"}
 PLOT_NAMES = ("latency", "load", "roofline")
@@ -82,20 +84,21 @@ def _figure(report: Report, title: str, height: float) -> tuple[Figure, Any]:
 
     figure = Figure(figsize=(8, height))
     axes = figure.subplots()
-    device = report.setting.get("device") or "this machine"
-    axes.set_title(f"{title}\n{device}, {report.setting.get('precision', '')}", loc="left", fontsize=10)
+    model = report.setting.get("precision") or report.setting.get("model", "")
+    axes.set_title(f"{title}\n{report.place}, {model}", loc="left", fontsize=10)
     return figure, axes
 
 
 def _latency(report: Report) -> Figure | None:
     """A bar for each case: medians of the stages, stacked, and the 95th percentile of the whole."""
-    results = [result for result in report.results if result.case.mode == "latency"]
+    results = [result for result in report.results if result.case.mode == "latency" and result.samples]
     if not results:
         return None
+    stages = SERVER_STAGES if any(result.server for result in results) else PLOTTED_STAGES
     figure, axes = _figure(report, "Where the time of a request goes", 1.4 + 0.5 * len(results))
     left = np.zeros(len(results))
     places = np.arange(len(results))
-    for part in PLOTTED_STAGES:
+    for part in stages:
         widths = np.array([_part_ms(result, part) for result in results])
         axes.barh(places, widths, left=left, height=0.6, color=STAGE_COLORS[part], label=part)
         left += widths
@@ -117,8 +120,9 @@ def _part_ms(result: CaseResult, part: str) -> float:
 
 def _load(report: Report) -> Figure | None:
     """Latency over the rate of requests, or tokens a second over the requests at a time."""
-    served = sorted((r for r in report.results if r.case.mode == "serve"), key=lambda r: r.case.rate or 0)
-    batched = sorted((r for r in report.results if r.case.mode == "throughput"), key=lambda r: r.case.batch)
+    measured = [result for result in report.results if result.samples]
+    served = sorted((r for r in measured if r.case.mode == "serve"), key=lambda r: r.case.rate or 0)
+    batched = sorted((r for r in measured if r.case.mode == "throughput"), key=lambda r: r.case.batch)
     if len(served) > 1:
         return _served(report, served)
     return _batched(report, batched) if len(batched) > 1 else None

@@ -35,6 +35,11 @@ class Report:
     remarks: list[str] = field(default_factory=list)
     load_s: float | None = None
 
+    @property
+    def place(self) -> str:
+        """What was measured, for a heading."""
+        return str(self.setting.get("device") or self.setting.get("server") or "this machine")
+
     def to_dict(self) -> dict[str, Any]:
         results = [result.to_dict() for result in self.results]
         head = {"schema": REPORT_SCHEMA, "setting": self.setting, "remarks": self.remarks, "load_s": self.load_s}
@@ -150,6 +155,17 @@ def memory_lines(results: Sequence[CaseResult]) -> list[str]:
         elif result.memory:
             lines[f"GPU memory: not readable, {result.memory['vram_reason']}"] = None
     return list(lines)
+
+
+def request_lines(results: Sequence[CaseResult]) -> list[str]:
+    """What became of the requests that a server got, and the tokens of one."""
+    lines = []
+    for result in results:
+        if done := result.server:
+            counts = ", ".join(f"{count:,} {kind}" for kind, count in result.tokens.items())
+            outcome = f"{done['answered']} answered, {done['refused']} refused, {done['failed']} failed"
+            lines.append(f"requests, {result.case.name}: {outcome}; tokens of one: {counts or 'none'}")
+    return lines
 
 
 def markdown(results: Sequence[CaseResult]) -> str:

@@ -128,7 +128,11 @@ def shown(value: object) -> str:
 
 def data_uri(path: Path) -> str:
     """The bytes of an image file as they are, as a data: URI. Raises ImageError."""
-    data = read_image_file(path)
+    return data_uri_of(read_image_file(path))
+
+
+def data_uri_of(data: bytes) -> str:
+    """An image's file as a data: URI."""
     try:
         with Image.open(io.BytesIO(data)) as picture:
             kind = Image.MIME.get(picture.format or "", "image/png")
