@@ -122,7 +122,7 @@ def run_server_benchmark(
     sent = 0
     for done, case in enumerate(cases):
         progress("cases", done, len(cases), case.name)
-        requests = [*_requests(case, model, folder, 1 + _count(case, effort), seed * SEEDS + sent)]
+        requests = [*requests_of(case, model, folder, 1 + _count(case, effort), seed * SEEDS + sent)]
         sent += len(requests)
         first = server.ask(requests.pop())
         if first.error:
@@ -171,7 +171,7 @@ def _count(case: Case, effort: Effort) -> int:
     return (effort.warmup + effort.runs) * case.batch
 
 
-def _requests(case: Case, model: str, folder: Sequence[Path], count: int, seed: int) -> list[bytes]:
+def requests_of(case: Case, model: str, folder: Sequence[Path], count: int, seed: int) -> list[bytes]:
     """Bodies of requests, each with another picture as long as there are some."""
     common: dict[str, Any] = {
         "model": model,
@@ -196,7 +196,7 @@ def _measured(server: ChatServer, case: Case, effort: Effort, requests: Sequence
     """A case's samples, and what became of its requests but those of the warm-up."""
     before, begun = time.process_time(), server.clock()
     if case.rate is None:
-        answers, offered = _keep_busy(server, requests, case.batch), None
+        answers, offered = keep_busy(server, requests, case.batch), None
     else:
         arrivals, offered = poisson_arrivals(case.rate, len(requests))
         answers = _let_arrive(server, requests, arrivals)
@@ -214,7 +214,7 @@ def _measured(server: ChatServer, case: Case, effort: Effort, requests: Sequence
     return result, tally
 
 
-def _keep_busy(server: ChatServer, requests: Sequence[bytes], at_a_time: int) -> list[Answer]:
+def keep_busy(server: ChatServer, requests: Sequence[bytes], at_a_time: int) -> list[Answer]:
     """Answers in the order in which they end. Each thread sends its next request when its last one is answered."""
     done = SimpleQueue[Answer | Exception]()
     start_workers(at_a_time, deque(requests), server.ask, done)
