@@ -37,6 +37,7 @@ from pixtral_runtime.workers import start_workers
 
 SEEDS = 1_000_000  # of pictures in a case and in a run
 BUSY_SHARE = 0.5  # of a core; a client that takes more measures itself
+CACHED_SHARE = 0.1  # of a prompt; what a template puts before every picture is less
 MOST_REASONS = 5
 FILLER = (
     "about after again always animal back because before book call city country day door earth end eye face family "
@@ -61,7 +62,7 @@ class Tally:
     counted_by_server: bool = True  # tokens; otherwise pieces of text are counted
     other_length: int = 0  # answers that are shorter than asked, or longer
     came_at_once: int = 0  # answers in one piece
-    cached_tokens: int = 0  # of all prompts
+    cached_share: float = 0.0  # of the tokens of all prompts, what the server had in a cache
     client_busy: float = 0.0  # cores that measuring took
     sent_again: int = 0  # pictures that had been sent before
 
@@ -79,7 +80,9 @@ class Tally:
             counted_by_server=all(answer.completion_tokens for answer in good),
             other_length=sum(answer.completion_tokens not in (None, decode_tokens) for answer in good),
             came_at_once=sum(len(answer.pieces_s) == 1 < answer.new_tokens for answer in good),
-            cached_tokens=sum(answer.cached_tokens or 0 for answer in good),
+            cached_share=_share(
+                sum(answer.cached_tokens or 0 for answer in good), sum(answer.prompt_tokens or 0 for answer in good)
+            ),
         )
 
     def remarks(self, name: str) -> list[str]:
@@ -94,8 +97,8 @@ class Tally:
             said.append(f"{self.other_length} of {self.answered} answers have another length: compare tpot, not e2e")
         if self.came_at_once:
             said.append(f"{self.came_at_once} of {self.answered} answers came in one piece: ttft is the whole answer's")
-        if self.cached_tokens:
-            said.append(f"the server had {self.cached_tokens} tokens of the prompts in its cache: take another seed")
+        if self.cached_share > CACHED_SHARE:
+            said.append(f"the server had {self.cached_share:.0%} of the prompts in its cache: take another seed")
         if self.sent_again:
             said.append(f"{self.sent_again} pictures had been sent before, which a server may remember: take more")
         if self.client_busy > BUSY_SHARE:
@@ -229,6 +232,10 @@ def _let_arrive(server: ChatServer, requests: Sequence[bytes], arrivals: Sequenc
         time.sleep(max(0.0, begun + arrival - server.clock()))
         start_workers(1, deque([(body, begun + arrival)]), lambda request: server.ask(*request), done)
     return [_answer(done) for _ in requests]
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 3) if whole else 0.0
 
 
 def _answer(done: SimpleQueue[Answer | Exception]) -> Answer:

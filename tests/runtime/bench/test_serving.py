@@ -188,10 +188,14 @@ def test_what_makes_figures_doubtful_is_said() -> None:
     cached = usage_chunk(USAGE | {"completion_tokens": 3, "prompt_tokens_details": {"cached_tokens": 20}})
     with chat_server(Reply((*WORDS, chunk({}, "stop"), cached, DONE))) as chat:
         said = " ".join(measured(chat.url, ONE).remarks)
-    assert "3 of 3 answers have another length" in said and "60 tokens of the prompts in its cache" in said
+    assert "3 of 3 answers have another length" in said and "67% of the prompts in its cache" in said
     with chat_server(Reply((*WORDS, chunk({}, "stop"), DONE))) as chat:
         said = " ".join(measured(chat.url, ONE).remarks)
     assert "no usage" in said and "another length" not in said and "cache" not in said
+    begins_alike = usage_chunk(USAGE | {"prompt_tokens_details": {"cached_tokens": 3}})
+    with chat_server(Reply((*STREAM[:-2], begins_alike, DONE))) as chat:  # of 30: what precedes every picture
+        report = measured(chat.url, ONE)
+    assert report.results[0].server["cached_share"] == 0.1 and "cache" not in " ".join(report.remarks)
     busy = Tally(3, 3, client_busy=0.8)
     assert busy.remarks("a case") == ["a case: the client took 80% of a core: some of each time is its own"]
 
