@@ -50,12 +50,12 @@ class Reply:
     waits: bool = False  # until the test is over
 
 
-def failure(status: int, message: str) -> Reply:
+def failure(status: int, message: str, headers: tuple[tuple[str, str], ...] = ()) -> Reply:
     error = {"message": message, "type": "an_error", "param": None, "code": None}
-    return Reply(status=status, kind="application/json", body=json.dumps({"error": error}).encode())
+    return Reply(status=status, kind="application/json", body=json.dumps({"error": error}).encode(), headers=headers)
 
 
-BUSY = failure(429, "Too many requests are waiting.")
+BUSY = failure(429, "Too many requests are waiting.", (("Retry-After", "0.001"),))
 
 
 @dataclass

@@ -17,7 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -33,15 +33,17 @@ END_S = 0.2  # for the end of a body whose last line came
 LARGEST_LINE_BYTES = 1 << 20
 LARGEST_ANSWER_BYTES = 1 << 26
 REFUSED = 429
+PAUSE_S, LONGEST_PAUSE_S = 0.5, 10.0  # after a refusal
 TEXTS = ("content", "reasoning_content", "reasoning")  # the last two are vLLM's, SGLang's and llama.cpp's for thoughts
 
 
 class NoAnswer(Exception):
-    """Why a request has no answer; with the HTTP status where there was one."""
+    """Why a request has no answer; with the HTTP status where there was one, and when to come again."""
 
-    def __init__(self, reason: str, status: int | None = None) -> None:
+    def __init__(self, reason: str, status: int | None = None, again_s: float = 0.0) -> None:
         super().__init__(reason)
         self.status = status
+        self.again_s = again_s
 
 
 FAILURES = (NoAnswer, OSError, UnicodeError, http.client.HTTPException)
@@ -67,6 +69,7 @@ class Answer:
     cached_tokens: int | None = None
     error: str = ""
     status: int | None = None
+    again_s: float = 0.0  # after a refusal, how long the server wants to be left alone
 
     @property
     def new_tokens(self) -> int:
@@ -152,8 +155,8 @@ class ChatServer:
             return answer
         except FAILURES as error:
             now = self.clock()
-            reason, status = self._reason(error, len(pieces)), getattr(error, "status", None)
-            return Answer(now if begun is None else begun, now, tuple(pieces), error=reason, status=status)
+            failed = Answer(now if begun is None else begun, now, error=self._reason(error, len(pieces)))
+            return replace(failed, **vars(error)) if isinstance(error, NoAnswer) else failed
 
     def refusal(self, reason: str, status: int | None) -> InputError:
         """The error for a server that does not do what it is here for."""
@@ -201,7 +204,8 @@ class ChatServer:
             place = response.getheader("Location", "nowhere")
             raise NoAnswer(f"{response.status}: it sends everybody elsewhere, to {place}", response.status)
         said = _complaint(response.read(LARGEST_LINE_BYTES), response.getheader("Content-Type", ""))
-        raise NoAnswer(f"{response.status} {response.reason}: {said}", response.status)
+        again_s = _again_s(response.getheader("Retry-After", "")) if response.status == REFUSED else 0.0
+        raise NoAnswer(f"{response.status} {response.reason}: {said}", response.status, again_s)
 
     def _read(self, response: http.client.HTTPResponse, begun: float, pieces: list[float]) -> Answer:
         """The answer in a stream of server-sent events; `pieces` grows as they come. Raises NoAnswer."""
@@ -272,6 +276,14 @@ def _reason(error: Exception, pieces: int, silence_s: float) -> str:
     if isinstance(error, http.client.HTTPException):
         return f"what answers does not speak HTTP: {type(error).__name__}"
     return str(error) or type(error).__name__
+
+
+def _again_s(said: str) -> float:
+    """Seconds until a server wants to be asked again; those that it names, unless it names a date."""
+    try:
+        return min(max(0.0, float(said)), LONGEST_PAUSE_S)  # in this order nan is 0
+    except ValueError:
+        return PAUSE_S
 
 
 def _some(pieces: int) -> str:

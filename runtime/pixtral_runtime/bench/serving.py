@@ -218,14 +218,23 @@ def _measured(server: ChatServer, case: Case, effort: Effort, requests: Sequence
 
 
 def keep_busy(server: ChatServer, requests: Sequence[bytes], at_a_time: int) -> list[Answer]:
-    """Answers in the order in which they end. Each thread sends its next request when its last one is answered."""
+    """Answers of threads that send their next request when their last one is answered.
+
+    A thread that is refused waits as its server asks: all that is left would be refused in no time.
+    """
     done = SimpleQueue[Answer | Exception]()
-    start_workers(at_a_time, deque(requests), server.ask, done)
+
+    def ask(request: bytes) -> Answer:
+        answer = server.ask(request)
+        time.sleep(answer.again_s)
+        return answer
+
+    start_workers(at_a_time, deque(requests), ask, done)
     return [_answer(done) for _ in requests]
 
 
 def _let_arrive(server: ChatServer, requests: Sequence[bytes], arrivals: Sequence[float]) -> list[Answer]:
-    """Answers in the order in which they end. Nobody waits for another one to be answered."""
+    """Answers to requests of which none waits for another one's answer."""
     done = SimpleQueue[Answer | Exception]()
     begun = server.clock()
     for body, arrival in zip(requests, arrivals, strict=True):

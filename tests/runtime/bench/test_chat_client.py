@@ -122,6 +122,24 @@ def test_what_goes_wrong_is_in_the_answer_with_the_servers_words(reply: Reply, s
         assert server.ask(b"{}").error == ""  # the next one is not harmed
 
 
+@pytest.mark.parametrize(
+    ("status", "header", "seconds"),
+    [
+        (429, "2", 2),
+        (429, "3600", 10),
+        (429, "-1", 0),
+        (429, "nan", 0),
+        (429, "Wed, 21 Oct 2026 07:28:00 GMT", 0.5),
+        (503, "2", 0),
+    ],
+)
+def test_a_refusal_says_how_long_to_wait(status: int, header: str, seconds: float) -> None:
+    with chat_server(failure(status, "later", (("Retry-After", header),))) as chat:
+        assert ChatServer(chat.url).ask(b"{}").again_s == seconds
+    with chat_server(failure(429, "later")) as chat:
+        assert ChatServer(chat.url).ask(b"{}").again_s == 0.5
+
+
 def test_a_server_that_is_gone_and_one_that_never_was() -> None:
     with chat_server() as chat:
         pass
