@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +139,28 @@ def test_samples_are_in_the_order_of_the_ends_and_rates_go_from_end_to_end() -> 
     assert case_samples(FAST, answers, 0.0)["requests_per_s"] == [4 / 8]
     assert "requests_per_s" not in case_samples(ONE, answers, 0.0)
     assert case_samples(TWO, [], 0.0) == {}
+
+
+def test_the_warm_up_counts_neither_as_an_answer_nor_as_time() -> None:
+    class Even(ChatServer):
+        """A server that answers one request a second."""
+
+        def ask(self, body: bytes, asked_s: float | None = None) -> Answer:
+            before = next(seconds)
+            return answer(before + 1, before + 0.5, asked=before)
+
+    seconds = count()
+    server = Even("http://127.0.0.1/v1", clock=lambda: 1.0)  # when the one that goes ahead is answered
+    (result,) = run_server_benchmark(server, "m", [Case("throughput", 1, 3, 16)], Effort(3, 0, 2)).results
+    assert result.samples["requests_per_s"] == [1, 1, 1] and result.samples["e2e"] == [1000] * 3
+
+
+def test_who_is_refused_waits_as_the_server_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[float] = []
+    monkeypatch.setattr("pixtral_runtime.bench.serving.time.sleep", waited.append)
+    with chat_server(Reply(), BUSY, Reply()) as chat:
+        measured(chat.url, ONE, effort=Effort(3, 0, 0))
+    assert waited == [0.001, 0, 0]
 
 
 def test_an_answer_that_came_at_once_has_no_time_a_token() -> None:
