@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +11,10 @@ from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 from helpers.tiny import tiny_config
 from pixtral_runtime.bundle.config import ModelConfig, QueryScale, Yarn
+from pixtral_runtime.bundle.manifest import Bundle, FileEntry
+from pixtral_runtime.files import sha256_of_file
+from pixtral_runtime.inputs.preprocess import default_preprocess
+from pixtral_runtime.inputs.prompt import PromptBuilder
 
 _TINY = tiny_config()
 _MISTRAL_3 = replace(
@@ -52,3 +57,13 @@ def set_tokenizer_version(path: Path, version: str) -> None:
             {"rank": rank, "token_str": str(name), "is_control": True} for rank, name in enumerate(names[:count])
         ]
     path.write_text(json.dumps(data), encoding="utf-8")
+
+
+def prompts_of_version(bundle: Bundle, folder: Path, version: str) -> PromptBuilder:
+    """A bundle's prompts with another version of its tokenizer, which is then `folder / "tekken.json"`."""
+    path = folder / "tekken.json"
+    shutil.copy(bundle.tokenizer_path, path)
+    set_tokenizer_version(path, version)
+    entry = FileEntry(path.stat().st_size, sha256_of_file(path))
+    copied = replace(bundle, path=folder, files=bundle.files | {path.name: entry})
+    return PromptBuilder(copied, default_preprocess(copied))

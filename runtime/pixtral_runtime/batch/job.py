@@ -11,7 +11,7 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +22,6 @@ from pixtral_runtime.errors import HintWriter, ImageMemoryError, InputError, Pix
 from pixtral_runtime.generation.generation import Generation, StageTimes
 from pixtral_runtime.generation.model import Model
 from pixtral_runtime.generation.scheduler import Scheduler
-from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.inputs.decode_memory import DecodeMemory
 from pixtral_runtime.inputs.image import decode_image
 from pixtral_runtime.inputs.image_files import read_image_file
@@ -172,7 +171,7 @@ class Job:
         started = time.perf_counter()
         left = iter(pictures)
         messages = [
-            Message(m.role, tuple(part if isinstance(part, str) else next(left) for part in m.content))
+            replace(m, content=tuple(part if isinstance(part, str) else next(left) for part in m.content))
             for m in request.messages
         ]
         prompt = self._model.prompts.build(messages)

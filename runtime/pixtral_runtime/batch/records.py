@@ -71,7 +71,10 @@ class Request:
 
     def asked(self, settings: Settings) -> str:
         """A hash of all that was asked and how, 16 hex digits; images by their place, not their content."""
-        turns = [[m.role, *(part if isinstance(part, str) else None for part in m.content)] for m in self.messages]
+        turns = [
+            [m.role, *(part if isinstance(part, str) else None for part in m.content), *_of_tools(m)]
+            for m in self.messages
+        ]
         return _digest([turns, self.max_new_tokens, asdict(settings)])
 
 
@@ -129,6 +132,13 @@ def record_of(request: Request, settings: Settings) -> Record:
 def record_key(asked: str, image_hashes: Sequence[str]) -> str:
     """16 hex digits for a question about images of these contents."""
     return _digest([asked, *image_hashes])
+
+
+def _of_tools(message: Message) -> list[dict[str, object]]:
+    """What a message has beside its content, as JSON that no content can be."""
+    if not message.tool_calls and message.tool_call_id is None:
+        return []
+    return [{"calls": [asdict(call) for call in message.tool_calls], "result_of": message.tool_call_id}]
 
 
 def _digest(value: object) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from pixtral_runtime.batch.records import Request
 from pixtral_runtime.errors import InputError, Option, RequestError
-from pixtral_runtime.inputs.conversation import Message, user_message
+from pixtral_runtime.inputs.conversation import Message, check_tool_results, user_message
 from pixtral_runtime.inputs.openai_messages import (
     REQUEST_EXAMPLE,
     check_keys,
@@ -110,10 +110,11 @@ def _request(entry: dict[str, Any], default_id: str, max_new_tokens: int, system
         messages = user_message(typed_value(entry, "prompt", str), images)
     else:
         messages = with_images(tuple(parse_message(m, opened) for m in typed_value(entry, "messages", list)), images)
-    if not messages or messages[-1].role != "user":
+    if not messages or messages[-1].role not in ("user", "tool"):
         raise RequestError("the last message is not the user's", "end the conversation with what is asked")
-    if not all(message.content for message in messages):
+    if not all(message.content or message.tool_calls or message.role == "tool" for message in messages):
         raise RequestError("a message is empty", f"ask something, as in {REQUEST_EXAMPLE}")
+    check_tool_results(messages)
     is_own = any(message.role == "system" for message in messages)
     if is_own and "system" in entry:
         raise RequestError("'system' beside a system message", "keep one of the two")

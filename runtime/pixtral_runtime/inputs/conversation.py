@@ -1,7 +1,8 @@
-"""What is said to a model, before anything is read or tokenized: turns of text and images."""
+"""What is said to a model, before anything is read or tokenized: text and images, tools called and their results."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,33 @@ from typing import Literal
 
 from PIL import Image
 
-Role = Literal["system", "user", "assistant"]
+from pixtral_runtime.errors import RequestError
+
+Role = Literal["system", "user", "assistant", "tool"]
+TOOL_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """That the assistant wants a tool to do something. Arguments are the text of a JSON object."""
+
+    id: str
+    name: str
+    arguments: str
 
 
 @dataclass(frozen=True)
 class Message:
-    """One turn. Content is text and images in the order they are meant: RGB pictures, or paths until they are read."""
+    """One turn. Content is text and images in the order they are meant: RGB pictures, or paths until they are read.
+
+    An assistant's may have `tool_calls`. Each is answered by a message of the role "tool" with its id as
+    `tool_call_id`, before anybody else says something.
+    """
 
     role: Role
     content: tuple[str | Path | Image.Image, ...]
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
 
 
 def user_message(
@@ -26,3 +45,28 @@ def user_message(
     """The usual request: images, then text, and perhaps a system prompt."""
     user = Message("user", (*images, text) if text else tuple(images))
     return (user,) if system is None else (Message("system", (system,)), user)
+
+
+def check_tool_results(messages: Sequence[Message]) -> None:
+    """Raises RequestError unless each call has one result, and each result a call that waits for it."""
+    waiting: list[str] = []
+    for message in messages:
+        if message.tool_calls and message.role != "assistant":
+            raise RequestError(f"tool calls in a message of the role {message.role}", "the assistant's may have them")
+        if message.role == "tool":
+            if message.tool_call_id not in waiting:
+                raise RequestError(
+                    f"a tool's result for {message.tool_call_id!r}, which no call before it waits for",
+                    "put it behind the assistant's message with the call of this id",
+                )
+            waiting.remove(message.tool_call_id)
+            continue
+        if waiting:
+            break
+        waiting = [call.id for call in message.tool_calls]
+        if len(set(waiting)) < len(waiting):
+            raise RequestError("two tool calls of one message have the same id", "give each one of its own")
+    if waiting:
+        raise RequestError(
+            f"the tool call {waiting[0]!r} has no result", 'follow it by a message of the role "tool" with its id'
+        )

@@ -13,6 +13,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -177,7 +178,7 @@ def open_images(sources: ImageSource | Iterable[ImageSource]) -> list[Image.Imag
 def with_pictures(messages: Sequence[Message]) -> list[Message]:
     """The conversation with every path read. Raises ImageError."""
     return [
-        Message(m.role, tuple(open_image(part) if isinstance(part, Path) else part for part in m.content))
+        replace(m, content=tuple(open_image(part) if isinstance(part, Path) else part for part in m.content))
         for m in messages
     ]
 

@@ -19,11 +19,20 @@ from urllib.parse import unquote
 from PIL import Image
 
 from pixtral_runtime.errors import RequestError
-from pixtral_runtime.inputs.conversation import Message, Role
+from pixtral_runtime.inputs.conversation import TOOL_NAME, Message, Role, ToolCall
 from pixtral_runtime.inputs.image_files import read_image_file
+from pixtral_runtime.inputs.text_file import parsed_json
 
 T = TypeVar("T")
 ROLES: tuple[Role, ...] = get_args(Role)
+MESSAGE_KEYS: dict[Role, tuple[str, ...]] = {
+    "system": ("role", "content"),
+    "user": ("role", "content"),
+    "assistant": ("role", "content", "tool_calls"),
+    "tool": ("role", "content", "tool_call_id", "name"),  # the name is Mistral's: the call has it already
+}
+TOOL_EXAMPLE = '{"role": "tool", "tool_call_id": "…", "content": "…"}'
+CALL_EXAMPLE = '{"id": "…", "type": "function", "function": {"name": "…", "arguments": "{…}"}}'
 PART_KEYS = {"text": ("type", "text"), "image": ("type", "path"), "image_url": ("type", "image_url")}
 DETAILS = ("auto", "low", "high")
 REQUEST_EXAMPLE = '{"id": "1", "prompt": "What is shown?", "images": ["photo.jpg"]}'
@@ -53,21 +62,56 @@ def local_picture(folder: Path) -> OpenPicture:
 
 
 def parse_message(value: object, open_picture: OpenPicture) -> Message:
-    """One message of OpenAI's chat API. Raises RequestError, and what `open_picture` raises."""
+    """One message of OpenAI's chat API. What is null there is taken as missing: clients send answers back as they got
+    them. Raises RequestError, and what `open_picture` raises.
+    """
     if not isinstance(value, dict):
         raise RequestError(f"messages: expected objects, found {shown(value)}", '{"role": "user", "content": "…"}')
-    check_keys(value, ("role", "content"))
+    value = {key: part for key, part in value.items() if part is not None}
     role, content = value.get("role"), value.get("content")
     if role not in ROLES:
         raise RequestError(f"role: expected one of {', '.join(ROLES)}, found {shown(role)}", 'such as "role": "user"')
+    check_keys(value, MESSAGE_KEYS[role])
+    calls = tuple(_tool_call(call) for call in typed_value(value, "tool_calls", list, [], CALL_EXAMPLE))
+    result_of = typed_value(value, "tool_call_id", str, example=TOOL_EXAMPLE) if role == "tool" else None
+    if content is None and calls:
+        content = ""
     if isinstance(content, str):
-        return Message(role, (content,) if content else ())
+        return Message(role, (content,) if content else (), calls, result_of)
     if not isinstance(content, list):
         raise RequestError(f"content: expected a string or a list, found {shown(content)}", '"content": "…"')
     parts = tuple(_part(part, open_picture) for part in content)
     if role != "user" and not all(isinstance(part, str) for part in parts):
         raise RequestError(f"an image in a message of the {role}", "put it into a message of the user")
-    return Message(role, tuple(part for part in parts if part != ""))
+    return Message(role, tuple(part for part in parts if part != ""), calls, result_of)
+
+
+def _tool_call(value: object) -> ToolCall:
+    if not isinstance(value, dict):
+        raise RequestError(f"tool_calls: expected objects, found {shown(value)}", CALL_EXAMPLE)
+    check_keys(value, ("id", "type", "function"))
+    if value.get("type", "function") != "function":
+        raise RequestError(f'type: expected "function", found {shown(value["type"])}', CALL_EXAMPLE)
+    function = typed_value(value, "function", dict, example=CALL_EXAMPLE)
+    check_keys(function, ("name", "arguments"))
+    id, name = typed_value(value, "id", str, example=CALL_EXAMPLE), tool_name(function.get("name"))
+    arguments = typed_value(function, "arguments", str, example=CALL_EXAMPLE)
+    try:
+        is_object = isinstance(parsed_json(arguments or "{}"), dict)
+    except (ValueError, RecursionError):
+        is_object = False
+    if not is_object:
+        raise RequestError(f"arguments: expected the text of a JSON object, found {shown(arguments)}", CALL_EXAMPLE)
+    return ToolCall(id, name, arguments or "{}")
+
+
+def tool_name(value: object) -> str:
+    """The name of a function."""
+    if not isinstance(value, str) or TOOL_NAME.fullmatch(value) is None:
+        raise RequestError(
+            f"name: expected 1 to 64 letters, digits, _ and - for a function, found {shown(value)}", '"get_weather"'
+        )
+    return value
 
 
 def _part(value: object, open_picture: OpenPicture) -> str | Path | Image.Image:
@@ -106,11 +150,13 @@ def image_path(value: object, folder: Path) -> Path:
     return Path(unquote(local[1]))
 
 
-def typed_value(entry: dict[str, Any], key: str, kind: type[T], default: T | None = None) -> T:
+def typed_value(
+    entry: dict[str, Any], key: str, kind: type[T], default: T | None = None, example: str = REQUEST_EXAMPLE
+) -> T:
     """A value of the expected type. Without a default it must be there."""
     value = entry.get(key, default)
     if not isinstance(value, kind) or isinstance(value, bool):
-        raise RequestError(f"{key}: expected {TYPE_NAMES[kind]}, found {shown(value)}", f"such as {REQUEST_EXAMPLE}")
+        raise RequestError(f"{key}: expected {TYPE_NAMES[kind]}, found {shown(value)}", f"such as {example}")
     return value
 
 

@@ -7,8 +7,9 @@ section 3.2). It asks an image encoder for each image's tokens; ours answers wit
 from __future__ import annotations
 
 import hashlib
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.util import find_spec
@@ -22,8 +23,17 @@ from PIL import Image
 from pixtral_runtime.bundle.integrity import check_file
 from pixtral_runtime.bundle.manifest import SENTENCEPIECE, Bundle, remake_hint
 from pixtral_runtime.errors import BundleError, ContextError, InputError, Option, RequestError, extra_missing
-from pixtral_runtime.inputs.conversation import Message
+from pixtral_runtime.inputs.conversation import Message, ToolCall, check_tool_results
 from pixtral_runtime.inputs.preprocess import Preprocess, token_count
+from pixtral_runtime.inputs.tool_calls import (
+    CallingAnswer,
+    CallTokens,
+    mistral_calls,
+    mistral_tools,
+    model_id,
+    read_calls,
+)
+from pixtral_runtime.inputs.tools import Tools
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
@@ -89,24 +99,34 @@ class PromptBuilder:
         tokenizer.instruct_tokenizer.image_encoder = _image_encoder(self.bundle, self.preprocess)
         return tokenizer
 
-    def build(self, messages: Sequence[Message], max_new_tokens: int = 1) -> Prompt:
-        """Tokenize a conversation. Raises InputError where it is malformed or does not fit the context."""
-        from mistral_common.exceptions import MistralCommonException
+    def build(self, messages: Sequence[Message], max_new_tokens: int = 1, tools: Tools | None = None) -> Prompt:
+        """Tokenize a conversation, and the tools that its answer may call.
+
+        Raises InputError where it is malformed or does not fit the context.
+        """
+        from mistral_common.exceptions import InvalidAssistantMessageException, MistralCommonException
         from mistral_common.protocol.instruct.request import ChatCompletionRequest
-        from pydantic import ValidationError
 
         try:
-            size = sum(len(part.encode()) for m in messages for part in m.content if isinstance(part, str))
+            size = sum(len(text.encode()) for text in _texts(messages, tools))
         except UnicodeEncodeError as error:  # the tokenizer would read something else
             raise RequestError(f"the prompt is not UTF-8 text: {error.reason}", "iconv -f latin1 -t utf-8") from error
         self._refuse_endless(size)
+        check_tool_results(messages)
         try:
             request = ChatCompletionRequest(
-                messages=[_to_mistral(message, self.think_tokens is not None) for message in messages]
+                messages=[_to_mistral(message, self.think_tokens is not None) for message in messages],
+                tools=None if tools is None else mistral_tools(tools),
             )
             tokenized = self.tokenizer.encode_chat_completion(request)
-        except (MistralCommonException, ValidationError) as error:
-            raise RequestError(f"the conversation cannot be used: {error}", "end it with a user message") from error
+        except (MistralCommonException, ValueError, RecursionError) as error:
+            is_both = isinstance(error, InvalidAssistantMessageException) and any(
+                message.tool_calls and message.content for message in messages
+            )
+            raise RequestError(
+                f"the conversation cannot be used: {error}",
+                "leave away the text beside an assistant's tool calls" if is_both else "end it with a user message",
+            ) from error
         ids = np.array(tokenized.tokens, np.int64)
         special = self.bundle.model.image_tokens
         is_image = ids == special.image
@@ -154,6 +174,18 @@ class PromptBuilder:
         opens, closes = map(tokens.get_special_token, names)
         return int(opens), int(closes)
 
+    @cached_property
+    def call_tokens(self) -> CallTokens:
+        """The ids around calls of tools, which all tokenizers with pictures have."""
+        from mistral_common.tokens.tokenizers.base import SpecialTokens, TokenizerVersion
+
+        tokens: Any = self.tokenizer.instruct_tokenizer.tokenizer
+        call = int(tokens.get_special_token(SpecialTokens.tool_calls.value))
+        if tokens.version < TokenizerVersion.v11:
+            return CallTokens(call)
+        args, call_id = (tokens.get_special_token(name.value) for name in (SpecialTokens.args, SpecialTokens.call_id))
+        return CallTokens(call, int(args), int(call_id) if tokens.version == TokenizerVersion.v11 else None)
+
     def read_answer(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
         """Token ids of an answer to its text, and what was thought before it: None where there was no such block."""
         said: list[int] = []
@@ -181,6 +213,20 @@ class PromptBuilder:
         if self.bundle.tokenizer_name == SENTENCEPIECE:
             return str(tokens.id_to_piece(token_id)).replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode()
         return bytes(tokens.id_to_byte_piece(token_id, SpecialTokenPolicy.KEEP))
+
+    def read_calling_answer(self, token_ids: Sequence[int]) -> CallingAnswer:
+        """Token ids of an answer to its text and the calls of tools that follow it."""
+        ids, call = list(token_ids), self.call_tokens.call
+        place = ids.index(call) if call in ids else len(ids)
+        text, thinking = self.read_answer(ids[:place])
+        calls = () if place == len(ids) else self.read_calls(ids[place:])
+        if calls is None:
+            return CallingAnswer(text + self.detokenize(ids[place:]), thinking, (), is_malformed=True)
+        return CallingAnswer(text, thinking, calls)
+
+    def read_calls(self, token_ids: Sequence[int]) -> tuple[ToolCall, ...] | None:
+        """The calls of tools that token ids from the first [TOOL_CALLS] on are; None where they are malformed."""
+        return read_calls(token_ids, self.call_tokens, self.detokenize)
 
     def detokenize(self, token_ids: Sequence[int]) -> str:
         """Token ids to text; control tokens vanish."""
@@ -235,6 +281,15 @@ class TextStream:
         return self._prompts.detokenize([*self._before, *self._pending])[len(known) :]
 
 
+def _texts(messages: Sequence[Message], tools: Tools | None) -> Iterator[str]:
+    """All text of a prompt but control tokens."""
+    for message in messages:
+        yield from (part for part in message.content if isinstance(part, str))
+        yield from (call.arguments for call in message.tool_calls)
+    for tool in () if tools is None else tools.tools:
+        yield from (tool.description, json.dumps(dict(tool.parameters), ensure_ascii=False))
+
+
 def _to_mistral(message: Message, thinks: bool) -> Any:
     """`thinks` is whether a system prompt may show the model how to think, in a block that becomes its tokens."""
     from mistral_common.protocol.instruct import chunk, messages
@@ -248,10 +303,14 @@ def _to_mistral(message: Message, thinks: bool) -> Any:
         parts.append(chunk.TextChunk(text=part) if isinstance(part, str) else chunk.ImageChunk(image=part))
     if message.role == "user":
         return messages.UserMessage(content=parts)
+    if message.role == "tool" and all(isinstance(part, str) for part in message.content):
+        return messages.ToolMessage(content=parts, tool_call_id=model_id(message.tool_call_id or ""))
     text = "\n\n".join(part for part in message.content if isinstance(part, str))
     if len(parts) != sum(isinstance(part, str) for part in message.content):
         raise RequestError(f"a {message.role} message cannot hold an image", "put images into user messages")
     if message.role == "assistant":
+        if message.tool_calls:
+            return messages.AssistantMessage(content=text or None, tool_calls=mistral_calls(message.tool_calls))
         return messages.AssistantMessage(content=text)
     if not thinks or not (blocks := THINK_BLOCK.split(text))[1:]:
         return messages.SystemMessage(content=text)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,14 +13,11 @@ from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from PIL import Image
 
 from helpers.bundles import exported
-from helpers.family import MEMBERS, set_tokenizer_version
+from helpers.family import MEMBERS, prompts_of_version
 from helpers.tiny import write_checkpoint
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Message
-from pixtral_runtime.bundle.manifest import Bundle, FileEntry
-from pixtral_runtime.files import sha256_of_file
-from pixtral_runtime.inputs.preprocess import default_preprocess
-from pixtral_runtime.inputs.prompt import PromptBuilder
+from pixtral_runtime.bundle.manifest import Bundle
 
 
 @pytest.fixture(scope="module")
@@ -33,13 +28,8 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
 
 @pytest.mark.parametrize("version", ["v3", "v7", "v11", "v13"])
 def test_ids_and_pixels_equal_mistral_commons(version: str, bundle: Bundle, tmp_path: Path) -> None:
-    path = tmp_path / "tekken.json"
-    shutil.copy(bundle.tokenizer_path, path)
-    set_tokenizer_version(path, version)
-    entry = FileEntry(path.stat().st_size, sha256_of_file(path))
-    copied = replace(bundle, path=tmp_path, files=bundle.files | {path.name: entry})
-    prompts = PromptBuilder(copied, default_preprocess(copied))
-    reference = MistralTokenizer.from_file(str(path))
+    prompts = prompts_of_version(bundle, tmp_path, version)
+    reference = MistralTokenizer.from_file(str(tmp_path / "tekken.json"))
     random, text = np.random.default_rng(0), "What is shown?"
     for _ in range(75):
         width, height = random.integers(1, 600, 2)
