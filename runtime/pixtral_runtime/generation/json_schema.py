@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 import re
-from functools import cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 
@@ -18,12 +19,12 @@ import numpy as np
 import numpy.typing as npt
 
 from pixtral_runtime.bundle.manifest import SENTENCEPIECE
-from pixtral_runtime.errors import MachineError, Option, RequestError, SettingError, extra_missing
+from pixtral_runtime.errors import MachineError, Option, Remedy, RequestError, SettingError, extra_missing
 from pixtral_runtime.inputs.prompt import PromptBuilder
 from pixtral_runtime.inputs.text_file import unique_keys
 
 if TYPE_CHECKING:
-    from llguidance import LLMatcher
+    from llguidance import LLMatcher, LLTokenizer
 
 # No \u among the escapes: "\u0061" would be a second property "a" that the grammar takes for another.
 COMPACT_JSON: Any = {
@@ -42,20 +43,23 @@ KEYWORD_PATTERN = "x-(?!guidance$)"  # of notes, beside the keywords of the dial
 
 
 class JsonSchema:
-    """A JSON schema, compiled for a bundle's tokens. Each answer gets a constraint of its own."""
+    """A JSON schema or another grammar, compiled for a bundle's tokens. Each answer gets a constraint of its own.
 
-    def __init__(self, matcher: LLMatcher, eos: int) -> None:
-        self._matcher, self._eos = matcher, eos
+    `name` and `remedies` are for the error where no answer can go on.
+    """
+
+    def __init__(self, matcher: LLMatcher, eos: int, name: str, *remedies: Remedy) -> None:
+        self._matcher, self._eos, self._name, self._remedies = matcher, eos, name, remedies
 
     def constraint(self) -> SchemaConstraint:
-        return SchemaConstraint(self._matcher.deep_copy(), self._eos)
+        return SchemaConstraint(self._matcher.deep_copy(), self._eos, self._name, *self._remedies)
 
 
 class SchemaConstraint:
     """A `sampling.Constraint`: where one answer is in its JSON."""
 
-    def __init__(self, matcher: LLMatcher, eos: int) -> None:
-        self._matcher, self._eos = matcher, eos
+    def __init__(self, matcher: LLMatcher, eos: int, name: str, *remedies: Remedy) -> None:
+        self._matcher, self._eos, self._name, self._remedies = matcher, eos, name, remedies
 
     @property
     def is_complete(self) -> bool:
@@ -87,10 +91,7 @@ class SchemaConstraint:
 
     def _stuck(self, reason: str) -> MachineError:
         reason = self._matcher.get_error().partition("\n")[0] or reason
-        return MachineError(
-            f"the JSON schema lets no answer go on here: {reason}",
-            Option("json_schema", "SIMPLER"),
-        )
+        return MachineError(f"{self._name} lets no answer go on here: {reason}", *self._remedies)
 
 
 def compile_schema(text: str, prompts: PromptBuilder, name: str) -> JsonSchema:
@@ -99,29 +100,49 @@ def compile_schema(text: str, prompts: PromptBuilder, name: str) -> JsonSchema:
     `name` is what errors call it. Raises RequestError where the text is no schema or cannot be enforced in full, and
     MachineError where llguidance is missing or no answer can begin.
     """
-    try:
-        import llguidance
-    except ImportError as error:
-        raise extra_missing("llguidance", "schema", "Answering by a JSON schema") from error
-    from mistral_common.guidance.tokenizer import MistralLLGTokenizer
+    check_compiler(prompts, "Answering by a JSON schema", "ask for JSON in the prompt, and check the answers")
+    import llguidance
 
-    if prompts.bundle.tokenizer_name == SENTENCEPIECE:
-        raise SettingError(
-            "answers by a JSON schema need a tekken tokenizer, and this model has a SentencePiece one",
-            "ask for JSON in the prompt, and check the answers",
-        )
-    _check(text, name)
+    check_schema(text, name)
     grammar = llguidance.LLMatcher.grammar_from_json_schema(text, overrides=COMPACT_JSON)
-    eos = prompts.bundle.model.eos
-    tokens = MistralLLGTokenizer(prompts.tokenizer.instruct_tokenizer.tokenizer)
-    tokenizer = llguidance.LLTokenizer(llguidance.TokenizerWrapper(tokens), eos_token=eos)
-    limits = llguidance.LLParserLimits(verbose_errors=False)
+    return compile_grammar(grammar, prompts, name, "the JSON schema", Option("json_schema", "SIMPLER"))
+
+
+def check_compiler(prompts: PromptBuilder, purpose: str, *remedies: Remedy) -> None:
+    """Raises MissingPackageError without llguidance, and SettingError for a tokenizer that it cannot read."""
+    if find_spec("llguidance") is None:
+        raise extra_missing("llguidance", "schema", purpose)
+    if prompts.bundle.tokenizer_name == SENTENCEPIECE:
+        raise SettingError(f"{purpose} needs a tekken tokenizer, and this model has a SentencePiece one", *remedies)
+
+
+def compile_grammar(
+    grammar: str, prompts: PromptBuilder, name: str, stuck_name: str, *stuck_remedies: Remedy
+) -> JsonSchema:
+    """Compile a grammar of llguidance's, which was made from schemas that were checked.
+
+    `name` is what errors call it now, `stuck_name` where an answer cannot go on. Raises as `compile_schema`.
+    """
+    import llguidance
+
+    tokenizer, limits = _tokenizer(prompts), llguidance.LLParserLimits(verbose_errors=False)
     failed, messages = llguidance.LLMatcher.validate_grammar_with_warnings(grammar, tokenizer, limits=limits)
     if failed or messages:
         raise RequestError(f"{name} cannot be enforced: {'; '.join(messages)}", "leave that out of the schema")
-    schema = JsonSchema(llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits), eos)
-    schema.constraint().mask(np.zeros(prompts.bundle.model.decoder.vocab_size, np.float32))  # no answer can even begin?
-    return schema
+    matcher = llguidance.LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
+    compiled = JsonSchema(matcher, prompts.bundle.model.eos, stuck_name, *stuck_remedies)
+    compiled.constraint().mask(np.zeros(prompts.bundle.model.decoder.vocab_size, np.float32))  # can an answer begin?
+    return compiled
+
+
+@lru_cache(maxsize=1)
+def _tokenizer(prompts: PromptBuilder) -> LLTokenizer:
+    """Kept for the next grammar: it takes two seconds to make, a grammar some milliseconds."""
+    import llguidance
+    from mistral_common.guidance.tokenizer import MistralLLGTokenizer
+
+    tokens = MistralLLGTokenizer(prompts.tokenizer.instruct_tokenizer.tokenizer)
+    return llguidance.LLTokenizer(llguidance.TokenizerWrapper(tokens), eos_token=prompts.bundle.model.eos)
 
 
 @cache
@@ -147,7 +168,7 @@ def _enforceable() -> Any:
     }
 
 
-def _check(text: str, name: str) -> None:
+def check_schema(text: str, name: str) -> None:
     """Raises RequestError unless the text is a schema of keywords that can be enforced."""
     from jsonschema import Draft202012Validator
 

@@ -98,7 +98,7 @@ def test_it_answers_and_has_no_thoughts(model: Model) -> None:
 
 
 def test_a_schema_needs_the_other_kind(model: Model) -> None:
-    with pytest.raises(SettingError, match="need a tekken tokenizer"):
+    with pytest.raises(SettingError, match="needs a tekken tokenizer"):
         compile_schema('{"type": "object"}', model.prompts, "s.json")
 
 
