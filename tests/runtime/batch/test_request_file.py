@@ -14,7 +14,7 @@ from pixtral_runtime.batch.records import Request, Settings
 from pixtral_runtime.batch.request_file import read_request_file, read_requests, requests_of_images
 from pixtral_runtime.batch.shards import parse_shard, share_of
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.inputs.conversation import Message
+from pixtral_runtime.inputs.conversation import Message, ToolCall
 
 FOLDER = Path("data")
 
@@ -123,6 +123,23 @@ def test_images_beside_plain_messages_go_before_the_users_first_text() -> None:
     assert request.question == "Sure?"
 
 
+CALL = {"id": "a", "type": "function", "function": {"name": "zoom", "arguments": '{"times": 2}'}}
+CALLED: list[dict[str, Any]] = [
+    {"role": "user", "content": "Which bird?"},
+    {"role": "assistant", "content": None, "tool_calls": [CALL]},
+    {"role": "tool", "tool_call_id": "a", "content": [{"type": "text", "text": "A crest."}]},
+]
+
+
+def test_a_conversation_may_end_with_a_tools_result() -> None:
+    (request,) = read({"messages": CALLED})
+    assert [message.role for message in request.messages] == ["user", "assistant", "tool"]
+    assert request.messages[1].tool_calls == (ToolCall("a", "zoom", '{"times": 2}'),)
+    assert (request.messages[2].tool_call_id, request.question) == ("a", "A crest.")
+    (silent,) = read({"messages": [*CALLED[:2], CALLED[2] | {"content": ""}]})
+    assert silent.messages[2].content == ()
+
+
 def test_ids_may_be_numbers_and_default_to_the_line() -> None:
     requests = read({"id": 12, "prompt": "a"}, "", "  \n", {"prompt": "b"}, {"id": None, "prompt": "c"})
     assert [request.id for request in requests] == ["12", "4", "5"]
@@ -156,6 +173,10 @@ def test_ids_may_be_numbers_and_default_to_the_line() -> None:
         ({"messages": [{"role": "user", "content": 3}]}, "content: expected a string or a list"),
         ({"messages": [{"role": "user", "content": "a", "name": "b"}]}, "unknown key 'name'"),
         ({"messages": [{"role": "user", "content": ""}]}, "a message is empty"),
+        ({"messages": CALLED[:2]}, "not the user's"),
+        ({"messages": [*CALLED[:2], CALLED[0]]}, "the tool call 'a' has no result"),
+        ({"messages": CALLED[::2]}, "which no call before it waits for"),
+        ({"prompt": "a", "tools": []}, "unknown key 'tools'"),
         ('{"prompt": "Which?", "prompt": "What?"}', "the key 'prompt' is there twice"),
         ('{"prompt": "half \\ud83d"}', "surrogates not allowed"),
         (user({"type": "text", "text": ""}), "a message is empty"),

@@ -26,7 +26,10 @@ from pixtral_runtime.bundle.config import ImageTokens
 from pixtral_runtime.bundle.manifest import SENTENCEPIECE, open_bundle
 from pixtral_runtime.errors import MissingPackageError, SettingError
 from pixtral_runtime.generation.json_schema import compile_schema
+from pixtral_runtime.generation.tool_choice import compile_tools
+from pixtral_runtime.inputs.openai_messages import local_picture, parse_message
 from pixtral_runtime.inputs.prompt import TextStream
+from pixtral_runtime.inputs.tools import parse_tools
 
 FILE = Path(mistral_common.__file__).parent / "data" / "mistral_instruct_tokenizer_241114.model.v7m1"
 IDS = ImageTokens(10, 14, 15)
@@ -100,6 +103,28 @@ def test_it_answers_and_has_no_thoughts(model: Model) -> None:
 def test_a_schema_needs_the_other_kind(model: Model) -> None:
     with pytest.raises(SettingError, match="needs a tekken tokenizer"):
         compile_schema('{"type": "object"}', model.prompts, "s.json")
+
+
+def test_tools_are_written_and_calls_are_read(model: Model) -> None:
+    tools: Any = [{"type": "function", "function": {"name": "now", "description": "It", "parameters": {}}}]
+    call = {"id": "VvvODy9mT", "type": "function", "function": {"name": "now", "arguments": '{"zone": "Łódź"}'}}
+    conversation: Any = [
+        {"role": "user", "content": "When?"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "VvvODy9mT", "content": "noon"},
+    ]
+    request: Any = ChatCompletionRequest.from_openai(conversation, tools=tools)
+    expected = MistralTokenizer.from_file(str(FILE)).encode_chat_completion(request).tokens
+    messages = [parse_message(message, local_picture(Path())) for message in conversation]
+    offered = parse_tools(tools)
+    assert offered is not None
+    assert model.prompts.build(messages, tools=offered).token_ids.tolist() == expected
+    start = expected.index(model.prompts.call_tokens.call)
+    answer = model.prompts.read_calling_answer(expected[start : expected.index(2, start) + 1])
+    assert (answer.text, answer.tool_calls) == ("", messages[1].tool_calls)
+    assert compile_tools(offered, model.prompts).constraint() is None
+    with pytest.raises(SettingError, match="needs a tekken tokenizer"):
+        compile_tools(replace(offered, choice="required"), model.prompts)
 
 
 @pytest.mark.parametrize("format", ["hf", "hf-new"])
