@@ -15,6 +15,7 @@ from typing import Any
 from pixtral_runtime.errors import InputError, RequestError
 from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.inputs.openai_messages import OpenPicture, parse_message, shown
+from pixtral_runtime.inputs.tools import Tools, parse_tools
 
 IGNORED = frozenset({
     "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "user",
@@ -65,6 +66,7 @@ class ChatRequest:
     top_logprobs: int | None = None
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     json_schema: str | None = None
+    tools: Tools | None = None
     is_stream: bool = False
     wants_usage: bool = False
 
@@ -90,6 +92,7 @@ def parse_chat(body: object, open_picture: OpenPicture) -> ChatRequest:
         top_logprobs=_top_logprobs(fields),
         logit_bias=_logit_bias(fields.object("logit_bias")),
         json_schema=_json_schema(fields.object("response_format")),
+        tools=_tools(fields),
         is_stream=fields.boolean("stream"),
         wants_usage=options.boolean("include_usage"),
     )
@@ -171,9 +174,19 @@ def _messages(value: object, open_picture: OpenPicture) -> tuple[Message, ...]:
             if isinstance(error, RequestError):
                 raise FieldError(f"messages[{index}]", str(error), error.hint) from error
             raise
-    if messages[-1].role != "user":
+    if messages[-1].role not in ("user", "tool"):
         raise FieldError("messages", "the last is not the user's", "end the conversation with what is asked")
     return tuple(messages)
+
+
+def _tools(fields: _Fields) -> Tools | None:
+    names = ("tools", "tool_choice", "parallel_tool_calls")
+    try:
+        return parse_tools(*(fields.take(name) for name in names))
+    except RequestError as error:
+        name, _, reason = str(error).partition(": ")
+        is_named = name in names
+        raise FieldError(name if is_named else "tools", reason if is_named else str(error), error.hint) from error
 
 
 def _top_p(fields: _Fields) -> float | None:

@@ -69,6 +69,7 @@ def parse_message(value: object, open_picture: OpenPicture) -> Message:
         raise RequestError(f"messages: expected objects, found {shown(value)}", '{"role": "user", "content": "…"}')
     value = {key: part for key, part in value.items() if part is not None}
     role, content = value.get("role"), value.get("content")
+    role = "system" if role == "developer" else role  # OpenAI's newer word
     if role not in ROLES:
         raise RequestError(f"role: expected one of {', '.join(ROLES)}, found {shown(role)}", 'such as "role": "user"')
     check_keys(value, MESSAGE_KEYS[role])

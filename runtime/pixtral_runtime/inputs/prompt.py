@@ -188,6 +188,15 @@ class PromptBuilder:
 
     def read_answer(self, token_ids: Sequence[int]) -> tuple[str, str | None]:
         """Token ids of an answer to its text, and what was thought before it: None where there was no such block."""
+        said, thought = self._told_apart(token_ids)
+        return self.detokenize(said), None if thought is None else self.detokenize(thought)
+
+    def thought_tokens(self, token_ids: Sequence[int]) -> int:
+        """How many tokens of an answer were thought before it."""
+        return len(self._told_apart(token_ids)[1] or ())
+
+    def _told_apart(self, token_ids: Sequence[int]) -> tuple[list[int], list[int] | None]:
+        """What is said, and what is thought."""
         said: list[int] = []
         thought: list[int] | None = None
         is_thinking = False
@@ -199,7 +208,7 @@ class PromptBuilder:
                 thought.append(token)
             else:
                 said.append(token)
-        return self.detokenize(said), None if thought is None else self.detokenize(thought)
+        return said, thought
 
     def encode(self, text: str) -> list[int]:
         """The token ids of a text, with nothing around it."""

@@ -4,24 +4,26 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 
 from pixtral_runtime.errors import PixtralError
 from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.logits import TokenLogprob
+from pixtral_runtime.inputs.conversation import ToolCall
 from pixtral_runtime.inputs.prompt import Piece
 from pixtral_runtime.server.model_loop import ModelLoop
 
 
 @dataclass(frozen=True)
 class Delta:
-    """What is new in one of a request's answers. With `finish_reason` it is the last."""
+    """What is new in one of a request's answers. With `finish_reason` it is the last, and has the calls of tools."""
 
     index: int
     pieces: tuple[Piece, ...] = ()
     logprobs: tuple[TokenLogprob, ...] = ()
     finish_reason: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
     error: PixtralError | None = None
 
 
@@ -77,4 +79,12 @@ class Answers:
         new_pieces = () if text is None else tuple(text.pieces[pieces:])
         new_logprobs = tuple(generation.logprobs[logprobs:])
         self._told[index] = pieces + len(new_pieces), logprobs + len(new_logprobs)
-        return Delta(index, new_pieces, new_logprobs, generation.finish_reason, generation.error)
+        calls = () if text is None else text.tool_calls
+        finish = "tool_calls" if calls else generation.finish_reason
+        return Delta(index, new_pieces, new_logprobs, finish, calls, generation.error)
+
+
+def text_of(deltas: Iterable[Delta], *, is_thinking: bool = False) -> str:
+    """What deltas of one answer say, or what was thought before it."""
+    pieces = (piece for delta in deltas for piece in delta.pieces)
+    return "".join(piece.text for piece in pieces if piece.is_thinking == is_thinking)

@@ -13,11 +13,14 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from pixtral_runtime.inputs.openai_chat import FieldError
 from pixtral_runtime.server.chat_reply import ChatReply
 from pixtral_runtime.server.http import Guard, RequestLog, problem_response
 from pixtral_runtime.server.metrics import CONTENT_TYPE
 from pixtral_runtime.server.preparation import Prepared
-from pixtral_runtime.server.problems import Problem
+from pixtral_runtime.server.problems import Problem, problem_of
+from pixtral_runtime.server.responses_reply import ResponsesReply
+from pixtral_runtime.server.responses_request import chat_body
 from pixtral_runtime.server.service import Service
 from pixtral_runtime.version import __version__
 
@@ -35,6 +38,7 @@ def make_app(service: Service, keys: Sequence[str] = (), *, is_loopback: bool = 
     return Starlette(
         routes=[
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
+            Route("/v1/responses", routes.responses, methods=["POST"]),
             Route("/v1/models", routes.models),
             Route("/v1/models/{name:path}", routes.model),
             Route("/tokenize", routes.tokenize, methods=["POST"]),
@@ -65,6 +69,19 @@ class _Routes:
             return ChatReply(f"chatcmpl-{request_id}", service.name, service.model.prompts, prepared)
 
         return await service.answer(request, await service.body(request), reply_of)
+
+    async def responses(self, request: Request) -> Response:
+        service = self._service
+        body = await service.body(request)
+        try:
+            chat = chat_body(body)
+        except FieldError as error:
+            raise problem_of(error) from error
+
+        def reply_of(request_id: str, prepared: Prepared) -> ResponsesReply:
+            return ResponsesReply(f"resp_{request_id}", service.name, service.model.prompts, prepared, body)
+
+        return await service.answer(request, chat, reply_of)
 
     async def models(self, request: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model()]})

@@ -10,8 +10,9 @@ from typing import Any
 
 from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.logits import TokenLogprob
+from pixtral_runtime.inputs.conversation import ToolCall
 from pixtral_runtime.inputs.prompt import PromptBuilder
-from pixtral_runtime.server.answers import Delta
+from pixtral_runtime.server.answers import Delta, text_of
 from pixtral_runtime.server.preparation import Prepared
 from pixtral_runtime.server.problems import Problem
 
@@ -38,13 +39,21 @@ class ChatReply:
         choices = []
         for index in range(len(self.prepared.generations)):
             own = [delta for delta in deltas if delta.index == index]
-            message: dict[str, Any] = {"role": "assistant", "content": _text(own), "refusal": None}
-            if thinking := _text(own, is_thinking=True):
+            calls = own[-1].tool_calls
+            content = text_of(own)
+            message: dict[str, Any] = {"role": "assistant", "content": content or None if calls else content}
+            message["refusal"] = None
+            if calls:
+                message["tool_calls"] = [_call(call) for call in calls]
+            if thinking := text_of(own, is_thinking=True):
                 message["reasoning_content"] = thinking
             logprobs = self._logprobs(one for delta in own for one in delta.logprobs)
             finish = own[-1].finish_reason
             choices.append({"index": index, "message": message, "logprobs": logprobs, "finish_reason": finish})
-        return self._head("chat.completion") | {"choices": choices, "usage": usage_of(self.prepared.generations)}
+        return self._head("chat.completion") | {
+            "choices": choices,
+            "usage": usage_of(self.prompts, self.prepared.generations),
+        }
 
     def opening(self) -> Iterator[bytes]:
         for index in range(len(self.prepared.generations)):
@@ -59,6 +68,7 @@ class ChatReply:
         ]
         if not parts and delta.logprobs:
             parts.append({"content": ""})
+        parts += [{"tool_calls": [{"index": number} | _call(call)]} for number, call in enumerate(delta.tool_calls)]
         for number, part in enumerate(parts):
             choice = {"index": delta.index, "delta": part, "finish_reason": None}
             yield event_of(self._chunk(choice | ({"logprobs": logprobs} if number == 0 else {})))
@@ -68,7 +78,7 @@ class ChatReply:
 
     def closing(self, deltas: Sequence[Delta]) -> Iterator[bytes]:
         if self.prepared.request.wants_usage:
-            usage = usage_of(self.prepared.generations)
+            usage = usage_of(self.prompts, self.prepared.generations)
             yield event_of(self._head("chat.completion.chunk") | {"choices": [], "usage": usage})
         yield DONE
 
@@ -92,18 +102,21 @@ class ChatReply:
             return None
         eos = self.prompts.bundle.model.eos
         content = [
-            self._token(one.token_id, one.logprob) | {"top_logprobs": [self._token(*other) for other in one.top]}
+            token_of(self.prompts, one.token_id, one.logprob)
+            | {"top_logprobs": [token_of(self.prompts, *other) for other in one.top]}
             for one in tokens
             if one.token_id != eos
         ]
         return {"content": content, "refusal": None}
 
-    def _token(self, token_id: int, logprob: float) -> dict[str, Any]:
-        data = self.prompts.token_bytes(token_id)
-        return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
+
+def token_of(prompts: PromptBuilder, token_id: int, logprob: float) -> dict[str, Any]:
+    """A token with its log-probability. Bytes that are no characters by themselves are in `bytes` alone."""
+    data = prompts.token_bytes(token_id)
+    return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
 
 
-def usage_of(generations: Sequence[Generation]) -> dict[str, Any]:
+def usage_of(prompts: PromptBuilder, generations: Sequence[Generation]) -> dict[str, Any]:
     """Tokens read and made. The prompt counts once, however many answers it gets."""
     prompt = generations[0].prompt
     read, made = len(prompt.token_ids), sum(len(one.token_ids) for one in generations)
@@ -116,9 +129,11 @@ def usage_of(generations: Sequence[Generation]) -> dict[str, Any]:
             "image_tokens": prompt.image_tokens,
             "text_tokens": read - prompt.image_tokens,
         },
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(prompts.thought_tokens(one.token_ids) for one in generations),
+        },
     }
 
 
-def _text(deltas: Iterable[Delta], *, is_thinking: bool = False) -> str:
-    pieces = (piece for delta in deltas for piece in delta.pieces)
-    return "".join(piece.text for piece in pieces if piece.is_thinking == is_thinking)
+def _call(call: ToolCall) -> dict[str, Any]:
+    return {"id": call.id, "type": "function", "function": {"name": call.name, "arguments": call.arguments}}

@@ -16,7 +16,8 @@ from pixtral_runtime.errors import ContextError, PixtralError, RequestError
 from pixtral_runtime.generation.answer_text import AnswerText
 from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.json_schema import JsonSchema, compile_schema
-from pixtral_runtime.generation.sampling import Sampling, sampling_of
+from pixtral_runtime.generation.sampling import Constraint, Sampling, sampling_of
+from pixtral_runtime.generation.tool_choice import compile_tools
 from pixtral_runtime.inputs.openai_chat import ChatRequest, FieldError, parse_chat
 from pixtral_runtime.inputs.openai_messages import shown
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
@@ -99,7 +100,7 @@ class Preparation:
         vocabulary = self._prompts.bundle.model.decoder.vocab_size
         if unknown := [token for token in request.logit_bias if token >= vocabulary]:
             raise FieldError("logit_bias", f"there is no token {unknown[0]}", f"ids below {vocabulary}")
-        prompt = self._prompts.build(request.messages)
+        prompt = self._prompts.build(request.messages, tools=request.tools)
         _ = prompt.row_keys  # hashed here, where nobody waits
         room = self._context - len(prompt.token_ids)
         if room < 1:
@@ -111,13 +112,22 @@ class Preparation:
         limit = request.max_new_tokens or self._max_new_tokens or room
         drawn = sampling_of(self._prompts.bundle, request.temperature, request.top_p)
         seed = secrets.randbits(63) if request.seed is None else request.seed
+        schema = None if request.json_schema is None else self._schema(request.json_schema)
+        choice = None if request.tools is None else compile_tools(request.tools, self._prompts)
+        may_call = request.tools is not None
+
+        def constraint() -> Constraint | None:
+            if choice is not None:
+                return choice.constraint(schema)
+            return None if schema is None else schema.constraint()
+
         generations = tuple(
             Generation(
                 prompt,
                 min(limit, room),
                 Sampling(drawn.temperature, drawn.top_p, seed_of(seed, number)),
-                None if request.json_schema is None else self._schema(request.json_schema).constraint(),
-                AnswerText(self._prompts, request.stops),
+                constraint(),
+                AnswerText(self._prompts, request.stops, may_call),
                 request.logit_bias,
                 request.top_logprobs,
             )
