@@ -8,7 +8,7 @@ trap 'rm -rf "$work"' EXIT
 
 .venv/bin/python -m build --no-isolation --outdir "$work" .
 .venv/bin/python -m venv "$work/venv"
-"$work/venv/bin/python" -m pip install --quiet "$(ls "$work"/*.whl)[cpu]"
+"$work/venv/bin/python" -m pip install --quiet "$(ls "$work"/*.whl)[cpu,serve]"
 cp -r "$1" "$work/bundle"
 cp -r tests/data/images "$work/images"
 
@@ -22,7 +22,9 @@ import importlib.util
 assert importlib.util.find_spec("torch") is None, "the base install brings torch"
 import pixtral_cli.main
 import pixtral_runtime.generation.model
+from pixtral_runtime.server.page import page_routes
 
+assert page_routes(), "the server's page is missing"
 print("imported without torch from", pixtral_runtime.generation.model.__file__)
 PYTHON
 pixtral doctor

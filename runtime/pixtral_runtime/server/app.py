@@ -17,6 +17,7 @@ from pixtral_runtime.inputs.openai_chat import FieldError
 from pixtral_runtime.server.chat_reply import ChatReply
 from pixtral_runtime.server.http import Guard, RequestLog, problem_response
 from pixtral_runtime.server.metrics import CONTENT_TYPE
+from pixtral_runtime.server.page import page_routes
 from pixtral_runtime.server.preparation import Prepared
 from pixtral_runtime.server.problems import Problem, problem_of
 from pixtral_runtime.server.responses_reply import ResponsesReply
@@ -37,6 +38,7 @@ def make_app(service: Service, keys: Sequence[str] = (), *, is_loopback: bool = 
 
     return Starlette(
         routes=[
+            *page_routes(),
             Route("/v1/chat/completions", routes.chat, methods=["POST"]),
             Route("/v1/responses", routes.responses, methods=["POST"]),
             Route("/v1/models", routes.models),

@@ -25,7 +25,7 @@ logger = logging.getLogger("pixtral.requests")
 
 T = TypeVar("T")
 BODY_PATIENCE_S = 30.0  # between two pieces of a body
-OPEN_PATHS = ("/", "/health", "/metrics", "/ready", "/version")
+OPEN_PATHS = ("/", "/health", "/metrics", "/page.css", "/page.js", "/ready", "/version")
 """What is told without a key: nothing of what was asked or answered."""
 REQUEST_ID = re.compile(r"[\w.-]{1,64}", re.ASCII)
 

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import re
-import shutil
 import subprocess
 from collections.abc import Sequence
 from html import unescape
@@ -17,6 +16,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from helpers.browser import QUIET, find_chromium
 from pixtral_runtime.batch.page import THUMBNAIL_PX, RecordNotes, thumbnail, write_report
 from pixtral_runtime.batch.records import ImageInfo, Record
 
@@ -98,10 +98,7 @@ def test_thumbnails_are_small_and_upright(tmp_path: Path, photo: Path) -> None:
 
 @pytest.fixture(scope="module")
 def chromium() -> str:
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium: apt-get install chromium")
-    return found
+    return find_chromium()
 
 
 def browse(chromium: str, path: Path, script: str) -> dict[str, Any]:
@@ -110,10 +107,8 @@ def browse(chromium: str, path: Path, script: str) -> dict[str, Any]:
     text = path.read_text(encoding="utf-8")
     collect = f"<script>document.body.dataset.result = JSON.stringify((() => {{{script}}})())</script>"
     probe.write_text(text.replace("</html>", f"{collect}</html>"), encoding="utf-8")
-    command = [
-        chromium, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--enable-logging=stderr",
-        "--dump-dom", f"--user-data-dir={path.parent / 'profile'}", probe.as_uri(),
-    ]  # fmt: skip
+    profile = f"--user-data-dir={path.parent / 'profile'}"
+    command = [chromium, *QUIET, "--enable-logging=stderr", "--dump-dom", profile, probe.as_uri()]
     done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
     assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
     result = re.search(r'data-result="([^"]*)"', done.stdout)
