@@ -60,6 +60,7 @@ def serve(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Longest answer of requests that do not say. Default: all that is left.")
     ] = None,
+    log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Log what is asked, without pictures.")] = False,
     batch: BatchOption = "auto",
     memory_limit: MemoryLimitOption = None,
     drafts: DraftsOption = 0,
@@ -108,12 +109,14 @@ def serve(
         *(slots, longest, max_new_tokens, drafts, features),
         Media(folder, allow_remote_media, exif, DecodeMemory(THREADS)),
         limits=limits,
+        logs_prompts=log_prompts,
     )
     service = Service(model, options)
     is_loopback = ip_address(bound.getsockname()[0]).is_loopback
     if not keys and not is_loopback:
         output.warn(f"whoever reaches {host} may ask; --api-key-file KEYS lets in those who have a key")
-    output.talk(f"{options.name}: http://{host}:{bound.getsockname()[1]}/v1, {slots} answers at a time")
+    url = f"http://{f'[{host}]' if ':' in host else host}:{bound.getsockname()[1]}"
+    output.talk(f"{options.name}: {url}/v1, {slots} answers at a time; a page to try it: {url}")
     output.log_json_lines()
     Server(make_app(service, keys, is_loopback=is_loopback), service).run_until_ended(bound)
 

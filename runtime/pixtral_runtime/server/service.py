@@ -16,6 +16,7 @@ from starlette.responses import JSONResponse, Response
 from pixtral_runtime.generation.feature_cache import FeatureCache
 from pixtral_runtime.generation.model import Model
 from pixtral_runtime.generation.scheduler import Scheduler
+from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.server.answers import Answers, Delta
 from pixtral_runtime.server.http import EventStream, read_body, unless_left
 from pixtral_runtime.server.media import Media
@@ -41,7 +42,8 @@ class Limits:
 class ServiceOptions:
     """How a service works. `context` is the most tokens of a prompt and its answer, None for the bundle's own limit.
 
-    `slots` answers are worked on at a time. `max_new_tokens` is the longest answer of requests that do not say.
+    `slots` answers are worked on at a time. `max_new_tokens` is the longest answer of requests that do not say. With
+    `logs_prompts` the line of log of a request holds what the user asked last.
     """
 
     name: str
@@ -53,6 +55,7 @@ class ServiceOptions:
     media: Media = field(default_factory=Media)
     fetcher: Fetcher = field(default_factory=Fetcher)
     limits: Limits = field(default_factory=Limits)
+    logs_prompts: bool = False
 
 
 class Reply(Protocol):
@@ -141,6 +144,7 @@ class Service:
         self.metrics = Metrics(self.loop)
         self.created_s = int(time.time())
         self.is_stopping = False
+        self._logs_prompts = options.logs_prompts
 
     def start(self) -> None:
         self.loop.start()
@@ -167,6 +171,8 @@ class Service:
         try:
             async with asyncio.timeout_at(deadline_s):
                 prepared = await unless_left(request.receive, self.preparation.prepare(body))
+            if self._logs_prompts:
+                request.scope["state"]["log"]["question"] = last_question(prepared.request.messages)
             ticket.take(len(prepared.generations) - 1)
             answers = Answers(self.loop, prepared.generations, started_s=ticket.started_s, deadline_s=deadline_s)
             answers.open()
@@ -238,3 +244,9 @@ class Service:
             }
 
         return finish
+
+
+def last_question(messages: Sequence[Message]) -> str:
+    """The text of the user's last message, without its pictures."""
+    parts = next((message.content for message in reversed(messages) if message.role == "user"), ())
+    return "\n".join(part for part in parts if isinstance(part, str))
