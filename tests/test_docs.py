@@ -13,6 +13,7 @@ from helpers.places import ROOT
 from make_synthetic_checkpoint import pixtral_12b
 from pixtral_cli.main import app
 from pixtral_runtime.bundle.spec import GRAPHS, graph_spec
+from pixtral_runtime.inputs.openai_chat import IGNORED, NEUTRAL
 from test_layers import FOLDERS, ORDER, imported_modules, modules
 
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -114,6 +115,31 @@ def test_commands_in_documents_have_the_options_that_they_name(page: str) -> Non
     assert isinstance(group, typer.core.TyperGroup)
     for name, *arguments in command_lines(page):
         group.commands[name].make_context(name, arguments)  # raises where typer would refuse
+
+
+def options_of(command: str) -> set[str]:
+    """The flags of a command, those of every command apart."""
+    group = typer.main.get_command(app)
+    assert isinstance(group, typer.core.TyperGroup)
+    flags = {flag for one in group.commands[command].params for flag in (*one.opts, *one.secondary_opts)}
+    everywhere = {"--help", "--version", "--verbose", "--quiet", "--debug"}
+    return {flag for flag in flags if flag.startswith("--")} - everywhere
+
+
+def test_the_page_about_serving_has_every_option_and_no_other() -> None:
+    page = read("docs/serving.md")
+    table = re.findall(r"^\| (`--.*?) \| .* \|$", page.partition("## Coming from vLLM")[0], re.MULTILINE)
+    assert {flag for cell in table for flag in re.findall(r"`(--[\w-]+)", cell)} == options_of("serve")
+    ours = re.findall(r"^\| `.*? \| (.*) \|$", page.partition("## Coming from vLLM")[2], re.MULTILINE)
+    named = {flag for cell in ours for flag in re.findall(r"`(--[\w-]+)", cell)}
+    assert named > {"--max-context", "--precision"}
+    assert named <= options_of("serve") | options_of("export")
+
+
+def test_the_page_about_serving_has_every_field_that_is_not_honoured() -> None:
+    table = read("docs/serving.md").partition("## Requests")[2].partition("## Pictures")[0]
+    named = {name for line in table.splitlines() for name in re.findall(r"`(\w+)`", line.rpartition(" | ")[0])}
+    assert named >= IGNORED | NEUTRAL.keys()
 
 
 def test_an_option_that_is_gone_is_seen() -> None:
