@@ -19,7 +19,8 @@ from pixtral_runtime.server.preparation import Prepared
 from pixtral_runtime.server.problems import Problem
 
 ASKED = (
-    "instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "temperature", "tool_choice", "tools", "top_p",
+    "instructions", "max_output_tokens", "metadata", "parallel_tool_calls", "temperature", "tool_choice", "tools",
+    "top_p",
 )  # fmt: skip
 """Fields of a request that its response repeats."""
 
