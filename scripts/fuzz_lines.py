@@ -32,6 +32,7 @@ LINES = {
         "bundle --task custom --data questions --max-new-tokens 2 --against eval.json --html new.html",
         "bundle --task vqav2 --data tables --max-new-tokens 2 --save new.json",
     ],
+    "serve": ["bundle --host 256.1.1.1"],  # it would answer for ever at an address that is one
     "merge": ["results.jsonl -o merged.jsonl", "results.jsonl other.jsonl -o merged.parquet"],
     "compare": ["bundle built --images photos --max-new-tokens 2", "bundle bundle --prompts prompts.txt --html c.html"],
     "plan": ["checkpoint", "hf --precision int8", "bundle --device orin-nx-16"],

@@ -99,9 +99,11 @@ class Places:
             )
         self.taken += count
 
-    def give_back(self, count: int, seconds: float) -> None:
+    def give_back(self, count: int, seconds: float | None) -> None:
+        """`seconds` is how long they were taken, None where there was no answer to learn from."""
         self.taken -= count
-        self.seconds += (seconds - self.seconds) / 16
+        if seconds is not None:
+            self.seconds += (seconds - self.seconds) / 16
 
 
 @dataclass
@@ -116,8 +118,8 @@ class Ticket:
         self.places.take(count)
         self.count += count
 
-    def give_back(self) -> None:
-        self.places.give_back(self.count, time.monotonic() - self.started_s)
+    def give_back(self, *, is_answered: bool) -> None:
+        self.places.give_back(self.count, time.monotonic() - self.started_s if is_answered else None)
         self.count = 0
 
 
@@ -191,7 +193,7 @@ class Service:
             raise Problem(504, f"no answer within {self.limits.request_s:g} s") from None
         finally:
             if answers is None:
-                ticket.give_back()
+                ticket.give_back(is_answered=False)
 
     def _check_model(self, body: Any) -> None:
         asked = body.get("model") if isinstance(body, dict) else None
@@ -233,7 +235,7 @@ class Service:
 
         def finish() -> None:
             answers.close()
-            ticket.give_back()
+            ticket.give_back(is_answered=all(one.finish_reason for one in prepared.generations))
             self.metrics.count(prepared, answers)
             log = request.scope["state"]["log"]
             log |= {
