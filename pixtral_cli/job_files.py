@@ -14,7 +14,7 @@ from pixtral_cli.options import STDIN, read_prompt
 if TYPE_CHECKING:
     from pixtral_runtime.batch.records import Request
 
-TABLE_FORMATS = ("csv", "parquet")
+TABLE_FORMATS = ("csv", "parquet", "openai")
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,8 @@ class JobFiles:
     def table(self) -> Path | None:
         if self.results is None or self.table_format is None:
             return None
-        return self.results.with_suffix(f".{self.table_format}")
+        suffix = ".openai.jsonl" if self.table_format == "openai" else f".{self.table_format}"
+        return self.results.with_suffix(suffix)
 
     def check(self, inputs: Iterable[Path]) -> None:
         """Refuse what could not be written, before the hours that it may take. Raises InputError, MachineError."""

@@ -21,7 +21,8 @@ def merge(
         Path, typer.Option("-o", "--output", parser=output_file, metavar="PATH", help="The file to write.")
     ],
     format: Annotated[
-        str | None, typer.Option(help="jsonl, csv or parquet.", show_default="as the output's name ends, or jsonl")
+        str | None,
+        typer.Option(help="jsonl, csv, parquet or openai.", show_default="as the output's name ends, or jsonl"),
     ] = None,
     formulas: FormulasOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output file.")] = False,

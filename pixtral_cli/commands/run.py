@@ -63,7 +63,8 @@ def run(
         typer.Option("-p", "--prompt", help="What to ask; @FILE reads it; repeat it for several questions an image."),
     ] = None,
     requests: Annotated[
-        Path | None, typer.Option(help="A request a line, as JSON: prompt or messages, images, id, max_new_tokens.")
+        Path | None,
+        typer.Option(help="Requests, a JSON object a line: our own, or OpenAI's batch format."),
     ] = None,
     system: SystemOption = None,
     results: Annotated[
@@ -78,7 +79,8 @@ def run(
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the output file where it ended.")] = False,
     table: Annotated[
-        str | None, typer.Option("--format", help="At the end, write a table beside the output: csv or parquet.")
+        str | None,
+        typer.Option("--format", help="At the end, write csv, parquet or openai beside the output."),
     ] = None,
     formulas: FormulasOption = False,
     report: Annotated[
@@ -153,7 +155,8 @@ def run(
     )
     worker = Worker(bundle, settings, options)
     asked = read_asked(paths or [], prompt or [QUESTION], requests, system, max_new_tokens, recursive, shard)[:limit]
-    read = [image for request in asked for image in request.images]
+    images = (image if isinstance(image, Path) else image.file for request in asked for image in request.images)
+    read = [path for path in images if path is not None]
     read += [Path(text[1:]) for text in prompt or () if text.startswith("@")]
     read += [*worker.prompts.bundle.own_files, *(path for path in (requests, json_schema) if path)]
     files = JobFiles(results, table, report, resume, force, formulas)

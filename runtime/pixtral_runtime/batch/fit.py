@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from pixtral_runtime.backends.device_buffers import whole_rows
 from pixtral_runtime.batch.records import Request
 from pixtral_runtime.bundle.device_catalog import CPU_RESERVE_BYTES, KnownDevice
 from pixtral_runtime.bundle.footprint import Footprint
-from pixtral_runtime.errors import ContextError, MemoryShortageError, Option, SettingError
+from pixtral_runtime.errors import ContextError, ImageError, MemoryShortageError, Option, SettingError
 from pixtral_runtime.generation.model import Model
-from pixtral_runtime.inputs.conversation import Message
+from pixtral_runtime.inputs.conversation import Message, StoredPicture
+from pixtral_runtime.inputs.data_url import picture_file
 from pixtral_runtime.inputs.image import stored_size
 from pixtral_runtime.inputs.preprocess import token_count
 from pixtral_runtime.inputs.prompt import PromptBuilder
@@ -32,7 +34,7 @@ def check_fit(prompts: PromptBuilder, requests: Sequence[Request]) -> None:
         room = context - text - 1
         if len(request.images) * prompts.preprocess.largest_block <= room:
             continue
-        sizes = [stored_size(path) for path in request.images]
+        sizes = [_size(image) for image in request.images]
         tokens = sum(token_count(*prompts.preprocess.grid(*size)) for size in sizes if size is not None)
         if tokens > room:
             raise ContextError(
@@ -41,6 +43,15 @@ def check_fit(prompts: PromptBuilder, requests: Sequence[Request]) -> None:
                 Option("image_tokens", room // len(request.images), "for smaller images"),
                 f"pixtral export … --max-context {text + tokens + 1}",
             )
+
+
+def _size(image: Path | StoredPicture) -> tuple[int, int] | None:
+    if isinstance(image, Path):
+        return stored_size(image)
+    try:
+        return stored_size(picture_file(image))
+    except ImageError:
+        return None
 
 
 def most_rows(prompts: PromptBuilder, requests: Sequence[Request]) -> int:

@@ -14,8 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.generation.sampling import Sampling
-from pixtral_runtime.inputs.conversation import Message
+from pixtral_runtime.inputs.conversation import Message, StoredPicture
 from pixtral_runtime.json_data import from_json
+
+RARE = ("thinking", "own", "logprobs", "reasoning_tokens", "status", "param")
 
 
 @dataclass(frozen=True)
@@ -45,24 +47,56 @@ class Settings:
     def sampling(self, request: Request) -> Sampling:
         """How the request's answer is drawn.
 
-        Its seed follows from the job's and the request's id: answers over a folder are independent draws, and the same
-        ones again in another order, on another shard, or after an interruption.
+        What the request says itself is taken. Otherwise its seed follows from the job's and the request's id: answers
+        over a folder are independent draws, and the same ones again in another order, on another shard, or after an
+        interruption.
         """
+        own = request.own or OwnSettings()
+        temperature = self.temperature if own.temperature is None else own.temperature
+        top_p = self.top_p if own.top_p is None else own.top_p
+        if own.seed is not None:
+            return Sampling(temperature, top_p, own.seed % 2**64)
         digest = hashlib.sha256(f"{self.seed} {request.id}".encode("utf-8", "surrogateescape")).digest()
-        return Sampling(self.temperature, self.top_p, int.from_bytes(digest[:8]))
+        return Sampling(temperature, top_p, int.from_bytes(digest[:8]))
+
+
+@dataclass(frozen=True)
+class OwnSettings:
+    """What a request of OpenAI's API says of its answer itself, and the job's settings do not. None is what it leaves.
+
+    `json_schema` is the text of a schema. `model` is a name, and decides nothing.
+    """
+
+    model: str | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    seed: int | None = None
+    stops: tuple[str, ...] = ()
+    top_logprobs: int | None = None
+    logit_bias: tuple[tuple[int, float], ...] = ()
+    json_schema: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is said, as a record shows it: the schema by its sha256."""
+        said = {name: value for name, value in asdict(self).items() if value is not None and value != ()}
+        if self.json_schema is not None:
+            said["json_schema"] = hashlib.sha256(self.json_schema.encode()).hexdigest()
+        return said
 
 
 @dataclass(frozen=True)
 class Request:
-    """`id` names it within its job. Images in the messages are paths."""
+    """`id` names it within its job. Images in the messages are not read yet."""
 
     id: str
     messages: tuple[Message, ...]
     max_new_tokens: int = 128
+    own: OwnSettings | None = None  # of one in OpenAI's format
 
     @property
-    def images(self) -> tuple[Path, ...]:
-        return tuple(part for message in self.messages for part in message.content if isinstance(part, Path))
+    def images(self) -> tuple[Path | StoredPicture, ...]:
+        parts = (part for message in self.messages for part in message.content)
+        return tuple(part for part in parts if isinstance(part, Path | StoredPicture))
 
     @property
     def question(self) -> str:
@@ -71,16 +105,17 @@ class Request:
 
     def asked(self, settings: Settings) -> str:
         """A hash of all that was asked and how, 16 hex digits; images by their place, not their content."""
-        turns = [
-            [m.role, *(part if isinstance(part, str) else None for part in m.content), *_of_tools(m)]
-            for m in self.messages
-        ]
-        return _digest([turns, self.max_new_tokens, asdict(settings)])
+        turns = [[m.role, *map(_hashable, m.content), *_of_tools(m)] for m in self.messages]
+        own = [] if self.own is None else [self.own.to_dict()]
+        return _digest([turns, self.max_new_tokens, asdict(settings), *own])
 
 
 @dataclass
 class ImageInfo:
-    """An image of a request. Size in pixels, upright; `sha256` of the file. None where it could not be read."""
+    """An image of a request. Size in pixels, upright; `sha256` of the file. None where it could not be read.
+
+    `path` is the beginning of a data: URL where the image is one.
+    """
 
     path: str
     sha256: str | None = None
@@ -112,10 +147,15 @@ class Record:
     settings: dict[str, Any] = field(default_factory=dict)
     error: str | None = None
     hint: str | None = None
+    own: dict[str, Any] | None = None  # what a request in OpenAI's format said of its answer
+    logprobs: list[Any] | None = None  # of the tokens, where it asked for them, as OpenAI's API writes them
+    reasoning_tokens: int | None = None  # of the new ones, before the answer
+    status: int | None = None  # of the error, as HTTP has it, and the field of such a request that is to blame
+    param: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON has it; without `thinking` where there was none."""
-        return {name: value for name, value in asdict(self).items() if name != "thinking" or value is not None}
+        """As JSON has it; without what only some requests have."""
+        return {name: value for name, value in asdict(self).items() if name not in RARE or value is not None}
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Record:
@@ -126,12 +166,19 @@ class Record:
 def record_of(request: Request, settings: Settings) -> Record:
     """The request's record before anything was done."""
     images = [ImageInfo(str(path)) for path in request.images]
-    return Record(request.id, request.question, request.asked(settings), images, settings=asdict(settings))
+    own = None if request.own is None else request.own.to_dict()
+    return Record(request.id, request.question, request.asked(settings), images, settings=asdict(settings), own=own)
 
 
 def record_key(asked: str, image_hashes: Sequence[str]) -> str:
     """16 hex digits for a question about images of these contents."""
     return _digest([asked, *image_hashes])
+
+
+def _hashable(part: object) -> object:
+    if isinstance(part, str):
+        return part
+    return ["small"] if isinstance(part, StoredPicture) and part.is_small else None
 
 
 def _of_tools(message: Message) -> list[dict[str, object]]:

@@ -260,7 +260,7 @@ def _check_same_job(path: Path, records: Mapping[str, Record], requests: Iterabl
         what = (
             f"the question was {before.question!r} and is {request.question!r}"
             if before.question != request.question
-            else "the number of new tokens, the system prompt or earlier turns are not those of before"
+            else "the number of new tokens, the system prompt, earlier turns or own settings are not those of before"
         )
         raise InputError(f"{path} holds the answer to something else for {request.id}: {what}", *remedies)
     for record in records.values():

@@ -1,4 +1,4 @@
-"""Records as tables for spreadsheets and data frames: CSV and Parquet, a row a record."""
+"""Records in other formats: CSV and Parquet for spreadsheets and data frames, a row a record; OpenAI's batch output."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pixtral_runtime.batch.openai_output import SUFFIX, write_openai_output
 from pixtral_runtime.batch.records import Record
 from pixtral_runtime.batch.results_file import ANOTHER_OUTPUT, write_records
 from pixtral_runtime.errors import Option, SettingError, extra_missing, unwritable
 from pixtral_runtime.files import replacing
 
-RESULTS_FORMATS = ("jsonl", "csv", "parquet")
+RESULTS_FORMATS = ("jsonl", "csv", "parquet", "openai")
 STAGE_COLUMNS = (
     "image",
     "preprocess",
@@ -33,7 +34,7 @@ def table_format(path: Path, wanted: str | None = None) -> str:
 
     Raises SettingError for an unknown format, MachineError where Parquet's package is missing.
     """
-    suffix = path.suffix.removeprefix(".").lower()
+    suffix = "openai" if path.name.lower().endswith(SUFFIX) else path.suffix.removeprefix(".").lower()
     format = wanted or (suffix if suffix in RESULTS_FORMATS else "jsonl")
     if format not in RESULTS_FORMATS:
         raise SettingError(f"there is no format {format!r}", Option("format", tuple(RESULTS_FORMATS)))
@@ -52,6 +53,8 @@ def write_table(records: Iterable[Record], path: Path, format: str, *, formulas:
     table_format(path, format)
     if format == "jsonl":
         return write_records(path, records)
+    if format == "openai":
+        return write_openai_output(records, path)
     columns = _columns(list(records))
     try:
         with replacing(path) as file:
@@ -118,7 +121,8 @@ def _columns(records: Sequence[Record]) -> dict[str, list[Any]]:
 
 def _structured(record: Record) -> dict[str, Any]:
     """The properties of an answer that a schema made; none for other answers, and for one that was cut short."""
-    if record.answer is None or record.finish_reason != "stop" or not record.settings.get("json_schema"):
+    is_structured = any((said or {}).get("json_schema") for said in (record.own, record.settings))
+    if record.answer is None or record.finish_reason != "stop" or not is_structured:
         return {}
     try:
         answer = json.loads(record.answer)

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import json
 import re
+import threading
+from collections import OrderedDict
 from functools import cache, lru_cache
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -20,6 +22,7 @@ import numpy.typing as npt
 
 from pixtral_runtime.bundle.manifest import SENTENCEPIECE
 from pixtral_runtime.errors import MachineError, Option, Remedy, RequestError, SettingError, extra_missing
+from pixtral_runtime.inputs.openai_chat import FieldError
 from pixtral_runtime.inputs.prompt import PromptBuilder
 from pixtral_runtime.inputs.text_file import unique_keys
 
@@ -35,6 +38,7 @@ COMPACT_JSON: Any = {
     "coerce_one_of": False,
     "json_allowed_escapes": 'bfnrt\\"',
 }
+MOST_SCHEMAS = 64  # compiled ones that are kept
 LARGEST_EXACT_INTEGER = 2**53  # llguidance reads numbers as float64, which holds every integer up to here
 # llguidance does nothing for the first three, and fulfils minProperties with the same property twice.
 IGNORED_KEYWORDS = ("contentEncoding", "contentMediaType", "contentSchema", "minProperties")
@@ -143,6 +147,28 @@ def _tokenizer(prompts: PromptBuilder) -> LLTokenizer:
 
     tokens = MistralLLGTokenizer(prompts.tokenizer.instruct_tokenizer.tokenizer)
     return llguidance.LLTokenizer(llguidance.TokenizerWrapper(tokens), eos_token=prompts.bundle.model.eos)
+
+
+class SchemaCache:
+    """The schemas of requests, each compiled once for as long as it is asked for. May be used by many threads."""
+
+    def __init__(self, prompts: PromptBuilder) -> None:
+        self._prompts = prompts
+        self._schemas: OrderedDict[str, JsonSchema] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def compiled(self, text: str) -> JsonSchema:
+        """Raises FieldError for a schema that cannot be enforced, and what else `compile_schema` raises."""
+        with self._lock:
+            if text not in self._schemas:
+                try:
+                    self._schemas[text] = compile_schema(text, self._prompts, "the schema")
+                except RequestError as error:
+                    raise FieldError("response_format", str(error), "leave that out of it") from error
+            self._schemas.move_to_end(text)
+            while len(self._schemas) > MOST_SCHEMAS:
+                self._schemas.popitem(last=False)
+            return self._schemas[text]
 
 
 @cache

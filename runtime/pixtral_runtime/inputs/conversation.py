@@ -26,21 +26,40 @@ class ToolCall:
 
 
 @dataclass(frozen=True)
+class StoredPicture:
+    """A picture that is more than a file: data within one, or a file that is to be seen small. `name` is for people.
+
+    `span` is where in `file` the data: URL begins and ends, as JSON writes it; `digest` is that of the URL. What cannot
+    be read again, because it came through a pipe, is held in `url`.
+    """
+
+    name: str
+    file: Path | None = None
+    span: tuple[int, int] | None = None
+    digest: str = ""
+    url: str = ""
+    is_small: bool = False
+
+    def __str__(self) -> str:
+        return self.name
+
+
+@dataclass(frozen=True)
 class Message:
-    """One turn. Content is text and images in the order they are meant: RGB pictures, or paths until they are read.
+    """One turn. Content is text and images in the order they are meant: RGB pictures, or what they are read from.
 
     An assistant's may have `tool_calls`. Each is answered by a message of the role "tool" with its id as
     `tool_call_id`, before anybody else says something.
     """
 
     role: Role
-    content: tuple[str | Path | Image.Image, ...]
+    content: tuple[str | Path | StoredPicture | Image.Image, ...]
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
 
 
 def user_message(
-    text: str, images: Sequence[Path | Image.Image] = (), system: str | None = None
+    text: str, images: Sequence[Path | StoredPicture | Image.Image] = (), system: str | None = None
 ) -> tuple[Message, ...]:
     """The usual request: images, then text, and perhaps a system prompt."""
     user = Message("user", (*images, text) if text else tuple(images))

@@ -8,7 +8,7 @@ those at the value that does nothing (`NEUTRAL`).
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -100,6 +100,12 @@ def parse_chat(body: object, open_picture: OpenPicture) -> ChatRequest:
     options.refuse_others("stream_options.")
     fields.refuse_others()
     return request
+
+
+def check_tokens(biased: Iterable[int], vocabulary: int) -> None:
+    """Raises FieldError for a token of a logit bias that a model of so many tokens lacks."""
+    if unknown := [token for token in biased if token >= vocabulary]:
+        raise FieldError("logit_bias", f"there is no token {unknown[0]}", f"ids below {vocabulary}")
 
 
 class _Fields:

@@ -1,7 +1,7 @@
 """Conversations as OpenAI's chat API writes them: one dialect for request files, the judge and the server.
 
 Who reads them says what an image's path or URL stands for, by an `OpenPicture`. For request files that is a local file
-(`local_picture`): a path relative to a folder, or a file:// URL. Nothing is downloaded.
+(`local_picture`): a path relative to a folder, or a file:// URL; or it is a data: URL. Nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from urllib.parse import unquote
 from PIL import Image
 
 from pixtral_runtime.errors import RequestError
-from pixtral_runtime.inputs.conversation import TOOL_NAME, Message, Role, ToolCall
+from pixtral_runtime.inputs.conversation import TOOL_NAME, Message, Role, StoredPicture, ToolCall
+from pixtral_runtime.inputs.data_url import StorePicture, held, is_data_url
 from pixtral_runtime.inputs.image_files import read_image_file
 from pixtral_runtime.inputs.text_file import parsed_json
 
@@ -39,11 +40,11 @@ REQUEST_EXAMPLE = '{"id": "1", "prompt": "What is shown?", "images": ["photo.jpg
 TYPE_NAMES = {str: "a string", int: "a whole number", list: "a list", dict: "an object"}
 
 
-def with_images(messages: tuple[Message, ...], images: tuple[Path, ...]) -> tuple[Message, ...]:
+def with_images(messages: tuple[Message, ...], images: tuple[Path | StoredPicture, ...]) -> tuple[Message, ...]:
     """The conversation with `images` before the text of the user's first message."""
     if not images:
         return messages
-    if any(isinstance(part, Path) for message in messages for part in message.content):
+    if any(isinstance(part, Path | StoredPicture) for message in messages for part in message.content):
         raise RequestError("'images' beside images in the messages", "keep one of the two")
     first = next((index for index, message in enumerate(messages) if message.role == "user"), 0)
     return tuple(
@@ -52,13 +53,27 @@ def with_images(messages: tuple[Message, ...], images: tuple[Path, ...]) -> tupl
     )
 
 
-OpenPicture = Callable[[object, str], Path | Image.Image]
+OpenPicture = Callable[[object, str], Path | StoredPicture | Image.Image]
 """What an image stands for, from its path or URL and its detail. Raises RequestError, ImageError."""
 
+LocalPicture = Callable[[object, str], Path | StoredPicture]
+"""An `OpenPicture` that reads nothing yet."""
 
-def local_picture(folder: Path) -> OpenPicture:
-    """Images are local files. Their detail is not read: how large a picture is seen is a setting of the whole job."""
-    return lambda value, detail: image_path(value, folder)
+
+def local_picture(folder: Path, store: StorePicture = held, *, reads_detail: bool = False) -> LocalPicture:
+    """Images are local files, or data: URLs that `store` keeps.
+
+    Unless `reads_detail`, how large a picture is seen is a setting of the whole job.
+    """
+
+    def open_picture(value: object, detail: str) -> Path | StoredPicture:
+        is_small = reads_detail and detail == "low"
+        if isinstance(value, str) and is_data_url(value):
+            return store(value, is_small)
+        path = image_path(value, folder)
+        return StoredPicture(str(path), path, is_small=True) if is_small else path
+
+    return open_picture
 
 
 def parse_message(value: object, open_picture: OpenPicture) -> Message:
@@ -115,7 +130,7 @@ def tool_name(value: object) -> str:
     return value
 
 
-def _part(value: object, open_picture: OpenPicture) -> str | Path | Image.Image:
+def _part(value: object, open_picture: OpenPicture) -> str | Path | StoredPicture | Image.Image:
     kind = value.get("type") if isinstance(value, dict) else None
     if not isinstance(value, dict) or not isinstance(kind, str) or kind not in PART_KEYS:
         raise RequestError(

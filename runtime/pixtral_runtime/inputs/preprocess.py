@@ -135,6 +135,9 @@ def _hf_pixels(image: Image.Image, size: tuple[int, int]) -> NDArray[np.float32]
     return np.ascontiguousarray(normalized.transpose(2, 0, 1))  # (3, H, W)
 
 
+LOW_DETAIL_TOKENS = 272  # a picture of 256² pixels, in patches of 16
+
+
 def see_within(image: Image.Image, image_tokens: int) -> Image.Image:
     """The same picture, of which at most so many tokens are to be seen, whatever the budget of others."""
     image.info[OWN_BUDGET] = image_tokens

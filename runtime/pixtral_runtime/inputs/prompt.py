@@ -23,7 +23,7 @@ from PIL import Image
 from pixtral_runtime.bundle.integrity import check_file
 from pixtral_runtime.bundle.manifest import SENTENCEPIECE, Bundle, remake_hint
 from pixtral_runtime.errors import BundleError, ContextError, InputError, Option, RequestError, extra_missing
-from pixtral_runtime.inputs.conversation import Message, ToolCall, check_tool_results
+from pixtral_runtime.inputs.conversation import Message, StoredPicture, ToolCall, check_tool_results
 from pixtral_runtime.inputs.preprocess import Preprocess, token_count
 from pixtral_runtime.inputs.tool_calls import (
     CallingAnswer,
@@ -305,7 +305,7 @@ def _to_mistral(message: Message, thinks: bool) -> Any:
 
     parts: list[Any] = []
     for part in message.content:
-        if isinstance(part, Path):
+        if isinstance(part, Path | StoredPicture):
             raise InputError(f"{part} was not read", "open_image(path) reads it")
         if not isinstance(part, str | Image.Image):
             raise RequestError(f"{type(part).__name__} in a message", "texts, pictures, and paths of pictures")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import codecs
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,24 @@ def read_text(path: Path, *remedies: Remedy) -> str:
     return "\n".join(read_lines(path, *remedies))
 
 
-def read_lines(path: Path, *remedies: Remedy) -> Iterator[str]:
-    """The lines of a file without their ends. Raises InputError, with the remedies where the file cannot be read."""
+def read_lines(path: Path, *remedies: Remedy, note: Callable[[bytes], None] = lambda _: None) -> Iterator[str]:
+    """The lines of a file without their ends; `note` hears the bytes of each before.
+
+    Raises InputError, with the remedies where the file cannot be read.
+    """
     try:
         with path.open("rb") as file:
-            yield from text_lines(file, str(path))
+            yield from text_lines(_noted(file, note), str(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}", *remedies) from error
     except ValueError as error:  # a zero byte in its name
         raise InputError(f"{str(path)!r} cannot be read: {error}", *remedies) from error
+
+
+def _noted(lines: Iterable[bytes], note: Callable[[bytes], None]) -> Iterator[bytes]:
+    for line in lines:
+        note(line)
+        yield line
 
 
 def parsed_json(source: str | bytes) -> Any:

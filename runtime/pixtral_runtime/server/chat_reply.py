@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pixtral_runtime.batch.openai_output import token_logprobs
 from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.logits import TokenLogprob
 from pixtral_runtime.inputs.conversation import ToolCall
@@ -100,20 +101,7 @@ class ChatReply:
     def _logprobs(self, tokens: Iterable[TokenLogprob]) -> dict[str, Any] | None:
         if self.prepared.request.top_logprobs is None:
             return None
-        eos = self.prompts.bundle.model.eos
-        content = [
-            token_of(self.prompts, one.token_id, one.logprob)
-            | {"top_logprobs": [token_of(self.prompts, *other) for other in one.top]}
-            for one in tokens
-            if one.token_id != eos
-        ]
-        return {"content": content, "refusal": None}
-
-
-def token_of(prompts: PromptBuilder, token_id: int, logprob: float) -> dict[str, Any]:
-    """A token with its log-probability. Bytes that are no characters by themselves are in `bytes` alone."""
-    data = prompts.token_bytes(token_id)
-    return {"token": data.decode(errors="replace"), "logprob": logprob, "bytes": list(data)}
+        return {"content": token_logprobs(self.prompts, tokens), "refusal": None}
 
 
 def usage_of(prompts: PromptBuilder, generations: Sequence[Generation]) -> dict[str, Any]:

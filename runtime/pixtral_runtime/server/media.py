@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,17 +11,16 @@ from urllib.parse import unquote_to_bytes
 
 from PIL import Image
 
-from pixtral_runtime.errors import ImageError
+from pixtral_runtime.inputs.conversation import StoredPicture
+from pixtral_runtime.inputs.data_url import StorePicture, data_of, is_data_url
 from pixtral_runtime.inputs.decode_memory import DecodeMemory
 from pixtral_runtime.inputs.image import decode_image
 from pixtral_runtime.inputs.image_files import read_image_file
 from pixtral_runtime.inputs.openai_chat import FieldError
 from pixtral_runtime.inputs.openai_messages import shown
-from pixtral_runtime.inputs.preprocess import see_within
+from pixtral_runtime.inputs.preprocess import LOW_DETAIL_TOKENS, see_within
 
-LOW_DETAIL_TOKENS = 272  # a picture of 256² pixels, in patches of 16
 REMOTE = re.compile(r"https?://", re.IGNORECASE)
-DATA = re.compile(r"data:(?P<kind>[^,;]*)(?P<parameters>(?:;[^,;]*)*),", re.IGNORECASE)
 EXAMPLE = '{"type": "image_url", "image_url": {"url": "data:image/png;base64,…"}}'
 
 
@@ -45,9 +43,20 @@ class Media:
             picture = decode_image(data, name, apply_exif=self.apply_exif).pixels
         return see_within(picture, LOW_DETAIL_TOKENS) if detail == "low" else picture
 
+    def later(self, url: object, detail: str, store: StorePicture) -> StoredPicture:
+        """The picture behind a URL, not read yet; `store` keeps data: URLs. Raises FieldError."""
+        if not isinstance(url, str) or not url:
+            raise FieldError("image_url", f"expected a URL, found {shown(url)}", EXAMPLE)
+        is_small = detail == "low"
+        if is_data_url(url):
+            return store(url, is_small)
+        if not url.lower().startswith("file:"):
+            raise FieldError("image_url", "a batch fetches no pictures from elsewhere", EXAMPLE)
+        return StoredPicture(shown(url).strip('"'), self._local(url), is_small=is_small)
+
     def _read(self, url: str, name: str) -> bytes:
-        if match := DATA.match(url):
-            return _decoded(url[match.end() :], match["parameters"].lower(), name)
+        if is_data_url(url):
+            return data_of(url, name)
         if REMOTE.match(url):
             raise FieldError("image_url", "this server fetches no pictures from elsewhere", EXAMPLE)
         if url.lower().startswith("file:"):
@@ -80,15 +89,3 @@ def remote_urls(body: Any) -> Iterator[str]:
             url = value.get("url") if isinstance(value, dict) else value
             if isinstance(url, str) and REMOTE.match(url):
                 yield url
-
-
-def _decoded(payload: str, parameters: str, name: str) -> bytes:
-    """The bytes of a data: URL, in base64 or percent-encoded."""
-    try:
-        if not parameters.endswith(";base64"):
-            return unquote_to_bytes(payload)
-        packed = unquote_to_bytes(payload) if "%" in payload else payload.encode("ascii")
-        packed = b"".join(packed.split()).rstrip(b"=")
-        return base64.b64decode(packed + b"=" * (-len(packed) % 4), validate=True)
-    except ValueError as error:
-        raise ImageError(f"{name}: the data is no base64: {error}", "encode the file's bytes again") from error

@@ -5,20 +5,18 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import secrets
-import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from pixtral_runtime.errors import ContextError, PixtralError, RequestError
+from pixtral_runtime.errors import ContextError, PixtralError
 from pixtral_runtime.generation.answer_text import AnswerText
 from pixtral_runtime.generation.generation import Generation
-from pixtral_runtime.generation.json_schema import JsonSchema, compile_schema
+from pixtral_runtime.generation.json_schema import SchemaCache
 from pixtral_runtime.generation.sampling import Constraint, Sampling, sampling_of
 from pixtral_runtime.generation.tool_choice import compile_tools
-from pixtral_runtime.inputs.openai_chat import ChatRequest, FieldError, parse_chat
+from pixtral_runtime.inputs.openai_chat import ChatRequest, check_tokens, parse_chat
 from pixtral_runtime.inputs.openai_messages import shown
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 from pixtral_runtime.inputs.text_file import parsed_json
@@ -29,7 +27,6 @@ from pixtral_runtime.server.remote_media import Fetcher
 T = TypeVar("T")
 THREADS = 2  # that decode pictures and tokenize
 FETCH_THREADS = 8
-MOST_SCHEMAS = 64  # compiled ones that are kept
 
 
 @dataclass(frozen=True)
@@ -52,8 +49,7 @@ class Preparation:
         self._max_new_tokens = max_new_tokens
         self._threads = ThreadPoolExecutor(THREADS, "prepare")
         self._fetchers = ThreadPoolExecutor(FETCH_THREADS, "fetch")
-        self._schemas: OrderedDict[str, JsonSchema] = OrderedDict()
-        self._schemas_lock = threading.Lock()
+        self._schemas = SchemaCache(prompts)
 
     def close(self) -> None:
         for pool in (self._threads, self._fetchers):
@@ -97,9 +93,7 @@ class Preparation:
 
     def _prepare(self, body: Any, fetched: Mapping[str, bytes]) -> Prepared:
         request = parse_chat(body, lambda url, detail: self._media.open(url, detail, fetched))
-        vocabulary = self._prompts.bundle.model.decoder.vocab_size
-        if unknown := [token for token in request.logit_bias if token >= vocabulary]:
-            raise FieldError("logit_bias", f"there is no token {unknown[0]}", f"ids below {vocabulary}")
+        check_tokens(request.logit_bias, self._prompts.bundle.model.decoder.vocab_size)
         prompt = self._prompts.build(request.messages, tools=request.tools)
         _ = prompt.row_keys  # hashed here, where nobody waits
         room = self._context - len(prompt.token_ids)
@@ -112,7 +106,7 @@ class Preparation:
         limit = request.max_new_tokens or self._max_new_tokens or room
         drawn = sampling_of(self._prompts.bundle, request.temperature, request.top_p)
         seed = secrets.randbits(63) if request.seed is None else request.seed
-        schema = None if request.json_schema is None else self._schema(request.json_schema)
+        schema = None if request.json_schema is None else self._schemas.compiled(request.json_schema)
         choice = None if request.tools is None else compile_tools(request.tools, self._prompts)
         may_call = request.tools is not None
 
@@ -134,19 +128,6 @@ class Preparation:
             for number in range(request.answers)
         )
         return Prepared(request, prompt, generations)
-
-    def _schema(self, text: str) -> JsonSchema:
-        """Compiled once, for as long as it is asked for."""
-        with self._schemas_lock:
-            if text not in self._schemas:
-                try:
-                    self._schemas[text] = compile_schema(text, self._prompts, "the schema")
-                except RequestError as error:
-                    raise FieldError("response_format", str(error), "leave that out of it") from error
-            self._schemas.move_to_end(text)
-            while len(self._schemas) > MOST_SCHEMAS:
-                self._schemas.popitem(last=False)
-            return self._schemas[text]
 
 
 def seed_of(seed: int, number: int) -> int:

@@ -11,10 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from pixtral_runtime.batch.openai_output import token_of
 from pixtral_runtime.inputs.conversation import ToolCall
 from pixtral_runtime.inputs.prompt import PromptBuilder
 from pixtral_runtime.server.answers import Delta, text_of
-from pixtral_runtime.server.chat_reply import token_of
 from pixtral_runtime.server.preparation import Prepared
 from pixtral_runtime.server.problems import Problem
 

@@ -293,10 +293,10 @@ def test_pictures_are_decoded_one_by_one_where_memory_does_not_hold_two(
     seen = []
 
     def decode(data: bytes, name: str, *, apply_exif: bool) -> object:
-        seen.append(job._memory.alone.locked())
+        seen.append(job._loader.memory.alone.locked())
         return decode_image(data, name, apply_exif=apply_exif)
 
-    monkeypatch.setattr("pixtral_runtime.batch.job.decode_image", decode)
+    monkeypatch.setattr("pixtral_runtime.batch.loading.decode_image", decode)
     monkeypatch.setattr("pixtral_runtime.inputs.decode_memory.too_little_memory", lambda _: 1 if is_tight else None)
     assert all(record.answer for record in job.records())
     assert seen == [is_tight] * 2
