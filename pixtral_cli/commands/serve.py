@@ -25,6 +25,7 @@ from pixtral_cli.options import (
     ThreadsOption,
     open_model,
     open_prompts,
+    refuse_unused,
     refuse_unused_by_backend,
     slots_wanted,
     warn_of_unused,
@@ -61,6 +62,10 @@ def serve(
         int | None, typer.Option(min=1, help="Longest answer of requests that do not say. Default: all that is left.")
     ] = None,
     log_prompts: Annotated[bool, typer.Option("--log-prompts", help="Log what is asked, without pictures.")] = False,
+    batch_api_dir: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the Batch API: files, batches, their results.")
+    ] = None,
+    max_batch_file: Annotated[str, typer.Option(metavar="SIZE", help="Longest file of the Batch API.")] = "200MB",
     batch: BatchOption = "auto",
     memory_limit: MemoryLimitOption = None,
     drafts: DraftsOption = 0,
@@ -77,12 +82,13 @@ def serve(
 
     Every option can stand in the environment as well, --port as PIXTRAL_PORT.
     """
-    for package in ("starlette", "uvicorn", "prometheus_client"):
+    for package in ("starlette", "uvicorn", "prometheus_client", "python_multipart"):
         output.require(package, "serve", "Serving")
     from pixtral_runtime.batch.fit import slots_for
     from pixtral_runtime.generation.feature_cache import FeatureCache
     from pixtral_runtime.inputs.decode_memory import DecodeMemory
     from pixtral_runtime.server.app import make_app
+    from pixtral_runtime.server.batches import BatchOptions
     from pixtral_runtime.server.media import Media
     from pixtral_runtime.server.preparation import THREADS
     from pixtral_runtime.server.run import Server, open_socket
@@ -90,9 +96,11 @@ def serve(
 
     refuse_unused_by_backend(context, backend)
     keys = _keys(api_key_file)
+    if batch_api_dir is None:
+        refuse_unused(context, ("max_batch_file",), "without --batch-api-dir", "--batch-api-dir DIR")
+    longest_file = output.parse_size(max_batch_file, "--max-batch-file")
     limits = Limits(queue, output.parse_size(max_body, "--max-body"), request_timeout)
-    folder = allowed_local_media_path
-    _check_folder(folder)
+    _check_folder(allowed_local_media_path)
     prompts = open_prompts(bundle, preprocess, max_image_side, image_tokens)
     wanted, memory_bytes = slots_wanted(batch, memory_limit)
     bound = open_socket(host, port)
@@ -100,16 +108,15 @@ def serve(
     warn_of_unused(context, model.backend)
     longest = min(max_context or prompts.bundle.limits.max_context, prompts.bundle.limits.max_context)
     slots = slots_for(model, longest, wanted, memory_bytes)
-    features = None
-    if embedding_cache is not None:
-        features = FeatureCache(embedding_cache, prompts.bundle.fingerprint)
+    features = None if embedding_cache is None else FeatureCache(embedding_cache, prompts.bundle.fingerprint)
     _ = prompts.tokenizer  # read now, so that the first request does not wait for it
     options = ServiceOptions(
         served_model_name or bundle.resolve().name,
         *(slots, longest, max_new_tokens, drafts, features),
-        Media(folder, allow_remote_media, exif, DecodeMemory(THREADS)),
+        Media(allowed_local_media_path, allow_remote_media, exif, DecodeMemory(THREADS)),
         limits=limits,
         logs_prompts=log_prompts,
+        batches=None if batch_api_dir is None else BatchOptions(batch_api_dir, longest_file),
     )
     service = Service(model, options)
     is_loopback = ip_address(bound.getsockname()[0]).is_loopback

@@ -92,6 +92,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("check bundle --engine rtx:sm89", "--lora a", "without --against", "check bundle --against nowhere"),
         ("build bundle --target rtx:sm89,rtx:sm120", "--timing-cache t", "for rtx:sm89,rtx:sm120",
          "build bundle --target rtx:sm89,trt"),
+        ("serve bundle", "--max-batch-file 1MB", "without --batch-api-dir", "serve bundle --batch-api-dir kept"),
         ("plan bundle", "--dtype float16", "for a bundle", "plan nowhere"),
         ("plan bundle", "--group-size 32", "for a bundle", "plan nowhere --precision int4"),
         ("plan bundle", "--lora a", "for a bundle", "plan nowhere"),

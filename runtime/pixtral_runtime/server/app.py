@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from pixtral_runtime.inputs.openai_chat import FieldError
+from pixtral_runtime.server.batches_api import batch_routes
 from pixtral_runtime.server.chat_reply import ChatReply
 from pixtral_runtime.server.http import Guard, RequestLog, problem_response
 from pixtral_runtime.server.metrics import CONTENT_TYPE
@@ -43,6 +44,7 @@ def make_app(service: Service, keys: Sequence[str] = (), *, is_loopback: bool = 
             Route("/v1/responses", routes.responses, methods=["POST"]),
             Route("/v1/models", routes.models),
             Route("/v1/models/{name:path}", routes.model),
+            *batch_routes(service),
             Route("/tokenize", routes.tokenize, methods=["POST"]),
             Route("/health", routes.health),
             Route("/ready", routes.ready),

@@ -35,20 +35,29 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # what a page of another site may send without being asked is something else
         raise Problem(415, f"expected a body of application/json, found {kind or 'no content-type'}")
+    data = bytearray()
+    async for piece in body_pieces(request, most_bytes):
+        data += piece
+    return bytes(data)
+
+
+async def body_pieces(request: Request, most_bytes: int) -> AsyncIterator[bytes]:
+    """A body as it comes. Raises Problem where it is too long or too slow."""
     too_long = Problem(413, f"the body is longer than the {most_bytes:,} bytes that this server reads")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > most_bytes:
         raise too_long
-    data = bytearray()
+    read = 0
     pieces = request.stream()
     try:
         while True:
             piece = await asyncio.wait_for(anext(pieces, None), BODY_PATIENCE_S)
             if piece is None:
-                return bytes(data)
-            data += piece
-            if len(data) > most_bytes:
+                return
+            read += len(piece)
+            if read > most_bytes:
                 raise too_long
+            yield piece
     except TimeoutError:
         raise Problem(408, f"no more of the body came within {BODY_PATIENCE_S:g} s") from None
 

@@ -51,12 +51,17 @@ class Problem(Exception):
 
 def problem_of(error: PixtralError) -> Problem:
     """The client's fault where the input is, or a setting that a request has; ours otherwise."""
-    hint = "; ".join(filter(None, map(_remedy, error.remedies)))
+    hint = client_hint(error)
     message = f"{error} ({hint})" if hint else str(error)
     named = next((FIELDS[option.name] for option in error.options if option.name in FIELDS), None)
     if named is None and not isinstance(error, InputError):
         return Problem(500, message)
     return Problem(400, message, field=error.field if isinstance(error, FieldError) else named)
+
+
+def client_hint(error: PixtralError) -> str:
+    """What a client can do about it."""
+    return "; ".join(filter(None, map(_remedy, error.remedies)))
 
 
 def _remedy(remedy: Option | str) -> str:

@@ -18,6 +18,7 @@ from pixtral_runtime.generation.model import Model
 from pixtral_runtime.generation.scheduler import Scheduler
 from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.server.answers import Answers, Delta
+from pixtral_runtime.server.batches import BatchApi, BatchOptions
 from pixtral_runtime.server.http import EventStream, read_body, unless_left
 from pixtral_runtime.server.media import Media
 from pixtral_runtime.server.metrics import Metrics
@@ -56,6 +57,7 @@ class ServiceOptions:
     fetcher: Fetcher = field(default_factory=Fetcher)
     limits: Limits = field(default_factory=Limits)
     logs_prompts: bool = False
+    batches: BatchOptions | None = None  # None: the Batch API is not there
 
 
 class Reply(Protocol):
@@ -82,6 +84,7 @@ class Places:
     queue: int
     taken: int = 0
     seconds: float = 1.0  # an answer has its place, a running mean
+    on_free: Callable[[], None] = lambda: None
 
     @property
     def is_full(self) -> bool:
@@ -104,6 +107,7 @@ class Places:
         self.taken -= count
         if seconds is not None:
             self.seconds += (seconds - self.seconds) / 16
+        self.on_free()
 
 
 @dataclass
@@ -147,13 +151,27 @@ class Service:
         self.created_s = int(time.time())
         self.is_stopping = False
         self._logs_prompts = options.logs_prompts
+        self.batches: BatchApi | None = None
+        if options.batches is not None:
+            self.batches = BatchApi(
+                options.batches, model, options.media, self.loop, self._free_slots, options.max_new_tokens
+            )
+            self.places.on_free = self.batches.worker.wake
 
     def start(self) -> None:
         self.loop.start()
+        if self.batches is not None:
+            self.batches.worker.start()
 
     def stop(self) -> None:
+        if self.batches is not None:
+            self.batches.stop()
         self.loop.stop()
         self.preparation.close()
+
+    def _free_slots(self) -> int:
+        """Slots that no live request has or waits for."""
+        return 0 if self.is_stopping else self.loop.scheduler.slots - self.places.taken
 
     async def body(self, request: Request) -> Any:
         """The JSON of a request. Raises Problem."""
