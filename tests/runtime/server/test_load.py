@@ -95,7 +95,7 @@ def test_answers_do_not_depend_on_who_asks_beside(model: Model) -> None:
 
         running = [pool.submit(ask, text, number) for text in questions for number in range(4)]
         assert [one.result() for one in running] == expected
-        assert server.service.places.taken == 0
+        wait_until(lambda: server.service.places.taken == 0)  # a stream is over for its client a moment before
         assert server.metric("num_requests_running") == 0
 
 
