@@ -225,11 +225,13 @@ def slots_wanted(batch: str, memory_limit: str | None) -> tuple[int | None, int 
     return (None if batch == "auto" else int(batch)), limit
 
 
-def open_model(prompts: PromptBuilder, backend: str, threads: int, slots: int = 1) -> Model:
-    """Load a bundle for about so many answers at a time, and say what runs it."""
+def open_model(
+    prompts: PromptBuilder, backend: str, threads: int, slots: int | None = 1, rows: int | None = None
+) -> Model:
+    """Load a bundle for about so many answers of so many cache rows at a time, and say what runs it."""
     from pixtral_runtime.generation.model import load_bundle
 
-    model = load_bundle(prompts.bundle, prompts, threads=threads, backend=backend, slots=slots)
+    model = load_bundle(prompts.bundle, prompts, threads=threads, backend=backend, slots=slots, rows=rows)
     say_backend(model)
     return model
 

@@ -104,10 +104,10 @@ def serve(
     prompts = open_prompts(bundle, preprocess, max_image_side, image_tokens)
     wanted, memory_bytes = slots_wanted(batch, memory_limit)
     bound = open_socket(host, port)
-    model = open_model(prompts, backend, threads, wanted or 1)
+    model = open_model(prompts, backend, threads, wanted, max_context)
     warn_of_unused(context, model.backend)
     longest = min(max_context or prompts.bundle.limits.max_context, prompts.bundle.limits.max_context)
-    slots = slots_for(model, longest, wanted, memory_bytes)
+    slots = slots_for(model, longest, wanted, memory_bytes, "--max-context N for shorter prompts and answers")
     features = None if embedding_cache is None else FeatureCache(embedding_cache, prompts.bundle.fingerprint)
     _ = prompts.tokenizer  # read now, so that the first request does not wait for it
     options = ServiceOptions(

@@ -124,6 +124,7 @@ def test_an_address_that_is_taken_is_said_before_the_model_is_loaded(bundle: Pat
         (("--max-body", "many"), "--max-body"),
         (("--image-tokens", "1"), "--image-tokens"),
         (("--batch", "0"), "--batch"),
+        (("--memory-limit", "1kB"), "--max-context N"),
         (("--host", "256.1.1.1"), "256.1.1.1"),
         (("--backend", "ort-cpu", "--device", "0"), "--device"),
     ],

@@ -10,7 +10,7 @@ from pixtral_runtime.backends.device_buffers import whole_rows
 from pixtral_runtime.batch.records import Request
 from pixtral_runtime.bundle.device_catalog import CPU_RESERVE_BYTES, KnownDevice
 from pixtral_runtime.bundle.footprint import Footprint
-from pixtral_runtime.errors import ContextError, ImageError, MemoryShortageError, Option, SettingError
+from pixtral_runtime.errors import ContextError, ImageError, MemoryShortageError, Option, Remedy, SettingError
 from pixtral_runtime.generation.model import Model
 from pixtral_runtime.inputs.conversation import Message, StoredPicture
 from pixtral_runtime.inputs.data_url import picture_file
@@ -20,6 +20,7 @@ from pixtral_runtime.inputs.prompt import PromptBuilder
 
 MOST_SLOTS = 8  # taken by themselves; a CPU gains nothing beyond
 MOST_DEVICE_SLOTS = 32
+SMALLER_IMAGES = Option("image_tokens", "N", "for smaller images")
 SHARE_FOR_CACHES = 0.7  # of a device's free memory; the rest is for a prompt's chunk, images and the cache that grows
 
 
@@ -78,12 +79,14 @@ def choose_slots(model: Model, requests: Sequence[Request], wanted: int | None, 
     return slots_for(model, _longest_context(model, requests), wanted, memory_bytes)
 
 
-def slots_for(model: Model, context: int, wanted: int | None, memory_bytes: int | None) -> int:
+def slots_for(
+    model: Model, context: int, wanted: int | None, memory_bytes: int | None, smaller: Remedy = SMALLER_IMAGES
+) -> int:
     """How many answers of so many tokens, prompt included, to work on at a time.
 
     It is `wanted`, or as many as memory holds, engines were built for and pay. `memory_bytes` bounds what pixtral takes
     of this machine's memory; of a GPU's it takes what is free. Raises SettingError for none and for more than engines
-    have, MemoryShortageError where the memory does not hold the answers' caches.
+    have, MemoryShortageError where the memory does not hold the answers' caches; `smaller` helps if not even one.
     """
     if wanted is not None and wanted < 1:
         raise SettingError(f"{wanted} answers at a time", Option("batch", "N", "from 1 on"))
@@ -105,10 +108,10 @@ def slots_for(model: Model, context: int, wanted: int | None, memory_bytes: int 
     device = KnownDevice("this machine", memory_bytes, CPU_RESERVE_BYTES, 0)
     fitting = Footprint.of(bundle).largest_batch(device, context)
     if fitting < (wanted or 1):
-        smaller = Option("batch", fitting) if fitting else Option("image_tokens", "N", "for smaller images")
+        fewer = Option("batch", fitting) if fitting else smaller
         raise MemoryShortageError(
             f"{memory_bytes:,} bytes of memory hold {fitting} answers of {context} tokens each beside the model",
-            smaller,
+            fewer,
             *(() if fitting else (f"pixtral plan {bundle.path}",)),
         )
     return wanted or min(fitting, MOST_SLOTS)
