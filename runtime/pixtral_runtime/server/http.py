@@ -43,10 +43,9 @@ async def read_body(request: Request, most_bytes: int) -> bytes:
 
 async def body_pieces(request: Request, most_bytes: int) -> AsyncIterator[bytes]:
     """A body as it comes. Raises Problem where it is too long or too slow."""
-    too_long = Problem(413, f"the body is longer than the {most_bytes:,} bytes that this server reads")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > most_bytes:
-        raise too_long
+        raise _too_long(most_bytes)
     read = 0
     pieces = request.stream()
     try:
@@ -56,10 +55,15 @@ async def body_pieces(request: Request, most_bytes: int) -> AsyncIterator[bytes]
                 return
             read += len(piece)
             if read > most_bytes:
-                raise too_long
+                raise _too_long(most_bytes)
             yield piece
     except TimeoutError:
         raise Problem(408, f"no more of the body came within {BODY_PATIENCE_S:g} s") from None
+
+
+def _too_long(most_bytes: int) -> Problem:
+    """Made where it is raised: kept in a variable, it and the body would hold each other until a collection."""
+    return Problem(413, f"the body is longer than the {most_bytes:,} bytes that this server reads")
 
 
 async def unless_left(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
@@ -80,6 +84,7 @@ async def unless_left(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        del task, tasks, working  # whose exception would hold them, and this frame what it works on
 
 
 class EventStream(Response):

@@ -65,18 +65,21 @@ class Media:
 
     def _local(self, url: str) -> Path:
         """The file of a file:// URL, below the allowed folder, links followed. What lies elsewhere is not told."""
-        refused = FieldError("image_url", "this server reads no such file", "name one below the folder that it allows")
         path = re.fullmatch(r"file://(?:localhost)?(/.+)", url, re.IGNORECASE)
         if self.folder is None or path is None:
-            raise refused
+            raise _no_such_file()
         try:
             folder = self.folder.resolve(strict=True)
             found = Path(unquote_to_bytes(path[1]).decode("utf-8", "surrogateescape")).resolve(strict=True)
         except (OSError, ValueError, RuntimeError) as error:  # not there, a zero byte, a circle of links
-            raise refused from error
+            raise _no_such_file() from error
         if not found.is_relative_to(folder):
-            raise refused
+            raise _no_such_file()
         return found
+
+
+def _no_such_file() -> FieldError:
+    return FieldError("image_url", "this server reads no such file", "name one below the folder that it allows")
 
 
 def remote_urls(body: Any) -> Iterator[str]:
