@@ -21,15 +21,19 @@ IGNORED = frozenset({
     "metadata", "prompt_cache_key", "prompt_cache_retention", "safety_identifier", "service_tier", "user",
 })  # fmt: skip
 NEUTRAL: Mapping[str, tuple[object, ...]] = {
+    "best_of": (1,),
     "frequency_penalty": (0,),
     "function_call": ("none",),
     "functions": ([],),
+    "ignore_eos": (False,),
     "min_p": (0,),
+    "min_tokens": (0,),
     "modalities": (["text"],),
     "presence_penalty": (0,),
     "repetition_penalty": (1,),
     "store": (False,),
     "top_k": (0, -1),
+    "verbosity": ("medium",),
 }
 MOST_STOPS = 16
 MOST_ANSWERS = 16  # of one request

@@ -29,7 +29,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 MESSAGE_KEYS: dict[Role, tuple[str, ...]] = {
     "system": ("role", "content"),
     "user": ("role", "content"),
-    "assistant": ("role", "content", "tool_calls"),
+    "assistant": ("role", "content", "tool_calls", "reasoning_content"),  # what was thought is not read again
     "tool": ("role", "content", "tool_call_id", "name"),  # the name is Mistral's: the call has it already
 }
 TOOL_EXAMPLE = '{"role": "tool", "tool_call_id": "…", "content": "…"}'
@@ -77,12 +77,13 @@ def local_picture(folder: Path, store: StorePicture = held, *, reads_detail: boo
 
 
 def parse_message(value: object, open_picture: OpenPicture) -> Message:
-    """One message of OpenAI's chat API. What is null there is taken as missing: clients send answers back as they got
-    them. Raises RequestError, and what `open_picture` raises.
+    """One message of OpenAI's chat API. What is null there is taken as missing, and so are the thoughts and the empty
+    list of annotations of an answer: clients send answers back as they got them. Raises RequestError, and what
+    `open_picture` raises.
     """
     if not isinstance(value, dict):
         raise RequestError(f"messages: expected objects, found {shown(value)}", '{"role": "user", "content": "…"}')
-    value = {key: part for key, part in value.items() if part is not None}
+    value = {key: part for key, part in value.items() if part is not None and (key, part) != ("annotations", [])}
     role, content = value.get("role"), value.get("content")
     role = "system" if role == "developer" else role  # OpenAI's newer word
     if role not in ROLES:

@@ -206,6 +206,10 @@ def test_a_picture_of_low_detail_takes_fewer_tokens(server: Served) -> None:
         ("presence_penalty", -1),
         ("top_k", 40),
         ("store", True),
+        ("best_of", 2),
+        ("ignore_eos", True),
+        ("min_tokens", 5),
+        ("verbosity", "low"),
         ("modalities", ["audio"]),
         ("response_format", "json"),
         ("response_format.type", {"type": "xml"}),
@@ -232,6 +236,7 @@ def test_what_cannot_be_honoured_is_refused_by_its_name(server: Served, field: s
     [
         {"frequency_penalty": 0, "presence_penalty": 0.0, "top_k": -1, "min_p": 0, "repetition_penalty": 1.0},
         {"user": "u", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "modalities": ["text"]},
+        {"best_of": 1, "ignore_eos": False, "min_tokens": 0, "verbosity": "medium"},
         {"stop": None, "temperature": None, "n": None, "logit_bias": None, "response_format": {"type": "text"}},
     ],
 )
