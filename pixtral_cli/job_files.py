@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixtral_cli import output
-from pixtral_cli.options import STDIN, read_prompt
+from pixtral_cli.options import STDIN, read_prompt, refuse_unused
 
 if TYPE_CHECKING:
-    from pixtral_runtime.batch.records import Request
+    import typer
 
-TABLE_FORMATS = ("csv", "parquet", "openai")
+    from pixtral_runtime.batch.records import Record, Request
+    from pixtral_runtime.batch.sidecars import Sidecars, SidecarSettings
+
+TABLE_FORMATS = ("csv", "parquet", "openai", "imagefolder")
 
 
 @dataclass(frozen=True)
@@ -27,16 +30,20 @@ class JobFiles:
     resume: bool
     force: bool
     formulas: bool = False
+    sidecars: Sidecars | None = None
 
     @property
     def table(self) -> Path | None:
         if self.results is None or self.table_format is None:
             return None
+        if self.table_format == "imagefolder":
+            return self.results.with_name("metadata.jsonl")
         suffix = ".openai.jsonl" if self.table_format == "openai" else f".{self.table_format}"
         return self.results.with_suffix(suffix)
 
-    def check(self, inputs: Iterable[Path]) -> None:
+    def check(self, asked: Sequence[Request], inputs: Iterable[Path]) -> None:
         """Refuse what could not be written, before the hours that it may take. Raises InputError, MachineError."""
+        from pixtral_runtime.batch.imagefolder import check_imagefolder
         from pixtral_runtime.errors import InputError, Option
         from pixtral_runtime.files import Output, check_outputs
 
@@ -46,12 +53,51 @@ class JobFiles:
             raise InputError(f"no table format '{self.table_format}'", f"--format {'|'.join(TABLE_FORMATS)}")
         if self.table_format == "parquet":
             output.require("pyarrow", "tables", "Writing parquet")
+        if self.table_format == "imagefolder" and self.table is not None:
+            check_imagefolder(asked, self.table)
         elsewhere = Option("output", "another.jsonl")
         places = (self.results, elsewhere), (self.table, elsewhere), (self.report, Option("report", "answers.html"))
         replaces = self.resume or self.force
-        check_outputs(
-            [Output(path, option, replaces, resumable=True) for path, option in places if path is not None], inputs
+        outputs = [Output(path, option, replaces, resumable=True) for path, option in places if path is not None]
+        if self.sidecars is not None:
+            beside = Option("sidecar_dir", "FOLDER")
+            outputs += [Output(self.sidecars.places[request.id], beside, replaces=True) for request in asked]
+        check_outputs(outputs, inputs)
+
+
+def read_done(results: Path | None, resume: bool) -> Mapping[str, Record]:
+    """The records that a run goes on with. Raises InputError."""
+    from pixtral_runtime.batch.results_file import read_results
+
+    return read_results(results).records if resume and results is not None and results.exists() else {}
+
+
+def read_captions(
+    context: typer.Context,
+    sidecar: str | None,
+    sidecar_dir: Path | None,
+    existing: str,
+    prefix: str,
+    suffix: str,
+    as_written: bool,
+    results: Path | None,
+) -> SidecarSettings | None:
+    """What is to be written beside pictures. Raises InputError."""
+    from pixtral_runtime.batch.sidecars import SidecarSettings
+    from pixtral_runtime.errors import InputError
+
+    if sidecar is None:
+        own = ("sidecar_dir", "existing", "prefix", "suffix", "as_written")
+        refuse_unused(context, own, "without --sidecar", "--sidecar .txt")
+        return None
+    captions = SidecarSettings(sidecar, sidecar_dir, existing, prefix, suffix, as_written)
+    if existing in ("append", "prepend") and results is None:
+        raise InputError(
+            f"--existing {existing} needs an output file, which keeps what stood there before: a run that is killed "
+            "would do it twice",
+            "-o results.jsonl",
         )
+    return captions
 
 
 def read_asked(
@@ -62,14 +108,19 @@ def read_asked(
     max_new_tokens: int,
     recursive: bool,
     shard: str | None,
-) -> list[Request]:
-    """What the arguments ask for. Raises InputError."""
+    limit: int | None,
+    captions: SidecarSettings | None,
+    done: Mapping[str, Record],
+) -> tuple[list[Request], Sidecars | None]:
+    """What the arguments ask for, but for what has a sidecar already, and the sidecars. Raises InputError."""
     from pixtral_runtime.batch.request_file import read_request_file, read_requests, requests_of_images
     from pixtral_runtime.batch.shards import parse_shard, share_of
+    from pixtral_runtime.batch.sidecars import Sidecars, sidecar_places
     from pixtral_runtime.errors import InputError
-    from pixtral_runtime.inputs.image_files import collect_images
+    from pixtral_runtime.inputs.image_files import images_and_folders
     from pixtral_runtime.inputs.text_file import text_lines
 
+    folders: Mapping[Path, Path] = {}
     if (requests is None) == (not paths):
         raise InputError("name either images or a file of requests", "pixtral run BUNDLE photos/, or --requests FILE")
     if requests == STDIN:
@@ -77,7 +128,11 @@ def read_asked(
         asked = read_requests(lines, name, max_new_tokens=max_new_tokens, system=system, folder=Path())
     elif requests is not None:
         asked = read_request_file(requests, max_new_tokens=max_new_tokens, system=system)
+        folders = {image: requests.parent for request in asked for image in request.images if isinstance(image, Path)}
     else:
-        images = collect_images(paths, sys.stdin.buffer, recursive=recursive, note=output.talk)
-        asked = requests_of_images(images, [read_prompt(text) for text in prompts], system, max_new_tokens)
-    return asked if shard is None else share_of(asked, *parse_shard(shard))
+        folders = images_and_folders(paths, sys.stdin.buffer, recursive=recursive, note=output.talk)
+        asked = requests_of_images(folders, [read_prompt(text) for text in prompts], system, max_new_tokens)
+    # other shards write sidecars as well, and none may have the place of one of these
+    sidecars = None if captions is None else Sidecars(captions, sidecar_places(asked, captions, folders))
+    share = (asked if shard is None else share_of(asked, *parse_shard(shard)))[:limit]
+    return (share if sidecars is None else sidecars.left_to_ask(share, done)), sidecars

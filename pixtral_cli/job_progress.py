@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from pixtral_runtime.batch.records import Record, Request, Settings
     from pixtral_runtime.batch.results_file import ResultsFile
     from pixtral_runtime.batch.run import Tally
+    from pixtral_runtime.batch.sidecars import Sidecars
 
 
 def tell_nothing(record: Record) -> None:
@@ -69,6 +70,7 @@ def answer_requests(
     force: bool,
     bars: output.Bars,
     tell: Callable[[Record], None] = tell_nothing,
+    sidecars: Sidecars | None = None,
 ) -> Tally:
     """Run a job: write each record to `path`, where there is one, and `tell` it as it comes.
 
@@ -92,7 +94,7 @@ def answer_requests(
         job = start(asked, file)
         bars.stage("requests", 0, len(asked))
         with _stopping(job) as stopped:
-            tally = run_job(job, len(asked), file, show)
+            tally = run_job(job, len(asked), file, show, sidecars)
         if stopped.is_set():
             raise KeyboardInterrupt
     return tally
@@ -114,6 +116,8 @@ def finish(
     if files.table is not None and files.table_format is not None:
         write_table(records, files.table, files.table_format, formulas=files.formulas)
     summary = tally.summary(records) | {"output": None if files.results is None else str(files.results)}
+    if files.sidecars is not None:
+        summary["sidecars"] = files.sidecars.summary()
     if files.report is not None:
         write_report(records, files.report, title=title, summary=summary)
     if as_json:
@@ -125,6 +129,8 @@ def finish(
         if summary["new_tokens"]:
             text += f"; {summary['requests_per_s']:.2f} requests and {summary['tokens_per_s']:.0f} tokens a second"
         output.talk(text)
+        if files.sidecars is not None:
+            output.talk(f"sidecars: {files.sidecars}")
     if summary["failed"]:
         raise typer.Exit(5)
 

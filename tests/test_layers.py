@@ -49,7 +49,7 @@ ORDER = {
         ("commands",),
         ("engine_report", "eval_files", "golden_report"),
         ("bench_cases", "bench_tables", "device_rows", "eval_tables", "job_progress"),
-        ("job_files",),
+        ("job_files", "job_options"),
         ("options",),
         ("output",),
     ),

@@ -22,7 +22,9 @@ def merge(
     ],
     format: Annotated[
         str | None,
-        typer.Option(help="jsonl, csv, parquet or openai.", show_default="as the output's name ends, or jsonl"),
+        typer.Option(
+            help="jsonl, csv, parquet, openai or imagefolder.", show_default="as the output's name ends, or jsonl"
+        ),
     ] = None,
     formulas: FormulasOption = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing output file.")] = False,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from pixtral_cli import output
-from pixtral_cli.job_files import JobFiles, read_asked
+from pixtral_cli import job_options, output
+from pixtral_cli.job_files import JobFiles, read_asked, read_captions, read_done
 from pixtral_cli.job_progress import answer_requests, finish, tell_answer, tell_nothing, tell_record
 from pixtral_cli.options import (
     STDOUT,
@@ -32,8 +32,6 @@ from pixtral_cli.options import (
     TemperatureOption,
     ThreadsOption,
     TopPOption,
-    output_file,
-    output_file_or_stdout,
     read_sampling,
     refuse_unused,
     refuse_unused_by_backend,
@@ -58,40 +56,23 @@ def run(
     paths: Annotated[
         list[str] | None, typer.Argument(help="Images, folders, globs; '-' reads a list from standard input.")
     ] = None,
-    prompt: Annotated[
-        list[str] | None,
-        typer.Option("-p", "--prompt", help="What to ask; @FILE reads it; repeat it for several questions an image."),
-    ] = None,
-    requests: Annotated[
-        Path | None,
-        typer.Option(help="Requests, a JSON object a line: our own, or OpenAI's batch format."),
-    ] = None,
+    prompt: job_options.PromptsOption = None,
+    requests: job_options.RequestsOption = None,
     system: SystemOption = None,
-    results: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            parser=output_file_or_stdout,
-            metavar="PATH",
-            help="Write one JSON record a line; - is stdout.",
-        ),
-    ] = None,
+    results: job_options.RecordsOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the output file where it ended.")] = False,
-    table: Annotated[
-        str | None,
-        typer.Option("--format", help="At the end, write csv, parquet or openai beside the output."),
-    ] = None,
+    table: job_options.TableOption = None,
     formulas: FormulasOption = False,
-    report: Annotated[
-        Path | None,
-        typer.Option(parser=output_file, metavar="PATH", help="At the end, write a page with pictures and answers."),
-    ] = None,
+    report: job_options.PageOption = None,
+    sidecar: job_options.SidecarOption = None,
+    sidecar_dir: job_options.SidecarDirOption = None,
+    existing: job_options.ExistingOption = "skip",
+    prefix: job_options.PrefixOption = "",
+    suffix: job_options.SuffixOption = "",
+    as_written: job_options.AsWrittenOption = False,
     json_schema: Annotated[Path | None, typer.Option(help="Answers are JSON of the schema in this file.")] = None,
     shard: Annotated[str | None, typer.Option(help="i/n: do this share of the requests; join with 'merge'.")] = None,
-    ray: Annotated[
-        str | None, typer.Option(metavar="ADDRESS|local", help="Share the work out to a Ray cluster's workers.")
-    ] = None,
+    ray: job_options.RayOption = None,
     ray_workers: Annotated[int, typer.Option(min=1, help="Copies of the model on the cluster.")] = 1,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into sub-folders.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many requests.")] = None,
@@ -141,6 +122,7 @@ def run(
     if table != "csv":
         refuse_unused(context, ("formulas",), "without --format csv", "--format csv")
     refuse_unused_by_backend(context, backend)
+    captions = read_captions(context, sidecar, sidecar_dir, existing, prefix, suffix, as_written, results)
     schema = None if json_schema is None else read_text(json_schema, "--json-schema FILE.json")
     digest = None if schema is None else sha256(schema.encode()).hexdigest()
     opened = open_bundle(bundle)
@@ -154,13 +136,16 @@ def run(
         backend, threads, wanted, memory_bytes, drafts, schema, embedding_cache, write_hint=output.hint_of
     )
     worker = Worker(bundle, settings, options)
-    asked = read_asked(paths or [], prompt or [QUESTION], requests, system, max_new_tokens, recursive, shard)[:limit]
+    done = read_done(results, resume) if captions else {}
+    asked, sidecars = read_asked(
+        paths or [], prompt or [QUESTION], requests, system, max_new_tokens, recursive, shard, limit, captions, done
+    )
     images = (image if isinstance(image, Path) else image.file for request in asked for image in request.images)
     read = [path for path in images if path is not None]
     read += [Path(text[1:]) for text in prompt or () if text.startswith("@")]
     read += [*worker.prompts.bundle.own_files, *(path for path in (requests, json_schema) if path)]
-    files = JobFiles(results, table, report, resume, force, formulas)
-    files.check(read)
+    files = JobFiles(results, table, report, resume, force, formulas, sidecars)
+    files.check(asked, read)
     check_fit(worker.prompts, asked)
 
     def start(requests: Sequence[Request], file: ResultsFile | None) -> Job | RayJob:
@@ -173,5 +158,7 @@ def run(
 
     tell = tell_record if as_lines else tell_nothing if as_json else tell_answer
     with output.progress() as bars:
-        tally = answer_requests(start, asked, settings, results, resume=resume, force=force, bars=bars, tell=tell)
+        tally = answer_requests(
+            start, asked, settings, results, resume=resume, force=force, bars=bars, tell=tell, sidecars=sidecars
+        )
     finish(tally, asked, files, title=f"pixtral run {bundle}", as_json=as_json)

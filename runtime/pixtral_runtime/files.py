@@ -42,13 +42,17 @@ def check_outputs(outputs: Iterable[Output], inputs: Iterable[Path] = ()) -> Non
     their readers to complain of. Raises InputError, and MachineError on a full disk.
     """
     taken: dict[object, Output] = {}
+    folders: set[Path] = set()
     for output in outputs:
         try:
             place = _place(output.path)
             if place in taken:
                 raise InputError(f"{output.path} would be written twice", output.option)
             taken[place] = output
-            _check_output(output)
+            folder = _check_output(output)
+            if folder not in folders:
+                check_folder(folder)
+                folders.add(folder)
         except OSError as error:
             raise unwritable(output.path, error, output.option) from error
         except ValueError as error:  # a zero byte in its name
@@ -68,8 +72,8 @@ def _place(path: Path) -> object:
     return status.st_dev, status.st_ino
 
 
-def _check_output(output: Output) -> None:
-    """Raises InputError, or the system's own error where it would not let us write."""
+def _check_output(output: Output) -> Path:
+    """The folder that is there for it. Raises InputError, or the system's own error where it would not let us write."""
     path = output.path
     if path.is_dir():
         raise InputError(f"{path} is a folder", output.option)
@@ -88,7 +92,7 @@ def _check_output(output: Output) -> None:
         folder = folder.parent
     if any(len(os.fsencode(name)) > os.pathconf(folder, "PC_NAME_MAX") for name in missing):
         raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
-    check_folder(folder)
+    return folder
 
 
 def check_folder(folder: Path) -> None:

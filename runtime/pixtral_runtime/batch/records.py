@@ -17,7 +17,7 @@ from pixtral_runtime.generation.sampling import Sampling
 from pixtral_runtime.inputs.conversation import Message, StoredPicture
 from pixtral_runtime.json_data import from_json
 
-RARE = ("thinking", "own", "logprobs", "reasoning_tokens", "status", "param")
+RARE = ("thinking", "own", "logprobs", "reasoning_tokens", "status", "param", "sidecar")
 
 
 @dataclass(frozen=True)
@@ -123,6 +123,20 @@ class ImageInfo:
     height: int | None = None
 
 
+@dataclass(frozen=True)
+class SidecarNote:
+    """What the file beside a picture gets, noted before it is written: whoever goes on knows what is done already.
+
+    `before` is what stood there before any caption of this job, `found` what stood there when this was noted; that is
+    an earlier caption where the picture has changed since. None is no file.
+    """
+
+    path: str
+    text: str
+    before: str | None = None
+    found: str | None = None
+
+
 @dataclass
 class Record:
     """What became of one request. Times in milliseconds.
@@ -152,6 +166,12 @@ class Record:
     reasoning_tokens: int | None = None  # of the new ones, before the answer
     status: int | None = None  # of the error, as HTTP has it, and the field of such a request that is to blame
     param: str | None = None
+    sidecar: SidecarNote | None = None
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether there is an answer that the model ended itself, and that says something."""
+        return self.error is None and self.finish_reason == "stop" and bool((self.answer or "").strip())
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; without what only some requests have."""

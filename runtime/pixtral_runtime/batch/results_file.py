@@ -112,7 +112,7 @@ class ResultsFile:
         self._superseded += self._records.pop(record.id, None) is not None
         self._records[record.id] = record
         if time.monotonic() - self._synced_s >= SYNC_EVERY_S:
-            self._sync()
+            self.sync()
 
     def close(self) -> None:
         """Bring everything to the disk, drop superseded lines and unlock. Closing again does nothing."""
@@ -120,7 +120,7 @@ class ResultsFile:
         if self._file.closed:
             return
         with self._file:
-            self._sync()
+            self.sync()
             if self._replaces:
                 return  # there was nothing to replace it with
             if self._superseded or not self._is_whole():
@@ -177,7 +177,8 @@ class ResultsFile:
         self._file, self._bytes, self._records = held, held.tell(), records
         self._replaces, self._superseded, self._synced_s = False, 0, time.monotonic()
 
-    def _sync(self) -> None:
+    def sync(self) -> None:
+        """Bring what was appended to the disk now. Raises as `append`."""
         try:
             os.fsync(self._file.fileno())
         except OSError as error:

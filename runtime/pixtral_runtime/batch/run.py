@@ -11,6 +11,7 @@ from pixtral_runtime.batch.job import Job
 from pixtral_runtime.batch.ray_job import RayJob
 from pixtral_runtime.batch.records import Record, Request
 from pixtral_runtime.batch.results_file import ResultsFile
+from pixtral_runtime.batch.sidecars import Sidecars
 
 
 @dataclass
@@ -66,18 +67,28 @@ def run_job(
     requests: int,
     file: ResultsFile | None = None,
     on_record: Callable[[Record, Tally], None] = lambda *_: None,
+    sidecars: Sidecars | None = None,
 ) -> Tally:
     """Run a job of so many requests to its end, or until somebody calls `job.stop()`.
 
-    `on_record` is called with each record, written and counted already. Raises what the job and the file raise.
+    `on_record` is called with each record, written and counted already, its sidecar too. Raises what the job and the
+    files raise.
     """
     tally = Tally(requests)
     started = time.monotonic()
     if file is not None:
         file.under_way.open()
+        if sidecars is not None:
+            sidecars.catch_up(file)
     for record in job.records():
+        if sidecars is not None:
+            sidecars.note(record)
         if file is not None:
             file.append(record)
+        if sidecars is not None:
+            if file is not None:
+                file.sync()  # a caption that outlived its record would be appended again
+            sidecars.write(record)
         tally.add(record, job.kept, time.monotonic() - started)
         on_record(record, tally)
     tally.kept = job.kept  # all of them may have been, without a record to tell

@@ -1,4 +1,7 @@
-"""Records in other formats: CSV and Parquet for spreadsheets and data frames, a row a record; OpenAI's batch output."""
+"""Records in other formats: CSV and Parquet for spreadsheets and data frames, a row a record.
+
+OpenAI's batch output and the captions of Hugging Face's ImageFolder have files of their own.
+"""
 
 from __future__ import annotations
 
@@ -10,13 +13,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from pixtral_runtime.batch.imagefolder import write_imagefolder
 from pixtral_runtime.batch.openai_output import SUFFIX, write_openai_output
 from pixtral_runtime.batch.records import Record
 from pixtral_runtime.batch.results_file import ANOTHER_OUTPUT, write_records
 from pixtral_runtime.errors import Option, SettingError, extra_missing, unwritable
 from pixtral_runtime.files import replacing
 
-RESULTS_FORMATS = ("jsonl", "csv", "parquet", "openai")
+RESULTS_FORMATS = ("jsonl", "csv", "parquet", "openai", "imagefolder")
 STAGE_COLUMNS = (
     "image",
     "preprocess",
@@ -55,6 +59,8 @@ def write_table(records: Iterable[Record], path: Path, format: str, *, formulas:
         return write_records(path, records)
     if format == "openai":
         return write_openai_output(records, path)
+    if format == "imagefolder":
+        return write_imagefolder(records, path)
     columns = _columns(list(records))
     try:
         with replacing(path) as file:

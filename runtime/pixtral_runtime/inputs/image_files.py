@@ -48,20 +48,32 @@ def collect_images(
     sub-folders too, linked ones included. `note` hears what was passed over. Raises InputError for another path that
     does not exist and where nothing is left.
     """
-    found: dict[Path, None] = {}
+    return list(images_and_folders(sources, stdin, recursive=recursive, note=note))
+
+
+def images_and_folders(
+    sources: Iterable[str], stdin: Iterable[bytes] = (), *, recursive: bool = False, note: Note = lambda _: None
+) -> dict[Path, Path]:
+    """As `collect_images`, each image with the folder that was named and has it: its own where none was."""
+    found: dict[Path, Path] = {}
+
+    def add(images: Iterable[tuple[Path, Path]]) -> None:
+        for path, folder in images:
+            found.setdefault(path, folder)
+
     passed = Counter[str]()
     for source in sources:
         if source == "-":
             for line in _listed(stdin):
-                found.update(dict.fromkeys(_expand(line, recursive, passed, is_listed=True)))
+                add(_expand(line, recursive, passed, is_listed=True))
         else:
-            found.update(dict.fromkeys(_expand(source, recursive, passed)))
+            add(_expand(source, recursive, passed))
     for what, count in passed.items():
         note(f"passed over: {count} {what}")
     if not found:
         deeper = () if recursive else (Option("recursive", note="looks into sub-folders"),)
         raise InputError(f"no images in {', '.join(sources)}", "name image files, or a folder that holds some", *deeper)
-    return list(found)
+    return found
 
 
 def _listed(stdin: Iterable[bytes]) -> list[str]:
@@ -71,7 +83,10 @@ def _listed(stdin: Iterable[bytes]) -> list[str]:
     return [os.fsdecode(line) for line in lines if line]
 
 
-def _expand(source: str, recursive: bool, passed: Counter[str], *, is_listed: bool = False) -> Iterator[Path]:
+def _expand(
+    source: str, recursive: bool, passed: Counter[str], *, is_listed: bool = False
+) -> Iterator[tuple[Path, Path]]:
+    """Images, each with the folder that was meant or its own."""
     path = Path(source)
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
@@ -82,19 +97,19 @@ def _expand(source: str, recursive: bool, passed: Counter[str], *, is_listed: bo
                 yield from _expand(match, recursive, passed)
             return
         if is_listed or os.path.lexists(path):
-            yield path
+            yield path, path.parent
             return
         raise _missing(source, error) from error
     except ValueError as error:  # a zero byte
         raise InputError(f"{source[:SHOWN_CHARACTERS]!r}: {error}", "check the path") from error
     if not is_folder:
-        yield path
+        yield path, path.parent
         return
     try:
         os.scandir(path).close()
     except OSError as error:
         raise InputError(f"{path} cannot be listed: {error.strerror}", "check its permissions") from error
-    yield from sorted(_images_in(path, recursive, passed, set()))
+    yield from ((image, path) for image in sorted(_images_in(path, recursive, passed, set())))
 
 
 def _missing(source: str, error: OSError) -> InputError:

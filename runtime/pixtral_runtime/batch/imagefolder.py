@@ -1,0 +1,65 @@
+"""Captions as Hugging Face's ImageFolder reads them: `metadata.jsonl` in the folder that holds the pictures.
+
+`load_dataset("imagefolder", data_dir=FOLDER)` then gives each picture with its `text`. A line is
+`{"file_name": "a/b.png", "text": "…"}`, the name relative to the file. Whoever trains on captions wants whole ones:
+answers that failed or were cut off have no line.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from pixtral_runtime.batch.records import Record, Request
+from pixtral_runtime.errors import InputError, Option, RequestError, SettingError, unwritable
+from pixtral_runtime.files import replacing
+
+METADATA = "metadata.jsonl"
+
+
+def write_imagefolder(records: Iterable[Record], path: Path) -> None:
+    """Replace `metadata.jsonl` by a line for each whole answer. Raises as `check_imagefolder`, and MachineError."""
+    captions = [record for record in records if record.is_whole]
+    names = _file_names([[image.path for image in record.images] for record in captions], path)
+    texts = [record.sidecar.text if record.sidecar else (record.answer or "").strip() for record in captions]
+    lines = [{"file_name": name, "text": text} for name, text in zip(names, texts, strict=True)]
+    try:
+        with replacing(path) as file:
+            file.writelines(json.dumps(line, ensure_ascii=False).encode() + b"\n" for line in lines)
+    except OSError as error:
+        raise unwritable(path, error, Option("output", "another/place.jsonl")) from error
+
+
+def check_imagefolder(requests: Sequence[Request], path: Path) -> None:
+    """Raises InputError where requests could not become lines of this file.
+
+    Each must be about one picture below the file's folder, and no two about the same one.
+    """
+    for request in requests:
+        if not all(isinstance(image, Path) for image in request.images):
+            raise RequestError(f"{request.id}: its picture is no file that a dataset can name", "save it to a file")
+    _file_names([[str(image) for image in request.images] for request in requests], path)
+
+
+def _file_names(pictures: Sequence[Sequence[str]], path: Path) -> list[str]:
+    if path.name != METADATA:
+        raise SettingError(f"datasets look for {METADATA}, not for {path.name}", Option("output", METADATA))
+    folder = os.path.abspath(path.parent)
+    names: dict[str, None] = {}
+    for images in pictures:
+        if len(images) != 1:
+            raise RequestError(f"{len(images)} pictures in one request; a line of {METADATA} is about one")
+        name = os.path.relpath(os.path.abspath(images[0]), folder)
+        if name.startswith(os.pardir + os.sep):
+            there = os.path.join(os.path.dirname(images[0]), METADATA)
+            raise InputError(f"{images[0]} is not below {folder}", Option("output", there))
+        try:
+            name.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{images[0]}: its name is not UTF-8, and {METADATA} is", "rename the file") from error
+        if name in names:
+            raise InputError(f"{images[0]} is asked about twice; a line of {METADATA} is about one picture")
+        names[name] = None
+    return list(names)
