@@ -14,7 +14,7 @@ from pixtral_cli.options import STDIN, read_prompt, refuse_unused
 if TYPE_CHECKING:
     import typer
 
-    from pixtral_runtime.batch.records import Record, Request
+    from pixtral_runtime.batch.records import Request
     from pixtral_runtime.batch.sidecars import Sidecars, SidecarSettings
 
 TABLE_FORMATS = ("csv", "parquet", "openai", "imagefolder")
@@ -65,13 +65,6 @@ class JobFiles:
         check_outputs(outputs, inputs)
 
 
-def read_done(results: Path | None, resume: bool) -> Mapping[str, Record]:
-    """The records that a run goes on with. Raises InputError."""
-    from pixtral_runtime.batch.results_file import read_results
-
-    return read_results(results).records if resume and results is not None and results.exists() else {}
-
-
 def read_captions(
     context: typer.Context,
     sidecar: str | None,
@@ -110,10 +103,15 @@ def read_asked(
     shard: str | None,
     limit: int | None,
     captions: SidecarSettings | None,
-    done: Mapping[str, Record],
+    before: Path | None,
 ) -> tuple[list[Request], Sidecars | None]:
-    """What the arguments ask for, but for what has a sidecar already, and the sidecars. Raises InputError."""
+    """What the arguments ask for, but for what has a sidecar already, and the sidecars.
+
+    `before` is the file of results that the run goes on with. Raises InputError.
+    """
+    from pixtral_runtime.batch.prompt_template import PromptTemplate, read_tags
     from pixtral_runtime.batch.request_file import read_request_file, read_requests, requests_of_images
+    from pixtral_runtime.batch.results_file import read_results
     from pixtral_runtime.batch.shards import parse_shard, share_of
     from pixtral_runtime.batch.sidecars import Sidecars, sidecar_places
     from pixtral_runtime.errors import InputError
@@ -123,6 +121,19 @@ def read_asked(
     folders: Mapping[Path, Path] = {}
     if (requests is None) == (not paths):
         raise InputError("name either images or a file of requests", "pixtral run BUNDLE photos/, or --requests FILE")
+    questions = [] if requests else [read_prompt(text) for text in prompts]
+    templates = [PromptTemplate(question) for question in questions]
+    for unknown in dict.fromkeys(found for template in templates for found in template.unknown):
+        output.warn(f"{unknown} stays in the prompt as it is; {{name}}, {{directory}} and {{tags}} are filled in")
+    wants_records = captions is not None or any(template.has_tags for template in templates)
+    done = read_results(before).records if wants_records and before is not None and before.exists() else {}
+
+    def tags_of(id: str, picture: Path) -> str:
+        """As they were when it was asked: the sidecar may have the answer by now."""
+        if id in done and (asked_with := done[id].tags) is not None:
+            return asked_with
+        return read_tags(picture, None if captions is None else captions.place(picture, folders[picture]))
+
     if requests == STDIN:
         lines, name = text_lines(sys.stdin.buffer, "standard input"), "standard input"
         asked = read_requests(lines, name, max_new_tokens=max_new_tokens, system=system, folder=Path())
@@ -131,7 +142,7 @@ def read_asked(
         folders = {image: requests.parent for request in asked for image in request.images if isinstance(image, Path)}
     else:
         folders = images_and_folders(paths, sys.stdin.buffer, recursive=recursive, note=output.talk)
-        asked = requests_of_images(folders, [read_prompt(text) for text in prompts], system, max_new_tokens)
+        asked = requests_of_images(folders, questions, system, max_new_tokens, tags_of)
     # other shards write sidecars as well, and none may have the place of one of these
     sidecars = None if captions is None else Sidecars(captions, sidecar_places(asked, captions, folders))
     share = (asked if shard is None else share_of(asked, *parse_shard(shard)))[:limit]

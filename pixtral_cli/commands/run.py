@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixtral_cli import job_options, output
-from pixtral_cli.job_files import JobFiles, read_asked, read_captions, read_done
+from pixtral_cli.job_files import JobFiles, read_asked, read_captions
 from pixtral_cli.job_progress import answer_requests, finish, tell_answer, tell_nothing, tell_record
 from pixtral_cli.options import (
     STDOUT,
@@ -136,9 +136,9 @@ def run(
         backend, threads, wanted, memory_bytes, drafts, schema, embedding_cache, write_hint=output.hint_of
     )
     worker = Worker(bundle, settings, options)
-    done = read_done(results, resume) if captions else {}
+    before = results if resume else None
     asked, sidecars = read_asked(
-        paths or [], prompt or [QUESTION], requests, system, max_new_tokens, recursive, shard, limit, captions, done
+        paths or [], prompt or [QUESTION], requests, system, max_new_tokens, recursive, shard, limit, captions, before
     )
     images = (image if isinstance(image, Path) else image.file for request in asked for image in request.images)
     read = [path for path in images if path is not None]

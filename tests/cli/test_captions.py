@@ -68,6 +68,22 @@ def test_pictures_with_a_sidecar_are_not_asked_about_and_cut_off_answers_not_wri
     assert [path.name for path in photos.rglob("*.txt")] == ["red.txt"]
 
 
+def test_a_resumed_run_asks_with_the_tags_of_before_its_own_captions(bundle: Path, photos: Path) -> None:
+    (photos / "red.txt").write_text("sharp")
+    asked = "--sidecar .txt --existing append -o r.jsonl -p {name}:{tags}{tag}{tag}?"
+    first = run(bundle, asked)
+    assert first.exit_code == 0, first.output
+    assert first.stderr.count("{tag} stays in the prompt as it is") == 1
+    records, sidecar = by_id(Path("r.jsonl")), (photos / "red.txt").read_text()
+    assert records["photos/red.png"]["question"] == "red:sharp{tag}{tag}?"
+    assert records["photos/sub/blue.png"]["question"] == "blue:{tag}{tag}?"
+    again = run(bundle, f"{asked} --resume")
+    assert again.exit_code == 0, again.output
+    assert "2 were done before" in again.stderr
+    assert by_id(Path("r.jsonl")) == records
+    assert (photos / "red.txt").read_text() == sidecar != "sharp"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -53,8 +53,7 @@ def _file_names(pictures: Sequence[Sequence[str]], path: Path) -> list[str]:
             raise RequestError(f"{len(images)} pictures in one request; a line of {METADATA} is about one")
         name = os.path.relpath(os.path.abspath(images[0]), folder)
         if name.startswith(os.pardir + os.sep):
-            there = os.path.join(os.path.dirname(images[0]), METADATA)
-            raise InputError(f"{images[0]} is not below {folder}", Option("output", there))
+            raise InputError(f"{images[0]} is not below {folder}", "put the output in a folder above all pictures")
         try:
             name.encode()
         except UnicodeEncodeError as error:

@@ -17,7 +17,7 @@ from pixtral_runtime.generation.sampling import Sampling
 from pixtral_runtime.inputs.conversation import Message, StoredPicture
 from pixtral_runtime.json_data import from_json
 
-RARE = ("thinking", "own", "logprobs", "reasoning_tokens", "status", "param", "sidecar")
+RARE = ("thinking", "own", "logprobs", "reasoning_tokens", "status", "param", "sidecar", "tags")
 
 
 @dataclass(frozen=True)
@@ -92,6 +92,7 @@ class Request:
     messages: tuple[Message, ...]
     max_new_tokens: int = 128
     own: OwnSettings | None = None  # of one in OpenAI's format
+    tags: str | None = None  # that were filled into the prompt
 
     @property
     def images(self) -> tuple[Path | StoredPicture, ...]:
@@ -167,6 +168,7 @@ class Record:
     status: int | None = None  # of the error, as HTTP has it, and the field of such a request that is to blame
     param: str | None = None
     sidecar: SidecarNote | None = None
+    tags: str | None = None  # that the question has from the picture's sidecar, which may be another one since
 
     @property
     def is_whole(self) -> bool:
@@ -187,7 +189,8 @@ def record_of(request: Request, settings: Settings) -> Record:
     """The request's record before anything was done."""
     images = [ImageInfo(str(path)) for path in request.images]
     own = None if request.own is None else request.own.to_dict()
-    return Record(request.id, request.question, request.asked(settings), images, settings=asdict(settings), own=own)
+    asked, said = request.asked(settings), asdict(settings)
+    return Record(request.id, request.question, asked, images, settings=said, own=own, tags=request.tags)
 
 
 def record_key(asked: str, image_hashes: Sequence[str]) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.batch.openai_input import batch_request, is_batch_line, open_envelope
+from pixtral_runtime.batch.prompt_template import PromptTemplate, ReadTags, read_tags
 from pixtral_runtime.batch.records import Request
 from pixtral_runtime.errors import InputError, Option, Remedy, RequestError
 from pixtral_runtime.inputs.conversation import Message, StoredPicture, check_tool_results, user_message
@@ -33,21 +34,27 @@ REQUEST_KEYS = ("id", "prompt", "messages", "images", "system", "max_new_tokens"
 
 
 def requests_of_images(
-    paths: Iterable[Path], questions: Sequence[str], system: str | None, max_new_tokens: int
+    paths: Iterable[Path],
+    questions: Sequence[str],
+    system: str | None,
+    max_new_tokens: int,
+    tags_of: ReadTags = lambda _, picture: read_tags(picture, None),
 ) -> list[Request]:
     """Every question of every image. The id is the path as given, with `#1`, `#2`, … behind it for several questions.
 
-    The questions of one image follow each other: the image is then read once.
+    The questions of one image follow each other: the image is then read once. Their placeholders are filled in
+    (`PromptTemplate`), tags from `tags_of`. Raises SettingError for a question that shows its image twice.
     """
-    return [
-        Request(
-            f"{path}#{number}" if len(questions) > 1 else str(path),
-            user_message(question, [path], system),
-            max_new_tokens,
-        )
-        for path in paths
-        for number, question in enumerate(questions, start=1)
-    ]
+    templates = [PromptTemplate(question) for question in questions]
+    instructions = () if system is None else (Message("system", (system,)),)
+    requests = []
+    for path in paths:
+        for number, template in enumerate(templates, start=1):
+            id = f"{path}#{number}" if len(templates) > 1 else str(path)
+            tags = tags_of(id, path) if template.has_tags else None
+            asked = Message("user", template.content(path, tags or ""))
+            requests.append(Request(id, (*instructions, asked), max_new_tokens, tags=tags))
+    return requests
 
 
 def read_request_file(path: Path, *, max_new_tokens: int, system: str | None = None) -> list[Request]:

@@ -247,5 +247,5 @@ def _read(place: Path) -> str | None:
         return place.read_bytes().decode("utf-8", "surrogateescape")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{place} cannot be read: {error}", "check the file", ANOTHER_FOLDER) from error
+    except OSError as error:
+        raise InputError(f"{place} cannot be read: {error.strerror}", "check the file", ANOTHER_FOLDER) from error

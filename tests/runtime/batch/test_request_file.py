@@ -16,6 +16,7 @@ from pixtral_runtime.batch.shards import parse_shard, share_of
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.inputs.conversation import Message, ToolCall
 
+PICTURE = Path("animals/cat.1.png")
 FOLDER = Path("data")
 
 
@@ -41,6 +42,63 @@ def test_several_questions_of_an_image_stand_together_and_are_numbered() -> None
     assert [request.id for request in requests] == ["a.png#1", "a.png#2", "b.png#1", "b.png#2"]
     assert [request.question for request in requests] == ["What?", "Where?"] * 2
     assert requests[1].messages == (Message("user", (Path("a.png"), "Where?")),)
+
+
+@pytest.mark.parametrize(
+    ("prompt", "content"),
+    [
+        ("Is this {name} of {directory}?", (PICTURE, "Is this cat.1 of animals?")),
+        ("Tags: {tags}. {name}", (PICTURE, "Tags: {name}, [image]. cat.1")),
+        ("Before [image]\nafter {name}", ("Before", PICTURE, "after cat.1")),
+        ("[image] What?", (PICTURE, "What?")),
+        ("What? [image]", ("What?", PICTURE)),
+        (
+            '{"name": "{name}", "x": {}, {{name}} {Name} {tag} [Image]',
+            (PICTURE, '{"name": "cat.1", "x": {}, {cat.1} {Name} {tag} [Image]'),
+        ),
+    ],
+)
+def test_only_exact_placeholders_of_a_prompt_are_filled_in_and_once(prompt: str, content: tuple[Any, ...]) -> None:
+    (request,) = requests_of_images([PICTURE], [prompt], "Be {name}.", 9, lambda *_: "{name}, [image]")
+    assert request.messages == (Message("system", ("Be {name}.",)), Message("user", content))
+    assert request.tags == ("{name}, [image]" if "{tags}" in prompt else None)
+
+
+def test_what_was_asked_is_the_final_text() -> None:
+    settings = Settings("fingerprint")
+    (filled,) = requests_of_images([PICTURE], ["Is it {name}?"], None, 9)
+    (typed,) = requests_of_images([PICTURE], ["Is it cat.1?"], None, 9)
+    (placed,) = requests_of_images([PICTURE], ["Is it cat.1? [image]"], None, 9)
+    assert filled.asked(settings) == typed.asked(settings) != placed.asked(settings)
+
+
+def test_a_picture_in_the_working_folder_has_that_one_as_its_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "dogs").mkdir()
+    monkeypatch.chdir(tmp_path / "dogs")
+    for picture in (Path("a.png"), Path("../dogs/a.png"), Path(os.fsdecode(b"\xff.png"))):
+        (request,) = requests_of_images([picture], ["{name} {directory}"], None, 9)
+        assert request.question == f"{'a' if picture.name == 'a.png' else chr(0xFFFD)} dogs"
+
+
+def test_tags_are_those_of_the_text_beside_the_picture(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone, two\r\n")
+    first, second = requests_of_images([tmp_path / "a.png", tmp_path / "b.png"], ["({tags})"], None, 9)
+    assert (first.question, second.question) == ("(one, two)", "()")
+    (tmp_path / "b.txt").write_bytes(b"\xff")
+    with pytest.raises(InputError, match=r"b\.txt"):
+        requests_of_images([tmp_path / "b.png"], ["({tags})"], None, 9)
+
+
+def test_a_picture_is_shown_once() -> None:
+    with pytest.raises(InputError, match="2 times"):
+        requests_of_images([PICTURE], ["[image] and [image]"], None, 9)
+
+
+def test_a_prompt_of_a_request_file_is_taken_as_it_is() -> None:
+    (request,) = read({"prompt": "{name} [image]", "images": ["a.png"]})
+    assert request.question == "{name} [image]"
 
 
 def test_a_prompt_comes_after_its_images_and_takes_the_defaults() -> None:

@@ -1,0 +1,70 @@
+"""Prompts that say something of the picture they ask about: its name, its folder, tags that it has already.
+
+`{name}`, `{directory}` and `{tags}` are filled in, and `[image]` says where in the text the picture stands. Nothing
+else is touched, so that a prompt may show JSON; what is filled in is not looked at again.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from pixtral_runtime.errors import SettingError
+from pixtral_runtime.inputs.text_file import read_text
+
+IMAGE = "[image]"
+PLACEHOLDERS = ("name", "directory", "tags")
+KNOWN = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")
+LIKE_ONE = re.compile(r"\{[A-Za-z_]{2,}\}")
+
+ReadTags = Callable[[str, Path], str]
+"""The tags of a picture, from the id of the request and the picture's path."""
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """A prompt as it was typed. Raises SettingError where it shows the picture twice."""
+
+    text: str
+
+    def __post_init__(self) -> None:
+        if self.text.count(IMAGE) > 1:
+            raise SettingError(f"{IMAGE} stands {self.text.count(IMAGE)} times in the prompt", "leave it there once")
+
+    @property
+    def has_tags(self) -> bool:
+        return "{tags}" in self.text
+
+    @property
+    def unknown(self) -> list[str]:
+        """What looks like a placeholder and is none, each once."""
+        return [found for found in dict.fromkeys(LIKE_ONE.findall(self.text)) if not KNOWN.fullmatch(found)]
+
+    def content(self, picture: Path, tags: str = "") -> tuple[str | Path, ...]:
+        """The message's parts: the picture first, or where `[image]` stands, of which the blanks around it are part."""
+        values = {
+            "name": _text(os.path.splitext(picture.name)[0]),
+            "directory": _text(os.path.basename(os.path.dirname(os.path.abspath(picture)))),
+            "tags": tags,
+        }
+        before, image, after = self.text.partition(IMAGE)
+        texts = ("", before) if not image else (before.rstrip(), after.lstrip())
+        first, second = (KNOWN.sub(lambda match: values[match[1]], text) for text in texts)
+        return tuple(part for part in (first, picture, second) if part)
+
+
+def read_tags(picture: Path, sidecar: Path | None) -> str:
+    """What a picture's sidecar holds, or else the `.txt` beside it; nothing where there is none. Raises InputError."""
+    beside = Path(os.path.splitext(picture)[0] + ".txt")
+    for place in (sidecar, beside):
+        if place is not None and place.exists():
+            return read_text(place, "check the file, or ask without {tags}").strip()
+    return ""
+
+
+def _text(name: str) -> str:
+    """A name as text: bytes of it that are none become U+FFFD."""
+    return os.fsencode(name).decode("utf-8", "replace")
