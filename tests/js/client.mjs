@@ -1,11 +1,11 @@
 // Asks a server by the openai package: reads {url, key, requests: [[how, body]]} from stdin, prints a list of results.
 
 import { text } from "node:stream/consumers";
-import OpenAI from "openai";
+import OpenAI, { toFile } from "openai";
 
 const { url, key, requests } = JSON.parse(await text(process.stdin));
 const client = new OpenAI({ baseURL: url, apiKey: key, maxRetries: 0, timeout: 60_000 });
-const { chat, models, responses } = client;
+const { batches, chat, files, models, responses } = client;
 
 async function listed(items) {
   const found = [];
@@ -30,6 +30,15 @@ const WAYS = {
     const runner = chat.completions.runTools({ ...body, tools });
     await runner.done();
     return { given, messages: runner.messages };
+  },
+  batch: async ({ lines }) => {
+    const input = await files.create({ file: await toFile(Buffer.from(lines), "asked.jsonl"), purpose: "batch" });
+    let batch = await batches.create({
+      input_file_id: input.id, endpoint: "/v1/chat/completions", completion_window: "24h",
+    });
+    while (["validating", "in_progress", "finalizing"].includes(batch.status)) batch = await batches.retrieve(batch.id);
+    const output = await (await files.content(batch.output_file_id)).text();
+    return { status: batch.status, counts: batch.request_counts, output };
   },
   // Leaves after the first piece.
   abandoned: async (body) => {

@@ -12,9 +12,11 @@ from typing import Any
 
 import pytest
 
+from helpers.batches import answers_of, batch_line, ended, jsonl, picture_url
 from helpers.places import IMAGES
 from helpers.serving import NAME, Served, served
 from pixtral_runtime import Model
+from pixtral_runtime.server.batches import BatchOptions
 
 KEY = "secret"
 PICTURE = min(IMAGES.glob("*.png"))
@@ -98,3 +100,28 @@ def test_what_is_read_without_a_body(guarded: Served) -> None:
     assert curl(guarded, "/health", "-f", "-o", "/dev/null", "-w", "%{http_code}").stdout == "200"
     assert "pixtral:num_requests_running" in curl(guarded, "/metrics").stdout
     assert "HTTP/1.1 200 OK" in curl(guarded, "/health", "-I").stdout
+
+
+def test_answers_follow_a_schema_and_tools_are_called(guarded: Served) -> None:
+    schema = {"type": "object", "properties": {"a": {"enum": [1]}}, "required": ["a"], "additionalProperties": False}
+    form = {"type": "json_schema", "json_schema": {"name": "one", "strict": True, "schema": schema}}
+    done = curl(guarded, "/v1/chat/completions", *JSON, "-d", "@-", sent=body(response_format=form, max_tokens=60))
+    assert json.loads(json.loads(done.stdout)["choices"][0]["message"]["content"]) == {"a": 1}
+    function = {"name": "look", "strict": True, "parameters": schema}
+    forced = {"tools": [{"type": "function", "function": function}], "tool_choice": "required", "max_tokens": 90}
+    sent = body(**forced, parallel_tool_calls=False)
+    done = curl(guarded, "/v1/chat/completions", *JSON, "-d", "@-", sent=sent)
+    (call,) = json.loads(done.stdout)["choices"][0]["message"]["tool_calls"]
+    assert (call["function"]["name"], json.loads(call["function"]["arguments"])) == ("look", {"a": 1})
+
+
+def test_a_batch_is_sent_and_fetched(model: Model, tmp_path: Path) -> None:
+    (tmp_path / "asked.jsonl").write_bytes(jsonl(batch_line("one", picture_url(0)), batch_line("two")))
+    with served(model, (KEY,), batches=BatchOptions(tmp_path / "batches")) as server:
+        form = ("-F", "purpose=batch", "-F", f"file=@{tmp_path / 'asked.jsonl'}")
+        file = json.loads(curl(server, "/v1/files", *form).stdout)
+        asked = {"input_file_id": file["id"], "endpoint": "/v1/chat/completions", "completion_window": "24h"}
+        batch = json.loads(curl(server, "/v1/batches", *JSON, "-d", json.dumps(asked)).stdout)
+        batch = ended(server.client(KEY), batch["id"])
+        done = curl(server, f"/v1/files/{batch.output_file_id}/content", "-f")
+    assert (done.returncode, [one["custom_id"] for one in answers_of(done.stdout)]) == (0, ["one", "two"])

@@ -7,14 +7,17 @@ import json
 import shutil
 import subprocess
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
+from helpers.batches import batch_line, jsonl, picture_url
 from helpers.places import IMAGES, ROOT
 from helpers.serving import NAME, Served, served
 from pixtral_runtime import Model
+from pixtral_runtime.server.batches import BatchOptions
 
 CLIENT = ROOT / "tests" / "js" / "client.mjs"
 KEY = "secret"
@@ -136,6 +139,12 @@ def guarded(model: Model) -> Iterator[Served]:
         yield running
 
 
+@pytest.fixture
+def batch_server(model: Model, tmp_path: Path) -> Iterator[Served]:
+    with served(model, (KEY,), batches=BatchOptions(tmp_path)) as running:
+        yield running
+
+
 @pytest.fixture(scope="module")
 def told(guarded: Served) -> dict[str, Any]:
     return in_js(guarded, KEY, SAME | JS_ALONE)
@@ -170,6 +179,16 @@ def test_it_calls_a_function_itself(told: dict[str, Any]) -> None:
 def test_it_may_leave_a_stream(told: dict[str, Any], guarded: Served) -> None:
     assert told["abandoned"] == "chat.completion.chunk"
     assert in_python(guarded, "chat", ASKED)["choices"]
+
+
+def test_it_sends_a_batch(batch_server: Served) -> None:
+    lines = [batch_line(str(number), picture_url(number)) for number in range(3)]
+    found = in_js(batch_server, KEY, {"batch": ("batch", {"lines": jsonl(*lines).decode()})})["batch"]
+    assert (found["status"], found["counts"]) == ("completed", {"total": 3, "completed": 3, "failed": 0})
+    outputs = {one["custom_id"]: one["response"]["body"] for one in map(json.loads, found["output"].splitlines())}
+    for line in lines:
+        expected = in_python(batch_server, "chat", line["body"])["choices"]
+        assert outputs[line["custom_id"]]["choices"] == expected
 
 
 def test_without_a_key_it_is_told_so(guarded: Served) -> None:
