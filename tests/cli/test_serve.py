@@ -102,6 +102,22 @@ def test_it_is_set_up_by_the_environment_and_ends_when_what_runs_is_done(child: 
     assert not any("secret" in line or KEY in line for line in child.lines)
 
 
+def test_asked_twice_it_ends_at_once_and_without_a_trace(child: Child) -> None:
+    endless = ASKED | {"stream": True, "max_tokens": 400, "logit_bias": {"77": 100}}
+    headers = {"authorization": f"Bearer {KEY}"}
+    with httpx2.stream("POST", child.url + CHAT, json=endless, headers=headers, timeout=60) as response:
+        lines = response.iter_lines()
+        next(lines)
+        child.process.send_signal(signal.SIGTERM)
+        while True:  # it hears of the first one before it takes the second
+            try:
+                httpx2.get(f"{child.url}/health")
+            except httpx2.TransportError:
+                break
+        child.end()
+    assert not any("Traceback" in line for line in child.lines)
+
+
 def invoke(bundle: Path, *options: object) -> Any:
     return CliRunner().invoke(app, ["serve", str(bundle), *map(str, options)])
 

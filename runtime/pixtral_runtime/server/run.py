@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import socket
 import threading
@@ -51,6 +52,7 @@ class Server(uvicorn.Server):
 
     def end(self) -> None:
         self.force_exit = self.should_exit
+        logging.getLogger("uvicorn.error").disabled = self.force_exit  # what is given up on purpose is no failure
         self.should_exit = True
         self._service.is_stopping = True
 
