@@ -93,8 +93,12 @@ class BatchWorker:
             total, problems = check_input(path, batch.model, self._with.most_requests)
             status, gone = ("failed", {"errors": problems}) if problems else ("in_progress", {"total": total})
             self._batches.change(batch.id, status, unless=("cancelling", *ENDED), **gone)
-        except Exception:  # a bug, or a disk that is full: it is checked again at the next start
+        except OSError:  # a disk that is full: it is checked again at the next start
             logger.exception("a batch could not be checked")
+        except Exception:  # a bug, for which nobody should wait
+            logger.exception("a batch could not be checked")
+            reason = "the server failed to read the file; its log says more, and another batch may try again"
+            self._batches.change(batch.id, "failed", unless=ENDED, errors=(LineProblem("server_error", reason),))
         self.wake()
 
     # In the thread

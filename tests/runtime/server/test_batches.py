@@ -336,3 +336,15 @@ def test_a_server_that_is_killed_loses_no_answer_and_asks_none_twice(model: Mode
         assert answers_of(client.files.content(found.output_file_id).text) == expected
     assert results.read_bytes().startswith(before[: before.rindex(b"\n") + 1])
     assert results.read_bytes().count(b"\n") == 24
+
+
+def test_a_batch_whose_check_fails_by_a_bug_keeps_nobody_waiting(
+    server: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("pixtral_runtime.server.batch_worker.check_input", fail)
+    batch = ended(server.client(), submit(server.client(), batch_line("one")).id)
+    assert (batch.status, batch.errors.data[0].code) == ("failed", "server_error")
+    assert "a bug" not in batch.errors.data[0].message
