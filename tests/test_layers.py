@@ -72,7 +72,7 @@ ORDER = {
     "pixtral_runtime": (
         ("evaluation", "server"),
         ("batch", "bench", "compare"),
-        ("generation",),
+        ("generation", "sources"),
         ("backends", "inputs"),
         ("bundle", "device"),
         ("files", "html_page", "json_data", "server_address", "stats", "workers"),

@@ -13,8 +13,8 @@ from pixtral_runtime.bundle.footprint import Footprint
 from pixtral_runtime.errors import ContextError, ImageError, MemoryShortageError, Option, Remedy, SettingError
 from pixtral_runtime.generation.model import Model
 from pixtral_runtime.inputs.conversation import Message, StoredPicture
-from pixtral_runtime.inputs.data_url import picture_file
 from pixtral_runtime.inputs.image import stored_size
+from pixtral_runtime.inputs.image_files import picture_file
 from pixtral_runtime.inputs.preprocess import token_count
 from pixtral_runtime.inputs.prompt import PromptBuilder
 

@@ -15,9 +15,9 @@ from pixtral_runtime.generation.answer_text import AnswerText
 from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.generation.json_schema import JsonSchema, SchemaCache
 from pixtral_runtime.inputs.conversation import StoredPicture
-from pixtral_runtime.inputs.data_url import picture_file
 from pixtral_runtime.inputs.decode_memory import DecodeMemory
 from pixtral_runtime.inputs.image import decode_image
+from pixtral_runtime.inputs.image_files import picture_file
 from pixtral_runtime.inputs.openai_chat import FieldError, check_tokens
 from pixtral_runtime.inputs.preprocess import LOW_DETAIL_TOKENS, see_within
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder

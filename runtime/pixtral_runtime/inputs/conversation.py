@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,20 +26,22 @@ class ToolCall:
     arguments: str
 
 
-@dataclass(frozen=True)
-class StoredPicture:
-    """A picture that is more than a file: data within one, or a file that is to be seen small. `name` is for people.
+@dataclass(frozen=True, kw_only=True)
+class StoredPicture(ABC):
+    """A picture that is more than a file: data within one, a page, a frame. It is read when it is wanted.
 
-    `span` is where in `file` the data: URL begins and ends, as JSON writes it; `digest` is that of the URL. What cannot
-    be read again, because it came through a pipe, is held in `url`.
+    `name` is for people, `file` what it is read from if that is on the disk, `time_s` where in a video it stands. One
+    that `is_small` is to be seen small, whatever the budget of others.
     """
 
     name: str
     file: Path | None = None
-    span: tuple[int, int] | None = None
-    digest: str = ""
-    url: str = ""
     is_small: bool = False
+    time_s: float | None = None
+
+    @abstractmethod
+    def read(self) -> bytes:
+        """The bytes of a picture's file, in any format that `decode_image` takes. Raises ImageError."""
 
     def __str__(self) -> str:
         return self.name

@@ -7,12 +7,12 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote_to_bytes
 
 from pixtral_runtime.errors import ImageError
 from pixtral_runtime.inputs.conversation import StoredPicture
-from pixtral_runtime.inputs.image_files import read_image_file
 
 DATA = re.compile(r"data:(?P<kind>[^,;]*)(?P<parameters>(?:;[^,;]*)*),", re.IGNORECASE)
 SHOWN_CHARACTERS = 60  # of a URL
@@ -38,29 +38,37 @@ def data_of(url: str, name: str) -> bytes:
         raise ImageError(f"{name}: the data is no base64: {error}", "encode the file's bytes again") from error
 
 
-def picture_file(picture: Path | StoredPicture) -> bytes:
-    """The bytes of a picture's file. Raises ImageError."""
-    if isinstance(picture, Path):
-        return read_image_file(picture)
-    if picture.file is None:
-        return data_of(picture.url, picture.name)
-    if picture.span is None:
-        return read_image_file(picture.file)
-    return data_of(_url_in(picture, picture.file, *picture.span), picture.name)
+@dataclass(frozen=True, kw_only=True)
+class HeldUrl(StoredPicture):
+    """A data: URL that cannot be read again, because it came through a pipe."""
+
+    url: str
+
+    def read(self) -> bytes:
+        return data_of(self.url, self.name)
 
 
-def _url_in(picture: StoredPicture, path: Path, start: int, end: int) -> str:
-    try:
-        with path.open("rb") as file:
-            file.seek(start)
-            url = str(json.loads(b'"' + file.read(end - start) + b'"'))
-    except OSError as error:
-        raise ImageError(f"{path}: {error.strerror}", "check the path and its permissions") from error
-    except ValueError:
-        url = ""
-    if _digest(url) != picture.digest:
-        raise ImageError(f"{path} was changed while it was worked on", "the same command again")
-    return url
+@dataclass(frozen=True, kw_only=True)
+class UrlInFile(StoredPicture):
+    """A data: URL within a file, from byte `start` to `end`, as JSON writes it; `digest` is that of the URL."""
+
+    file: Path
+    start: int
+    end: int
+    digest: str
+
+    def read(self) -> bytes:
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.start)
+                url = str(json.loads(b'"' + file.read(self.end - self.start) + b'"'))
+        except OSError as error:
+            raise ImageError(f"{self.file}: {error.strerror}", "check the path and its permissions") from error
+        except ValueError:
+            url = ""
+        if _digest(url) != self.digest:
+            raise ImageError(f"{self.file} was changed while it was worked on", "the same command again")
+        return data_of(url, self.name)
 
 
 StorePicture = Callable[[str, bool], StoredPicture]
@@ -69,7 +77,7 @@ StorePicture = Callable[[str, bool], StoredPicture]
 
 def held(url: str, is_small: bool = False) -> StoredPicture:
     """A picture that is kept in memory."""
-    return StoredPicture(_shown(url), url=url, is_small=is_small)
+    return HeldUrl(name=_shown(url), url=url, is_small=is_small)
 
 
 def stored_in(file: Path, line: bytes, start: int) -> StorePicture:
@@ -79,8 +87,11 @@ def stored_in(file: Path, line: bytes, start: int) -> StorePicture:
         for written in (url, url.replace("/", "\\/")):  # as PHP writes it
             place = line.find(written.encode("utf-8", "surrogatepass"))
             if place >= 0:
-                span = start + place, start + place + len(written.encode("utf-8", "surrogatepass"))
-                return StoredPicture(_shown(url), file, span, _digest(url), is_small=is_small)
+                first = start + place
+                end = first + len(written.encode("utf-8", "surrogatepass"))
+                return UrlInFile(
+                    name=_shown(url), file=file, start=first, end=end, digest=_digest(url), is_small=is_small
+                )
         return held(url, is_small)
 
     return store

@@ -13,7 +13,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +21,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from pixtral_runtime.errors import ImageError, InputError, Option
-from pixtral_runtime.inputs.conversation import Message
+from pixtral_runtime.inputs.conversation import Message, StoredPicture
 from pixtral_runtime.inputs.image import MAX_PIXELS, SMALLER, decode_image, refuse_beyond_memory
 
 IMAGE_SUFFIXES = frozenset({
@@ -161,6 +161,22 @@ def _starts_with(path: Path, magic: bytes) -> bool:
             return file.read(len(magic)) == magic
     except OSError:
         return False
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallFile(StoredPicture):
+    """A file that is to be seen small."""
+
+    file: Path
+    is_small: bool = True
+
+    def read(self) -> bytes:
+        return read_image_file(self.file)
+
+
+def picture_file(picture: Path | StoredPicture) -> bytes:
+    """The bytes of a picture's file. Raises ImageError."""
+    return read_image_file(picture) if isinstance(picture, Path) else picture.read()
 
 
 def open_image(source: ImageSource, *, apply_exif: bool = True) -> Image.Image:

@@ -21,7 +21,7 @@ from PIL import Image
 from pixtral_runtime.errors import RequestError
 from pixtral_runtime.inputs.conversation import TOOL_NAME, Message, Role, StoredPicture, ToolCall
 from pixtral_runtime.inputs.data_url import StorePicture, held, is_data_url
-from pixtral_runtime.inputs.image_files import read_image_file
+from pixtral_runtime.inputs.image_files import SmallFile, read_image_file
 from pixtral_runtime.inputs.text_file import parsed_json
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def local_picture(folder: Path, store: StorePicture = held, *, reads_detail: boo
         if isinstance(value, str) and is_data_url(value):
             return store(value, is_small)
         path = image_path(value, folder)
-        return StoredPicture(str(path), path, is_small=True) if is_small else path
+        return SmallFile(name=str(path), file=path) if is_small else path
 
     return open_picture
 

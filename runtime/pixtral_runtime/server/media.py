@@ -15,7 +15,7 @@ from pixtral_runtime.inputs.conversation import StoredPicture
 from pixtral_runtime.inputs.data_url import StorePicture, data_of, is_data_url
 from pixtral_runtime.inputs.decode_memory import DecodeMemory
 from pixtral_runtime.inputs.image import decode_image
-from pixtral_runtime.inputs.image_files import read_image_file
+from pixtral_runtime.inputs.image_files import SmallFile, read_image_file
 from pixtral_runtime.inputs.openai_chat import FieldError
 from pixtral_runtime.inputs.openai_messages import shown
 from pixtral_runtime.inputs.preprocess import LOW_DETAIL_TOKENS, see_within
@@ -52,7 +52,7 @@ class Media:
             return store(url, is_small)
         if not url.lower().startswith("file:"):
             raise FieldError("image_url", "a batch fetches no pictures from elsewhere", EXAMPLE)
-        return StoredPicture(shown(url).strip('"'), self._local(url), is_small=is_small)
+        return SmallFile(name=shown(url).strip('"'), file=self._local(url), is_small=is_small)
 
     def _read(self, url: str, name: str) -> bytes:
         if is_data_url(url):

@@ -22,7 +22,8 @@ from pixtral_runtime.batch.request_file import read_request_file, read_requests
 from pixtral_runtime.errors import ImageError, InputError
 from pixtral_runtime.generation.sampling import Sampling
 from pixtral_runtime.inputs.conversation import Message, StoredPicture, user_message
-from pixtral_runtime.inputs.data_url import picture_file
+from pixtral_runtime.inputs.data_url import HeldUrl, UrlInFile
+from pixtral_runtime.inputs.image_files import SmallFile, picture_file
 
 PICTURE = sorted((ROOT / "tests" / "data" / "images").glob("*.png"))[0]
 URL = f"data:image/png;base64,{base64.b64encode(PICTURE.read_bytes()).decode()}"
@@ -99,11 +100,11 @@ def test_pictures_that_are_data_stay_in_the_file(tmp_path: Path) -> None:
     requests = read_request_file(path, max_new_tokens=4)
     images = [image for request in requests for image in request.images]
     assert all(picture_file(image) == PICTURE.read_bytes() for image in images)
-    assert [type(image) for image in images] == [StoredPicture, type(tmp_path), *[StoredPicture] * 5]
+    kinds = [UrlInFile, type(tmp_path), UrlInFile, SmallFile, UrlInFile, UrlInFile, HeldUrl]
+    assert [type(image) for image in images] == kinds
     stored = [image for image in images if isinstance(image, StoredPicture)]
     assert [image.is_small for image in stored] == [False, True, True, False, False, False]
-    assert all(len(image.name) <= 60 and not image.url for image in stored[:-1] if image.span)
-    assert [bool(image.span) for image in stored] == [True, True, False, True, True, False]
+    assert all(len(image.name) <= 60 for image in stored if isinstance(image, UrlInFile))
     path.write_text(path.read_text(encoding="utf-8-sig"), encoding="utf-8")
     with pytest.raises(ImageError, match=r"b\.jsonl was changed"):
         picture_file(stored[0])
@@ -114,7 +115,7 @@ def test_what_a_request_says_is_part_of_the_question_and_a_plain_one_stays_the_s
     assert plain.asked(Settings("bundle")) == "b7828d03662e2f57"
     own = [replace(plain, own=one) for one in (OwnSettings(), OwnSettings(seed=1), OwnSettings(stops=("a",)))]
     assert len({one.asked(SETTINGS) for one in (plain, *own)}) == 4
-    small = Request("a", user_message("q", [StoredPicture("x.png", Path("x.png"), is_small=True)]))
+    small = Request("a", user_message("q", [SmallFile(name="x.png", file=Path("x.png"))]))
     assert small.asked(SETTINGS) != plain.asked(SETTINGS)
 
 
