@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -96,7 +96,7 @@ def judge_options(task: Task, url: str | None, model: str, save: Path | None) ->
 
 def evaluate_bundle(
     bundle: Path, questions: Questions, options: EvaluationOptions, files: Files
-) -> tuple[Evaluation, dict[str, Record]]:
+) -> tuple[Evaluation, Mapping[str, Record]]:
     """Answer, score and save; also the records by id. The first Ctrl-C finishes what runs."""
     from pixtral_runtime.evaluation.run import evaluate
 

@@ -110,8 +110,8 @@ def read_asked(
     `before` is the file of results that the run goes on with. Raises InputError.
     """
     from pixtral_runtime.batch.prompt_template import PromptTemplate, read_tags
+    from pixtral_runtime.batch.record_lines import read_results
     from pixtral_runtime.batch.request_file import read_request_file, read_requests, requests_of_images
-    from pixtral_runtime.batch.results_file import read_results
     from pixtral_runtime.batch.shards import parse_shard, share_of
     from pixtral_runtime.batch.sidecars import Sidecars, sidecar_places
     from pixtral_runtime.errors import InputError

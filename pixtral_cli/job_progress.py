@@ -112,7 +112,7 @@ def finish(
     from pixtral_runtime.batch.page import write_report
     from pixtral_runtime.batch.tables import write_table
 
-    records = tally.in_order(asked)
+    records = tally.in_order()
     if files.table is not None and files.table_format is not None:
         write_table(records, files.table, files.table_format, formulas=files.formulas)
     summary = tally.summary(records) | {"output": None if files.results is None else str(files.results)}

@@ -64,7 +64,7 @@ def bundle_faults(path: Path) -> str:
 
 
 def results_faults(path: Path) -> str:
-    from pixtral_runtime.batch.results_file import read_results
+    from pixtral_runtime.batch.record_lines import read_results
     from pixtral_runtime.errors import PixtralError
 
     try:

@@ -42,7 +42,7 @@ class Kind:
 
 def answers(path: Path) -> dict[str, Any]:
     """By id; files that cannot be read have none."""
-    from pixtral_runtime.batch.results_file import read_results
+    from pixtral_runtime.batch.record_lines import read_results
 
     return {id: (record.answer, record.error) for id, record in read_results(path).records.items()}
 

@@ -26,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pixtral_runtime.batch.results_file import read_results
+from pixtral_runtime.batch.record_lines import read_results
 from pixtral_runtime.bundle.engine_list import listed_engines, verify_engines
 from pixtral_runtime.bundle.integrity import verify_bundle
 from pixtral_runtime.bundle.manifest import open_bundle

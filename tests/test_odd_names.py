@@ -10,8 +10,9 @@ import pytest
 from pixtral_engines.build import _load_timing_cache
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.quantization.samples import calibration_requests
+from pixtral_runtime.batch.record_lines import read_results
 from pixtral_runtime.batch.request_file import read_request_file
-from pixtral_runtime.batch.results_file import ResultsFile, read_results
+from pixtral_runtime.batch.results_file import ResultsFile
 from pixtral_runtime.bench.report import read_report
 from pixtral_runtime.bundle.manifest import open_bundle
 from pixtral_runtime.compare.compare import read_prompts

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from helpers.results import SETTINGS, answered
+from pixtral_runtime.batch.record_lines import read_results
 from pixtral_runtime.batch.records import Record, Request
 from pixtral_runtime.batch.request_file import requests_of_images
-from pixtral_runtime.batch.results_file import ResultsFile, read_results
+from pixtral_runtime.batch.results_file import ResultsFile
 from pixtral_runtime.batch.run import run_job
 from pixtral_runtime.batch.shards import share_of
 from pixtral_runtime.batch.sidecars import Sidecars, SidecarSettings, sidecar_places
@@ -30,6 +31,7 @@ class AnsweringJob:
         self._requests, self._done, self._answers = requests, dict(done), answers
         self.kept, self.idle_s = 0, 0.0
         self.asked: list[str] = []
+        self.order = [request.id for request in requests]
 
     def stop(self) -> None:
         raise NotImplementedError

@@ -8,7 +8,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pixtral_runtime.batch.openai_output import token_logprobs
+from pixtral_runtime.batch.record_store import RecordStore
 from pixtral_runtime.batch.records import Record, Request, Settings, record_key, record_of
+from pixtral_runtime.batch.results_file import check_same_question
 from pixtral_runtime.batch.under_way import MOST_DEATHS, UnderWay
 from pixtral_runtime.errors import HintWriter, ImageMemoryError, InputError, PixtralError, RequestError, python_hint
 from pixtral_runtime.generation.answer_text import AnswerText
@@ -27,13 +29,17 @@ READER_THREADS = 2  # threads; decoding and scaling one image takes a few per ce
 
 @dataclass
 class Loaded:
-    """A request whose images were read. Without a prompt its record is finished: an error, or `known` from before."""
+    """A request whose images were read. Without a prompt its record is finished: an error, or `known` from before.
+
+    One that `can_share` has the answer of any other with its key.
+    """
 
     request: Request
     record: Record
     prompt: Prompt | None = None
     schema: JsonSchema | None = None
     known: bool = False
+    can_share: bool = False
 
 
 @dataclass
@@ -55,9 +61,11 @@ class RequestLoader:
         self._schemas = SchemaCache(self.prompts)
 
     def load(self, request: Request) -> Loaded:
-        """From files to a prompt."""
+        """From files to a prompt. Raises InputError where the record of before is the answer to something else."""
         record = record_of(request, self.settings)
         before, under_way = self.done.get(request.id), self.under_way
+        if before is not None:
+            check_same_question(before, request, record.asked)
         if under_way is not None:
             under_way.begin(request.id)
         try:
@@ -69,6 +77,9 @@ class RequestLoader:
             record.key = record_key(record.asked, [str(image.sha256) for image in record.images])
             if before is not None and before.key == record.key:
                 return Loaded(request, record, known=True)
+            is_drawn = self.settings.sampling(request).temperature > 0
+            if not is_drawn and (same := self.answer_to(record.key)) is not None:
+                return Loaded(request, record.with_answer_of(same))
             if under_way is not None and request.id in under_way.accused:
                 raise RequestError(
                     f"pixtral died {MOST_DEATHS} times while it worked on this, the last time on nothing else",
@@ -77,7 +88,7 @@ class RequestLoader:
                 )
             with self.memory.room_for(files):
                 prompt = self._prompt(request, record, files, started)
-            return Loaded(request, record, prompt, self._schema_of(request))
+            return Loaded(request, record, prompt, self._schema_of(request), can_share=not is_drawn)
         except InputError as error:
             self.fail(record, error)
             if isinstance(error, ImageMemoryError):
@@ -104,6 +115,10 @@ class RequestLoader:
         record.image_tokens, record.prompt_tokens = prompt.image_tokens, len(prompt.token_ids)
         record.times_ms["preprocess"] = _ms_since(started)
         return prompt
+
+    def answer_to(self, key: str | None) -> Record | None:
+        """A record that answers the same already, under whatever name."""
+        return self.done.answer_to(key) if isinstance(self.done, RecordStore) else None
 
     def _schema_of(self, request: Request) -> JsonSchema | None:
         """Its own, or the job's. Raises FieldError."""

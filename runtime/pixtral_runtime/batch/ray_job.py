@@ -49,6 +49,7 @@ class RayJob:
         self._bundle, self._requests, self._settings, self._options = bundle, requests, settings, options
         self._done, self._address, self._workers = done, address, workers
         self._stopped = False
+        self.order = [request.id for request in requests]
         self.kept = 0
         self.idle_s: float | None = None  # each worker waits for its own images
 

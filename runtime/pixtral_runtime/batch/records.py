@@ -17,6 +17,10 @@ from pixtral_runtime.generation.sampling import Sampling
 from pixtral_runtime.inputs.conversation import Message, StoredPicture
 from pixtral_runtime.json_data import from_json
 
+SHARED = (  # by records with the same key
+    *("answer", "thinking", "finish_reason", "prompt_tokens", "image_tokens", "new_tokens", "reasoning_tokens"),
+    *("logprobs", "error", "hint", "status", "param"),
+)
 RARE = ("thinking", "own", "logprobs", "reasoning_tokens", "status", "param", "sidecar", "tags")
 
 
@@ -174,6 +178,15 @@ class Record:
     def is_whole(self) -> bool:
         """Whether there is an answer that the model ended itself, and that says something."""
         return self.error is None and self.finish_reason == "stop" and bool((self.answer or "").strip())
+
+    def with_answer_of(self, other: Record) -> Record:
+        """This record, with the answer that another one gives to the same question about the same pictures."""
+        for name in SHARED:
+            setattr(self, name, getattr(other, name))
+        for image, same in zip(self.images, other.images, strict=True):
+            image.width, image.height = same.width, same.height
+        self.times_ms.clear()
+        return self
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; without what only some requests have."""

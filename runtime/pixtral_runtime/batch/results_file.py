@@ -5,7 +5,7 @@ answers to other questions or under other settings are refused. A record for an 
 place; until the file is closed both lines are there, and the later one counts.
 
 A file that is to be replaced stays until there is a record to replace it with. One that somebody deletes or changes
-meanwhile is written again from memory.
+meanwhile is written again: all records are in a file without a name as well.
 """
 
 from __future__ import annotations
@@ -18,41 +18,27 @@ import shlex
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from pixtral_runtime.batch.record_lines import ANOTHER_OUTPUT, RecordLines, line_of
+from pixtral_runtime.batch.record_store import RecordStore
 from pixtral_runtime.batch.records import Record, Request, Settings
 from pixtral_runtime.batch.under_way import UnderWay
 from pixtral_runtime.errors import InputError, Option, unwritable
 from pixtral_runtime.files import lock, open_locked, replacing
-from pixtral_runtime.json_data import sealed, unsealed
 
 SYNC_EVERY_S = 1.0  # a power loss costs what was answered since; a sync takes milliseconds
-LINE_START = b'{"id": "'  # of every line, and so of one that was cut short
-ANOTHER_OUTPUT = Option("output", "another/place.jsonl")
 GO_ON = Option("resume", note="goes on with it afterwards")
-
-
-@dataclass(frozen=True)
-class ResultsContents:
-    """What a results file holds: records by id, of several for one id the last; and lines that do not count."""
-
-    records: dict[str, Record]
-    torn: int = 0  # lines at the end that a crash left unfinished
-    superseded: int = 0
-    is_finished: bool = True  # its last line ends
-
-    @property
-    def is_clean(self) -> bool:
-        return not self.torn and not self.superseded and self.is_finished
+OTHER_JOB = ANOTHER_OUTPUT, Option("force", note="without 'resume' to begin again")
 
 
 class ResultsFile:
     """A results file that one run writes. Open it with `create` or `resume`; then it is locked until `close`."""
 
-    def __init__(self, path: Path, file: io.FileIO, records: dict[str, Record], replaces: bool = False) -> None:
+    def __init__(self, path: Path, file: io.FileIO, records: RecordStore, replaces: bool = False) -> None:
         self.path = path
         self._file, self._records, self._replaces = file, records, replaces
         self._bytes = os.fstat(file.fileno()).st_size
@@ -64,28 +50,31 @@ class ResultsFile:
     def create(cls, path: Path, force: bool = False) -> ResultsFile:
         """A new file, with its folder. Raises InputError where it exists; with `force` the first record replaces it."""
         file = _open_locked(path, 0 if force else os.O_EXCL)
-        return cls(path, file, {}, replaces=os.fstat(file.fileno()).st_size > 0)
+        return cls(path, file, _empty_store(path), replaces=os.fstat(file.fileno()).st_size > 0)
 
     @classmethod
     def resume(cls, path: Path, requests: Iterable[Request], settings: Settings) -> ResultsFile:
-        """Go on with a file, or begin it. Raises InputError where its records are not those of this job."""
+        """Go on with a file, or begin it. Raises InputError where its records are not those of this job.
+
+        What cannot be asked for all its `requests` beforehand compares them itself as they come.
+        """
         while True:
             file = _open_locked(path)
             try:
-                contents = read_results(path)
-                _check_same_job(path, contents.records, requests, settings)
-                if contents.is_clean:
-                    opened = cls(path, file, contents.records)
-                    opened.under_way.remember(contents.records)
+                records, is_clean = _read(path, asdict(settings))
+                _check_same_questions(path, records, requests, settings)
+                if is_clean:
+                    opened = cls(path, file, records)
+                    opened.under_way.remember(records)
                     return opened
-                write_records(path, contents.records.values())
+                _write_lines(path, records.lines())
             except BaseException:
                 file.close()
                 raise
             file.close()  # the lock was on the file that the repaired one replaced
 
     @property
-    def done(self) -> Mapping[str, Record]:
+    def done(self) -> RecordStore:
         """All records by id."""
         return self._records
 
@@ -98,7 +87,7 @@ class ResultsFile:
         if self._replaces or not self._is_whole():
             self._rewrite(record)
             return
-        line = _line(record)
+        line = line_of(record)
         try:
             self._file.seek(self._bytes)
             rest = memoryview(line)
@@ -109,8 +98,8 @@ class ResultsFile:
                 self._file.truncate(self._bytes)  # a full disk leaves no half record
             raise unwritable(self.path, error, GO_ON, ANOTHER_OUTPUT) from error
         self._bytes += len(line)
-        self._superseded += self._records.pop(record.id, None) is not None
-        self._records[record.id] = record
+        self._superseded += record.id in self._records
+        self._keep(record)
         if time.monotonic() - self._synced_s >= SYNC_EVERY_S:
             self.sync()
 
@@ -157,25 +146,32 @@ class ResultsFile:
         there = self._place()
         if there is not None and not self._is_here(there):
             saved = self.path.with_name(f"{self.path.stem}.{secrets.token_hex(4)}{self.path.suffix}")
-            write_records(saved, (*self._records.values(), *more))
+            _write_lines(saved, (*self._records.lines(), *map(line_of, more)))
             self._file.close()
             raise InputError(
                 f"{self.path} was replaced by another file meanwhile; all records are in {saved}",
                 f"mv {shlex.quote(str(saved))} {shlex.quote(str(self.path))}",
                 Option("resume", note="to go on"),
             )
-        records = self._records | {record.id: record for record in more}
+        for record in more:
+            self._keep(record)
         try:
             with replacing(self.path) as file:
-                file.writelines(map(_line, records.values()))
+                file.writelines(self._records.lines())
                 file.flush()
                 lock(file)
                 held = io.FileIO(os.dup(file.fileno()), "r+")
         except OSError as error:
             raise unwritable(self.path, error, GO_ON, ANOTHER_OUTPUT) from error
         self._file.close()
-        self._file, self._bytes, self._records = held, held.tell(), records
+        self._file, self._bytes = held, held.tell()
         self._replaces, self._superseded, self._synced_s = False, 0, time.monotonic()
+
+    def _keep(self, record: Record) -> None:
+        try:
+            self._records.add(record)
+        except OSError as error:
+            raise unwritable(self.path, error, GO_ON, ANOTHER_OUTPUT) from error
 
     def sync(self) -> None:
         """Bring what was appended to the disk now. Raises as `append`."""
@@ -186,91 +182,66 @@ class ResultsFile:
         self._synced_s = time.monotonic()
 
 
-def read_results(path: Path) -> ResultsContents:
-    """The records of a results file, which may still be written.
-
-    Raises InputError for a file that cannot be read, that holds something else, or is damaged before its end.
-    """
-    records: dict[str, Record] = {}
-    damaged: list[int] = []
-    superseded, line = 0, b"\n"
+def _empty_store(path: Path) -> RecordStore:
     try:
-        with path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                record = _parsed(line, path, number, is_first=not records and not damaged)
-                if record is None:
-                    damaged.append(number)
-                    continue
-                if damaged:
-                    raise InputError(
-                        f"{path}, line {damaged[0]}: damaged, and records follow",
-                        f"sed -i {damaged[0]}d {shlex.quote(str(path))} drops the line; its request is then run again",
-                    )
-                superseded += records.pop(record.id, None) is not None
-                records[record.id] = record
+        return RecordStore(path.parent)
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}", "name a file that 'pixtral run' wrote") from error
-    except ValueError as error:  # a zero byte in its name
-        raise InputError(f"{str(path)!r} cannot be read: {error}", "name a file that 'pixtral run' wrote") from error
-    return ResultsContents(records, len(damaged), superseded, line.endswith(b"\n"))
+        raise unwritable(path, error, ANOTHER_OUTPUT) from error
 
 
-def _line(record: Record) -> bytes:
-    """One line of JSON. What UTF-8 cannot hold, in paths, is escaped, which is JSON's own way of writing it."""
-    return json.dumps(sealed(record.to_dict()), ensure_ascii=False).encode("utf-8", "backslashreplace") + b"\n"
+def _read(path: Path, settings: dict[str, Any]) -> tuple[RecordStore, bool]:
+    """The records of a file, and whether it has nothing else. Raises InputError where one has other settings."""
+    records, lines, count = _empty_store(path), RecordLines(path), 0
+    for record in lines:
+        count += 1
+        if record.settings != settings:
+            changed = setting_differences(record.settings, settings)
+            raise InputError(f"{path} was written under other settings: {changed}", *OTHER_JOB)
+        try:
+            records.add(record)
+        except OSError as error:
+            raise unwritable(path, error, ANOTHER_OUTPUT) from error
+    return records, count == len(records) and not lines.torn and lines.is_finished
 
 
-def _parsed(line: bytes, path: Path, number: int, *, is_first: bool) -> Record | None:
-    """The line's record, or None where it is damaged. Raises InputError where the file is not one of results."""
+def _write_lines(path: Path, lines: Iterable[bytes]) -> None:
     try:
-        value = unsealed(json.loads(line.decode()))
-    except (ValueError, RecursionError) as error:
-        if not is_first or LINE_START.startswith(line[: len(LINE_START)]) or not line.strip(b"\0\n"):
-            return None
-        raise _no_results(path, number) from error
-    try:
-        return Record.from_dict(value)
-    except (TypeError, RecursionError) as error:
-        raise _no_results(path, number) from error
+        with replacing(path) as file:
+            file.writelines(lines)
+    except OSError as error:
+        raise unwritable(path, error, ANOTHER_OUTPUT) from error
 
 
-def _no_results(path: Path, number: int) -> InputError:
-    return InputError(
-        f"{path} is no results file: line {number} is not a record",
-        "name a file that 'pixtral run -o' wrote, or a new one",
-    )
-
-
-def _check_same_job(path: Path, records: Mapping[str, Record], requests: Iterable[Request], settings: Settings) -> None:
-    remedies = ANOTHER_OUTPUT, Option("force", note="without 'resume' to begin again")
-    now = asdict(settings)
-    for record in records.values():
-        if record.settings != now:
-            raise InputError(
-                f"{path} was written under other settings: {setting_differences(record.settings, now)}", *remedies
-            )
+def _check_same_questions(path: Path, records: RecordStore, requests: Iterable[Request], settings: Settings) -> None:
+    others = set(records)
+    for request in requests if others else ():
+        if request.id in others:
+            others.remove(request.id)
+            check_same_question(records[request.id], request, request.asked(settings), path)
     asked_of: dict[str, set[str]] = {}
-    for request in requests:
+    for request in requests if others else ():
         for image in request.images:
             asked_of.setdefault(str(image), set()).add(request.asked(settings))
-        before = records.get(request.id)
-        if before is None or before.asked == request.asked(settings):
-            continue
-        what = (
-            f"the question was {before.question!r} and is {request.question!r}"
-            if before.question != request.question
-            else "the number of new tokens, the system prompt, earlier turns or own settings are not those of before"
-        )
-        raise InputError(f"{path} holds the answer to something else for {request.id}: {what}", *remedies)
-    for record in records.values():
+    for record in map(records.__getitem__, others):
         name = record.images[0].path if len(record.images) == 1 else ""
         is_of_image = record.id == name or record.id.startswith(f"{name}#")  # its id was made here, by image
         if name in asked_of and is_of_image and record.asked not in asked_of[name]:
             raise InputError(
-                f"{path} holds the answer to {record.question!r} for {name}, which is not asked", *remedies
+                f"{path} holds the answer to {record.question!r} for {name}, which is not asked", *OTHER_JOB
             )
+
+
+def check_same_question(before: Record, request: Request, asked: str, path: Path | None = None) -> None:
+    """Raises InputError where a record is the answer to something else than what is asked now under its id."""
+    if before.asked == asked:
+        return
+    what = (
+        f"the question was {before.question!r} and is {request.question!r}"
+        if before.question != request.question
+        else "the number of new tokens, the system prompt, earlier turns or own settings are not those of before"
+    )
+    file = "the results" if path is None else path
+    raise InputError(f"{file} holds the answer to something else for {request.id}: {what}", *OTHER_JOB)
 
 
 def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
@@ -299,12 +270,3 @@ def _open_locked(path: Path, flags: int = 0) -> io.FileIO:
         raise unwritable(path, error, ANOTHER_OUTPUT) from error
     except ValueError as error:  # a zero byte in its name
         raise InputError(f"{str(path)!r} cannot be written: {error}", ANOTHER_OUTPUT) from error
-
-
-def write_records(path: Path, records: Iterable[Record]) -> None:
-    """Replace a results file whole. Raises InputError where it cannot be written, MachineError on a full disk."""
-    try:
-        with replacing(path) as file:
-            file.writelines(map(_line, records))
-    except OSError as error:
-        raise unwritable(path, error, ANOTHER_OUTPUT) from error

@@ -3,56 +3,84 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from pixtral_runtime.batch.job import Job
 from pixtral_runtime.batch.ray_job import RayJob
-from pixtral_runtime.batch.records import Record, Request
+from pixtral_runtime.batch.record_store import RecordStore
+from pixtral_runtime.batch.records import Record
 from pixtral_runtime.batch.results_file import ResultsFile
 from pixtral_runtime.batch.sidecars import Sidecars
+from pixtral_runtime.errors import unwritable
+
+
+@dataclass(frozen=True)
+class InOrder(Sequence[Record]):
+    """Records by the order of their ids, read when they are wanted."""
+
+    records: Mapping[str, Record]
+    order: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return InOrder(self.records, self.order[index])
+        return self.records[self.order[index]]
 
 
 @dataclass
 class Tally:
     """What became of a job. `kept` counts records of an earlier run, `records` has them where a file has.
 
+    `requests` is None as long as nobody knows how many there are, `order` has their ids as they were asked.
     `image_wait_s` is how long the model had nothing to do but wait for images; None on a cluster, where nobody counts.
     """
 
-    requests: int
+    requests: int | None
     kept: int = 0
     made: int = 0
     failures: int = 0
     new_tokens: int = 0
     seconds: float = 0.0
     image_wait_s: float | None = None
-    records: dict[str, Record] = field(default_factory=dict)  # by id
+    records: Mapping[str, Record] = field(default_factory=dict)  # by id
+    order: Sequence[str] = ()
 
     @property
     def done(self) -> int:
         return self.kept + self.made
 
     def add(self, record: Record, kept: int, seconds: float) -> None:
-        self.records[record.id] = record
         self.kept, self.seconds = kept, seconds
         self.made += 1
         self.failures += record.error is not None
         self.new_tokens += record.new_tokens or 0
 
-    def in_order(self, asked: Sequence[Request]) -> list[Record]:
-        """The records of these requests, in their order."""
-        return [self.records[request.id] for request in asked if request.id in self.records]
+    def in_order(self) -> InOrder:
+        """The records of what was asked, in the order in which it was."""
+        return InOrder(self.records, [id for id in self.order if id in self.records])
 
-    def summary(self, records: Sequence[Record]) -> dict[str, Any]:
+    def summary(self, records: Iterable[Record]) -> dict[str, Any]:
         """Counts over `records`; rates over what this run made."""
         seconds = max(self.seconds, 1e-9)
+        answered = cut_off = 0
+        failed = []
+        for record in records:
+            answered += record.error is None
+            cut_off += record.finish_reason == "length"
+            if record.error is not None:
+                failed.append({"id": record.id, "error": record.error})
         return {
             "requests": self.requests,
-            "answered": sum(record.error is None for record in records),
-            "cut_off": sum(record.finish_reason == "length" for record in records),
-            "failed": [{"id": record.id, "error": record.error} for record in records if record.error is not None],
+            "answered": answered,
+            "cut_off": cut_off,
+            "failed": failed,
             "kept": self.kept,
             "new_tokens": self.new_tokens,
             "seconds": round(self.seconds, 3),
@@ -64,17 +92,18 @@ class Tally:
 
 def run_job(
     job: Job | RayJob,
-    requests: int,
+    requests: int | None,
     file: ResultsFile | None = None,
     on_record: Callable[[Record, Tally], None] = lambda *_: None,
     sidecars: Sidecars | None = None,
 ) -> Tally:
-    """Run a job of so many requests to its end, or until somebody calls `job.stop()`.
+    """Run a job of so many requests, None for nobody knows, to its end, or until somebody calls `job.stop()`.
 
     `on_record` is called with each record, written and counted already, its sidecar too. Raises what the job and the
     files raise.
     """
-    tally = Tally(requests)
+    records = _store() if file is None else file.done
+    tally = Tally(requests, records=records, order=job.order)
     started = time.monotonic()
     if file is not None:
         file.under_way.open()
@@ -83,7 +112,9 @@ def run_job(
     for record in job.records():
         if sidecars is not None:
             sidecars.note(record)
-        if file is not None:
+        if file is None:
+            records.add(record)
+        else:
             file.append(record)
         if sidecars is not None:
             if file is not None:
@@ -93,6 +124,11 @@ def run_job(
         on_record(record, tally)
     tally.kept = job.kept  # all of them may have been, without a record to tell
     tally.image_wait_s = job.idle_s
-    if file is not None:
-        tally.records = dict(file.done)
     return tally
+
+
+def _store() -> RecordStore:
+    try:
+        return RecordStore()
+    except OSError as error:
+        raise unwritable(Path(gettempdir()), error, "TMPDIR=FOLDER in front of the command") from error

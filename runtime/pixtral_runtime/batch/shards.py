@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from pixtral_runtime.batch.record_lines import read_results
 from pixtral_runtime.batch.records import Record, Request
-from pixtral_runtime.batch.results_file import read_results, setting_differences
+from pixtral_runtime.batch.results_file import setting_differences
 from pixtral_runtime.batch.tables import table_format, write_table
 from pixtral_runtime.errors import InputError, Option, SettingError
 from pixtral_runtime.files import Output, check_outputs

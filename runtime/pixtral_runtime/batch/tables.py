@@ -15,8 +15,8 @@ from typing import Any
 
 from pixtral_runtime.batch.imagefolder import write_imagefolder
 from pixtral_runtime.batch.openai_output import SUFFIX, write_openai_output
+from pixtral_runtime.batch.record_lines import ANOTHER_OUTPUT, write_records
 from pixtral_runtime.batch.records import Record
-from pixtral_runtime.batch.results_file import ANOTHER_OUTPUT, write_records
 from pixtral_runtime.errors import Option, SettingError, extra_missing, unwritable
 from pixtral_runtime.files import replacing
 

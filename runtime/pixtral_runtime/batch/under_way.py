@@ -2,7 +2,7 @@
 
 Beside the results lies a hidden file with the ids of requests that were begun, as long as the run lasts; one that died
 leaves it. Were they the cause, because the system ended a process for memory meanwhile or ours crashed, those without a
-record are suspects: the next run does each of them alone, first. One that the process dies of again is answered with an
+record are suspects: the next run does each of them alone. One that the process dies of again is answered with an
 error. Whoever kills a run, and a machine that loses power, makes no request suspect.
 """
 

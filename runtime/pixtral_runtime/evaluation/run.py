@@ -61,7 +61,7 @@ def evaluate(
     ratings: Path | None = None,
     answer: Answering = answer_all,
     progress: Progress = lambda *_: None,
-) -> tuple[Evaluation, dict[str, Record]]:
+) -> tuple[Evaluation, Mapping[str, Record]]:
     """Answers of a bundle with their scores, and the records by id.
 
     Raises InputError and MachineError as `Worker`, `check_fit` and `rate_answers` do, and what `answer` raises.

@@ -20,8 +20,9 @@ from queue import Empty, SimpleQueue
 
 from pixtral_runtime.batch.loading import READER_THREADS, Loaded, RequestLoader
 from pixtral_runtime.batch.openai_output import line_of, not_asked, output_of
+from pixtral_runtime.batch.record_lines import read_results
 from pixtral_runtime.batch.records import Record, Request, Settings
-from pixtral_runtime.batch.results_file import ResultsFile, read_results
+from pixtral_runtime.batch.results_file import ResultsFile
 from pixtral_runtime.errors import PixtralError
 from pixtral_runtime.generation.generation import Generation
 from pixtral_runtime.inputs.prompt import PromptBuilder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +15,9 @@ from pixtral_runtime.inputs.conversation import user_message
 class MadeJob:
     """Records that come one after the other, the first `kept` of an earlier run; a stop ends them."""
 
-    def __init__(self, records: list[Record], kept: int = 0) -> None:
+    def __init__(self, records: list[Record], kept: int = 0, order: Sequence[str] = ()) -> None:
         self._records, self.kept, self._stopped = records, kept, False
+        self.order = order
         self.idle_s = 0.25
 
     def stop(self) -> None:
@@ -42,11 +43,12 @@ def asked(*names: str) -> list[Request]:
 
 def test_every_record_is_counted_and_handed_on_once() -> None:
     seen: list[tuple[str, int]] = []
-    job: Any = MadeJob([record("b"), record("a", "broken"), record("c")])
+    job: Any = MadeJob([record("b"), record("a", "broken"), record("c")], order=("a", "b", "c", "never made"))
     tally = run_job(job, 3, on_record=lambda one, tally: seen.append((one.id, tally.done)))
     assert seen == [("b", 1), ("a", 2), ("c", 3)]
     assert (tally.made, tally.failures, tally.new_tokens, tally.kept) == (3, 1, 6, 0)
-    records = tally.in_order(asked("a", "b", "c", "never made"))
+    records = tally.in_order()
+    assert [one.id for one in records[1:]] == ["b", "c"]
     assert [one.id for one in records] == ["a", "b", "c"]
     summary = tally.summary(records)
     assert (summary["requests"], summary["answered"], summary["new_tokens"]) == (3, 2, 6)
@@ -72,8 +74,8 @@ def test_a_results_file_is_written_and_its_earlier_records_count(tmp_path: Path)
         first: Any = MadeJob([made])
         run_job(first, 2, file)
     with ResultsFile.resume(path, requests, settings) as file:
-        second: Any = MadeJob([record("b")], kept=1)
+        second: Any = MadeJob([record("b")], kept=1, order=("a", "b"))
         tally = run_job(second, 2, file)
     assert (tally.kept, tally.made, tally.done) == (1, 1, 2)
-    assert [one.id for one in tally.in_order(requests)] == ["a", "b"]
+    assert [one.id for one in tally.in_order()] == ["a", "b"]
     assert len(path.read_text(encoding="utf-8").splitlines()) == 2

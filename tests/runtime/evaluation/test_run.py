@@ -33,9 +33,8 @@ def questions(*metrics: str) -> Questions:
 
 def answers_to_a(worker: Worker, asked: Sequence[Request]) -> Tally:
     assert [request.max_new_tokens for request in asked] == [4, 4]
-    tally = Tally(len(asked), kept=1)
-    tally.records["a"] = Record("a", "q", "0" * 16, answer="yes", finish_reason="stop")
-    return tally
+    answered = Record("a", "q", "0" * 16, answer="yes", finish_reason="stop")
+    return Tally(len(asked), kept=1, records={"a": answered})
 
 
 def test_a_bundle_answers_by_itself_and_the_setting_says_how(bundle: Path) -> None:
