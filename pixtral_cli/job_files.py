@@ -14,9 +14,11 @@ from pixtral_cli.options import STDIN, read_prompt, refuse_unused
 if TYPE_CHECKING:
     import typer
 
+    from pixtral_runtime.batch.item_requests import Requests
     from pixtral_runtime.batch.records import Request
     from pixtral_runtime.batch.sidecars import Sidecars, SidecarSettings
 
+KNOWN_PLACEHOLDERS = "{name}, {directory}, {tags} and {text}"
 TABLE_FORMATS = ("csv", "parquet", "openai", "imagefolder")
 
 
@@ -41,9 +43,10 @@ class JobFiles:
         suffix = ".openai.jsonl" if self.table_format == "openai" else f".{self.table_format}"
         return self.results.with_suffix(suffix)
 
-    def check(self, asked: Sequence[Request], inputs: Iterable[Path]) -> None:
+    def check(self, asked: Requests, inputs: Iterable[Path]) -> None:
         """Refuse what could not be written, before the hours that it may take. Raises InputError, MachineError."""
         from pixtral_runtime.batch.imagefolder import check_imagefolder
+        from pixtral_runtime.batch.item_requests import outline
         from pixtral_runtime.errors import InputError, Option
         from pixtral_runtime.files import Output, check_outputs
 
@@ -54,14 +57,14 @@ class JobFiles:
         if self.table_format == "parquet":
             output.require("pyarrow", "tables", "Writing parquet")
         if self.table_format == "imagefolder" and self.table is not None:
-            check_imagefolder(asked, self.table)
+            check_imagefolder(outline(asked), self.table)
         elsewhere = Option("output", "another.jsonl")
         places = (self.results, elsewhere), (self.table, elsewhere), (self.report, Option("report", "answers.html"))
         replaces = self.resume or self.force
         outputs = [Output(path, option, replaces, resumable=True) for path, option in places if path is not None]
         if self.sidecars is not None:
             beside = Option("sidecar_dir", "FOLDER")
-            outputs += [Output(self.sidecars.places[request.id], beside, replaces=True) for request in asked]
+            outputs += [Output(self.sidecars.places[request.id], beside, replaces=True) for request in outline(asked)]
         check_outputs(outputs, inputs)
 
 
@@ -93,6 +96,15 @@ def read_captions(
     return captions
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a job is asked, the files on the disk that it reads, and the sidecars that it writes."""
+
+    requests: Requests
+    files: Sequence[Path]
+    sidecars: Sidecars | None
+
+
 def read_asked(
     paths: list[str],
     prompts: list[str],
@@ -104,19 +116,20 @@ def read_asked(
     limit: int | None,
     captions: SidecarSettings | None,
     before: Path | None,
-) -> tuple[list[Request], Sidecars | None]:
-    """What the arguments ask for, but for what has a sidecar already, and the sidecars.
+) -> Asked:
+    """What the arguments ask for, but for what has a sidecar already.
 
     `before` is the file of results that the run goes on with. Raises InputError.
     """
+    from pixtral_runtime.batch.item_requests import Questions, requests_of_items
     from pixtral_runtime.batch.prompt_template import PromptTemplate, read_tags
     from pixtral_runtime.batch.record_lines import read_results
-    from pixtral_runtime.batch.request_file import read_request_file, read_requests, requests_of_images
+    from pixtral_runtime.batch.request_file import read_request_file, read_requests
     from pixtral_runtime.batch.shards import parse_shard, share_of
     from pixtral_runtime.batch.sidecars import Sidecars, sidecar_places
     from pixtral_runtime.errors import InputError
-    from pixtral_runtime.inputs.image_files import images_and_folders
     from pixtral_runtime.inputs.text_file import text_lines
+    from pixtral_runtime.sources.open import open_source
 
     folders: Mapping[Path, Path] = {}
     if (requests is None) == (not paths):
@@ -124,8 +137,9 @@ def read_asked(
     questions = [] if requests else [read_prompt(text) for text in prompts]
     templates = [PromptTemplate(question) for question in questions]
     for unknown in dict.fromkeys(found for template in templates for found in template.unknown):
-        output.warn(f"{unknown} stays in the prompt as it is; {{name}}, {{directory}} and {{tags}} are filled in")
-    wants_records = captions is not None or any(template.has_tags for template in templates)
+        output.warn(f"{unknown} stays in the prompt as it is; {KNOWN_PLACEHOLDERS} are filled in")
+    has_tags = any(template.has_tags for template in templates)
+    wants_records = captions is not None or has_tags
     done = read_results(before).records if wants_records and before is not None and before.exists() else {}
 
     def tags_of(id: str, picture: Path) -> str:
@@ -134,16 +148,31 @@ def read_asked(
             return asked_with
         return read_tags(picture, None if captions is None else captions.place(picture, folders[picture]))
 
+    asked: Requests
+    files: Sequence[Path]
     if requests == STDIN:
         lines, name = text_lines(sys.stdin.buffer, "standard input"), "standard input"
         asked = read_requests(lines, name, max_new_tokens=max_new_tokens, system=system, folder=Path())
+        files = _pictures_of(asked)
     elif requests is not None:
         asked = read_request_file(requests, max_new_tokens=max_new_tokens, system=system)
-        folders = {image: requests.parent for request in asked for image in request.images if isinstance(image, Path)}
+        files = [requests, *_pictures_of(asked)]
+        folders = dict.fromkeys(files[1:], requests.parent)
     else:
-        folders = images_and_folders(paths, sys.stdin.buffer, recursive=recursive, note=output.talk)
-        asked = requests_of_images(folders, questions, system, max_new_tokens, tags_of)
+        opened = open_source(paths, sys.stdin.buffer, recursive=recursive, note=output.talk)
+        folders, files = opened.folders, opened.source.files
+        asked = requests_of_items(opened.source, Questions(questions, system, max_new_tokens, tags_of))
+        if isinstance(asked, Sequence) and has_tags:
+            asked = list(asked)  # with the tags that are there before anything is written
     # other shards write sidecars as well, and none may have the place of one of these
     sidecars = None if captions is None else Sidecars(captions, sidecar_places(asked, captions, folders))
-    share = (asked if shard is None else share_of(asked, *parse_shard(shard)))[:limit]
-    return (share if sidecars is None else sidecars.left_to_ask(share, done)), sidecars
+    share = asked if shard is None else share_of(asked, *parse_shard(shard))
+    share = share if limit is None else share[:limit]
+    return Asked(share if sidecars is None else sidecars.left_to_ask(list(share), done), files, sidecars)
+
+
+def _pictures_of(requests: Iterable[Request]) -> list[Path]:
+    """The files that requests name."""
+    images = (image for request in requests for image in request.images)
+    files = (image if isinstance(image, Path) else image.file for image in images)
+    return [path for path in files if path is not None]

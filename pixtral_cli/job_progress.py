@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from pixtral_cli.job_files import JobFiles
+    from pixtral_runtime.batch.item_requests import Requests
     from pixtral_runtime.batch.job import Job
     from pixtral_runtime.batch.ray_job import RayJob
-    from pixtral_runtime.batch.records import Record, Request, Settings
+    from pixtral_runtime.batch.records import Record, Settings
     from pixtral_runtime.batch.results_file import ResultsFile
     from pixtral_runtime.batch.run import Tally
     from pixtral_runtime.batch.sidecars import Sidecars
@@ -42,7 +43,7 @@ def tell_record(record: Record) -> None:
 
 @contextmanager
 def _open_results(
-    path: Path | None, asked: Sequence[Request], settings: Settings, *, resume: bool, force: bool
+    path: Path | None, asked: Requests, settings: Settings, *, resume: bool, force: bool
 ) -> Iterator[ResultsFile | None]:
     """The file that records go to, or nothing where there is no path. An interruption says how to go on."""
     from pixtral_runtime.batch.results_file import ResultsFile
@@ -50,7 +51,8 @@ def _open_results(
     if path is None:
         yield None
         return
-    opened = ResultsFile.resume(path, asked, settings) if resume else ResultsFile.create(path, force)
+    known = asked if isinstance(asked, Sequence) else ()
+    opened = ResultsFile.resume(path, known, settings) if resume else ResultsFile.create(path, force)
     with opened as file:
         try:
             yield file
@@ -61,8 +63,8 @@ def _open_results(
 
 
 def answer_requests(
-    start: Callable[[Sequence[Request], ResultsFile | None], Job | RayJob],
-    asked: Sequence[Request],
+    start: Callable[[Requests, ResultsFile | None], Job | RayJob],
+    asked: Requests,
     settings: Settings,
     path: Path | None,
     *,
@@ -77,6 +79,7 @@ def answer_requests(
     `start` makes the job of the requests and of the file at `path`, which may have records already. The first Ctrl-C
     finishes what runs; then, or at the second one, this raises KeyboardInterrupt.
     """
+    from pixtral_runtime.batch.item_requests import total_of
     from pixtral_runtime.batch.run import run_job
 
     def show(record: Record, tally: Tally) -> None:
@@ -88,13 +91,14 @@ def answer_requests(
             if file is None:
                 raise
             output.discard(sys.stdout)  # its reader has left, and the file has the answers
-        bars.stage("requests", tally.done, len(asked), _rates(tally))
+        bars.stage("requests", tally.done, total, _rates(tally))
 
+    total = total_of(asked)
     with _open_results(path, asked, settings, resume=resume, force=force) as file:
         job = start(asked, file)
-        bars.stage("requests", 0, len(asked))
+        bars.stage("requests", 0, total)
         with _stopping(job) as stopped:
-            tally = run_job(job, len(asked), file, show, sidecars)
+            tally = run_job(job, total if isinstance(asked, Sequence) else None, file, show, sidecars)
         if stopped.is_set():
             raise KeyboardInterrupt
     return tally
@@ -102,7 +106,6 @@ def answer_requests(
 
 def finish(
     tally: Tally,
-    asked: Sequence[Request],
     files: JobFiles,
     *,
     title: str,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,8 +11,8 @@ import typer
 from pixtral_cli import output
 
 if TYPE_CHECKING:
+    from pixtral_runtime.batch.item_requests import Requests
     from pixtral_runtime.batch.job import Job
-    from pixtral_runtime.batch.records import Request
     from pixtral_runtime.batch.results_file import ResultsFile
     from pixtral_runtime.batch.worker import Worker
     from pixtral_runtime.bundle.manifest import Bundle
@@ -236,7 +236,7 @@ def open_model(
     return model
 
 
-def start_job(worker: Worker, requests: Sequence[Request], file: ResultsFile | None) -> Job:
+def start_job(worker: Worker, requests: Requests, file: ResultsFile | None) -> Job:
     """Load a worker's bundle for these requests but those that a file has, and say what runs it."""
     job = worker.job(requests, {}) if file is None else worker.job(requests, file.done, file.under_way)
     say_backend(worker.model)

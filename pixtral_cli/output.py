@@ -260,7 +260,7 @@ class Bars:
         self._progress = progress
         self._tasks: dict[str, TaskID] = {}
 
-    def stage(self, name: str, done: int, total: int, note: str = "") -> None:
+    def stage(self, name: str, done: int, total: int | None, note: str = "") -> None:
         if name not in self._tasks:
             if self._progress.disable:
                 talk(name)

@@ -41,9 +41,9 @@ from pixtral_cli.options import (
 )
 
 if TYPE_CHECKING:
+    from pixtral_runtime.batch.item_requests import Requests
     from pixtral_runtime.batch.job import Job
     from pixtral_runtime.batch.ray_job import RayJob
-    from pixtral_runtime.batch.records import Request
     from pixtral_runtime.batch.results_file import ResultsFile
 
 EPILOG = "Example: pixtral run bundle photos/ -p 'What is shown?' -o results.jsonl"
@@ -101,10 +101,12 @@ def run(
     from hashlib import sha256
 
     from pixtral_runtime.batch.fit import check_fit
+    from pixtral_runtime.batch.item_requests import outline
     from pixtral_runtime.batch.ray_job import RayJob
     from pixtral_runtime.batch.records import Settings
     from pixtral_runtime.batch.worker import Worker, WorkerOptions
     from pixtral_runtime.bundle.manifest import open_bundle
+    from pixtral_runtime.errors import InputError
     from pixtral_runtime.inputs.text_file import read_text
 
     if requests is not None:
@@ -137,28 +139,36 @@ def run(
     )
     worker = Worker(bundle, settings, options)
     before = results if resume else None
-    asked, sidecars = read_asked(
+    asked = read_asked(
         paths or [], prompt or [QUESTION], requests, system, max_new_tokens, recursive, shard, limit, captions, before
     )
-    images = (image if isinstance(image, Path) else image.file for request in asked for image in request.images)
-    read = [path for path in images if path is not None]
-    read += [Path(text[1:]) for text in prompt or () if text.startswith("@")]
-    read += [*worker.prompts.bundle.own_files, *(path for path in (requests, json_schema) if path)]
-    files = JobFiles(results, table, report, resume, force, formulas, sidecars)
-    files.check(asked, read)
-    check_fit(worker.prompts, asked)
+    read = [Path(text[1:]) for text in prompt or () if text.startswith("@")]
+    read += [*worker.prompts.bundle.own_files, *asked.files, *([json_schema] if json_schema else ())]
+    files = JobFiles(results, table, report, resume, force, formulas, asked.sidecars)
+    files.check(asked.requests, read)
+    check_fit(worker.prompts, outline(asked.requests))
 
-    def start(requests: Sequence[Request], file: ResultsFile | None) -> Job | RayJob:
+    def start(requests: Requests, file: ResultsFile | None) -> Job | RayJob:
         if ray is None:
             job = start_job(worker, requests, file)
             warn_of_unused(context, worker.model.backend)
             return job
+        if not isinstance(requests, Sequence):
+            raise InputError("a cluster reads pictures that are files, and no archives", "leave --ray away")
         done = {} if file is None else file.done
         return RayJob(bundle, requests, settings, options, done, address=ray, workers=ray_workers)
 
     tell = tell_record if as_lines else tell_nothing if as_json else tell_answer
     with output.progress() as bars:
         tally = answer_requests(
-            start, asked, settings, results, resume=resume, force=force, bars=bars, tell=tell, sidecars=sidecars
+            start,
+            asked.requests,
+            settings,
+            results,
+            resume=resume,
+            force=force,
+            bars=bars,
+            tell=tell,
+            sidecars=asked.sidecars,
         )
-    finish(tally, asked, files, title=f"pixtral run {bundle}", as_json=as_json)
+    finish(tally, files, title=f"pixtral run {bundle}", as_json=as_json)

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from helpers.results import SETTINGS, answered
+from pixtral_runtime.batch.item_requests import requests_of_images
 from pixtral_runtime.batch.record_lines import read_results
 from pixtral_runtime.batch.records import Record, Request
-from pixtral_runtime.batch.request_file import requests_of_images
 from pixtral_runtime.batch.results_file import ResultsFile
 from pixtral_runtime.batch.run import run_job
 from pixtral_runtime.batch.shards import share_of

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from pixtral_runtime.batch.item_requests import requests_of_images
 from pixtral_runtime.batch.records import Record, Request, Settings, record_of
-from pixtral_runtime.batch.request_file import requests_of_images
 
 SETTINGS = Settings("fingerprint")
 REQUESTS = requests_of_images([Path(f"{name}.png") for name in "abc"], ["What?"], None, 8)

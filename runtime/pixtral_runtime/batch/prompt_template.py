@@ -1,27 +1,26 @@
-"""Prompts that say something of the picture they ask about: its name, its folder, tags that it has already.
+"""Prompts that say something of what they ask about: its name, its folder, tags or text that it has already.
 
-`{name}`, `{directory}` and `{tags}` are filled in, and `[image]` says where in the text the picture stands. Nothing
-else is touched, so that a prompt may show JSON; what is filled in is not looked at again.
+`{name}`, `{directory}`, `{tags}` and `{text}` are filled in, and `[image]` says where in the text the picture stands,
+or all pages of a document. Nothing else is touched, so that a prompt may show JSON; what is filled in is not looked at
+again.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from pixtral_runtime.errors import SettingError
+from pixtral_runtime.inputs.conversation import StoredPicture
 from pixtral_runtime.inputs.text_file import read_text
+from pixtral_runtime.sources.item import Item
 
 IMAGE = "[image]"
-PLACEHOLDERS = ("name", "directory", "tags")
+PLACEHOLDERS = ("name", "directory", "tags", "text")
 KNOWN = re.compile(r"\{(" + "|".join(PLACEHOLDERS) + r")\}")
 LIKE_ONE = re.compile(r"\{[A-Za-z_]{2,}\}")
-
-ReadTags = Callable[[str, Path], str]
-"""The tags of a picture, from the id of the request and the picture's path."""
 
 
 @dataclass(frozen=True)
@@ -39,21 +38,21 @@ class PromptTemplate:
         return "{tags}" in self.text
 
     @property
+    def has_text(self) -> bool:
+        return "{text}" in self.text
+
+    @property
     def unknown(self) -> list[str]:
         """What looks like a placeholder and is none, each once."""
         return [found for found in dict.fromkeys(LIKE_ONE.findall(self.text)) if not KNOWN.fullmatch(found)]
 
-    def content(self, picture: Path, tags: str = "") -> tuple[str | Path, ...]:
-        """The message's parts: the picture first, or where `[image]` stands, of which the blanks around it are part."""
-        values = {
-            "name": _text(os.path.splitext(picture.name)[0]),
-            "directory": _text(os.path.basename(os.path.dirname(os.path.abspath(picture)))),
-            "tags": tags,
-        }
+    def content(self, item: Item) -> tuple[str | Path | StoredPicture, ...]:
+        """The message's parts: the item's first, or where `[image]` stands, of which the blanks around it are part."""
+        values = {"name": item.name, "directory": item.directory, "tags": item.tags or "", "text": item.text}
         before, image, after = self.text.partition(IMAGE)
         texts = ("", before) if not image else (before.rstrip(), after.lstrip())
         first, second = (KNOWN.sub(lambda match: values[match[1]], text) for text in texts)
-        return tuple(part for part in (first, picture, second) if part)
+        return tuple(part for part in (first, *item.parts, second) if part)
 
 
 def read_tags(picture: Path, sidecar: Path | None) -> str:
@@ -63,8 +62,3 @@ def read_tags(picture: Path, sidecar: Path | None) -> str:
         if place is not None and place.exists():
             return read_text(place, "check the file, or ask without {tags}").strip()
     return ""
-
-
-def _text(name: str) -> str:
-    """A name as text: bytes of it that are none become U+FFFD."""
-    return os.fsencode(name).decode("utf-8", "replace")

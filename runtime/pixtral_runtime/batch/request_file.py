@@ -1,4 +1,4 @@
-"""What is asked, before it is asked: every question of every image, or the requests that a JSONL file lists.
+"""The requests that a JSONL file lists, before they are asked.
 
 A line of such a file is one JSON object: `prompt`, or `messages` in the form of OpenAI's chat API, and beside it
 `images`, `system`, `max_new_tokens` and `id`; or it is a line of OpenAI's Batch API (`openai_input`). Images are paths,
@@ -7,13 +7,12 @@ relative to the file's folder, or data: URLs, which stay in the file until they 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.batch.openai_input import batch_request, is_batch_line, open_envelope
-from pixtral_runtime.batch.prompt_template import PromptTemplate, ReadTags, read_tags
 from pixtral_runtime.batch.records import Request
 from pixtral_runtime.errors import InputError, Option, Remedy, RequestError
 from pixtral_runtime.inputs.conversation import Message, StoredPicture, check_tool_results, user_message
@@ -31,30 +30,6 @@ from pixtral_runtime.inputs.openai_messages import (
 from pixtral_runtime.inputs.text_file import parsed_json, read_lines
 
 REQUEST_KEYS = ("id", "prompt", "messages", "images", "system", "max_new_tokens")
-
-
-def requests_of_images(
-    paths: Iterable[Path],
-    questions: Sequence[str],
-    system: str | None,
-    max_new_tokens: int,
-    tags_of: ReadTags = lambda _, picture: read_tags(picture, None),
-) -> list[Request]:
-    """Every question of every image. The id is the path as given, with `#1`, `#2`, … behind it for several questions.
-
-    The questions of one image follow each other: the image is then read once. Their placeholders are filled in
-    (`PromptTemplate`), tags from `tags_of`. Raises SettingError for a question that shows its image twice.
-    """
-    templates = [PromptTemplate(question) for question in questions]
-    instructions = () if system is None else (Message("system", (system,)),)
-    requests = []
-    for path in paths:
-        for number, template in enumerate(templates, start=1):
-            id = f"{path}#{number}" if len(templates) > 1 else str(path)
-            tags = tags_of(id, path) if template.has_tags else None
-            asked = Message("user", template.content(path, tags or ""))
-            requests.append(Request(id, (*instructions, asked), max_new_tokens, tags=tags))
-    return requests
 
 
 def read_request_file(path: Path, *, max_new_tokens: int, system: str | None = None) -> list[Request]:

@@ -124,6 +124,7 @@ def run_job(
         on_record(record, tally)
     tally.kept = job.kept  # all of them may have been, without a record to tell
     tally.image_wait_s = job.idle_s
+    tally.requests = len(job.order) if requests is None else requests
     return tally
 
 

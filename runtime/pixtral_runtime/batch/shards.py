@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import overload
 
+from pixtral_runtime.batch.item_requests import Requests
 from pixtral_runtime.batch.record_lines import read_results
 from pixtral_runtime.batch.records import Record, Request
 from pixtral_runtime.batch.results_file import setting_differences
@@ -82,9 +84,13 @@ def _check_same_answer(first: Record, first_path: Path, record: Record, path: Pa
         raise InputError(f"the id {record.id!r} has different answers in {places}", "merge only one of the two files")
 
 
-def share_of(requests: Sequence[Request], index: int, count: int) -> list[Request]:
+@overload
+def share_of(requests: Sequence[Request], index: int, count: int) -> Sequence[Request]: ...
+@overload
+def share_of(requests: Requests, index: int, count: int) -> Requests: ...
+def share_of(requests: Requests, index: int, count: int) -> Requests:
     """Part `index` of `count`, from 1: every `count`-th request, so that the parts of one list never overlap."""
-    return list(requests[index - 1 :: count])
+    return requests[index - 1 :: count]
 
 
 def parse_shard(text: str) -> tuple[int, int]:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 from pixtral_runtime.batch.fit import choose_slots, most_rows
+from pixtral_runtime.batch.item_requests import Requests, outline
 from pixtral_runtime.batch.job import Job, JobOptions
-from pixtral_runtime.batch.records import Record, Request, Settings
+from pixtral_runtime.batch.records import Record, Settings
 from pixtral_runtime.batch.under_way import UnderWay
 from pixtral_runtime.bundle.manifest import open_bundle
 from pixtral_runtime.errors import BundleError, HintWriter, python_hint
@@ -78,12 +79,12 @@ class Worker:
         if "model" in self.__dict__ and before <= (self.model.runner.sessions.context or before) < rows:
             del self.model
 
-    def job(self, requests: Sequence[Request], done: Mapping[str, Record], under_way: UnderWay | None = None) -> Job:
+    def job(self, requests: Requests, done: Mapping[str, Record], under_way: UnderWay | None = None) -> Job:
         """A job of these requests; those whose record in `done`, by id, still holds are left out."""
-        options = self._options
-        if requests and self.prompts.bundle.engines:
-            self._make_room(most_rows(self.prompts, requests))
-        slots = choose_slots(self.model, requests, options.batch, options.memory_bytes)
+        options, judged = self._options, outline(requests)
+        if judged and self.prompts.bundle.engines:
+            self._make_room(most_rows(self.prompts, judged))
+        slots = choose_slots(self.model, judged, options.batch, options.memory_bytes)
         return Job(
             self.model,
             requests,

@@ -41,7 +41,7 @@ class Source(Protocol):
         """The files on the disk that it reads, which nobody may write meanwhile."""
 
     @property
-    def count(self) -> int | None:
+    def total(self) -> int | None:
         """How many items there are; None where only reading it all would tell."""
 
     def __iter__(self) -> Iterator[Item]: ...

@@ -20,9 +20,9 @@ from helpers.places import DEMO
 from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import load
+from pixtral_runtime.batch.item_requests import requests_of_images
 from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Settings
-from pixtral_runtime.batch.request_file import requests_of_images
 from pixtral_runtime.device.memory import resident_memory_bytes
 
 KILLS = 6

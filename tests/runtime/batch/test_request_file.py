@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
+from pixtral_runtime.batch.item_requests import requests_of_images
 from pixtral_runtime.batch.records import Request, Settings
-from pixtral_runtime.batch.request_file import read_request_file, read_requests, requests_of_images
+from pixtral_runtime.batch.request_file import read_request_file, read_requests
 from pixtral_runtime.batch.shards import parse_shard, share_of
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.inputs.conversation import Message, ToolCall

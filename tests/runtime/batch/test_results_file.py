@@ -18,9 +18,9 @@ from typing import Any
 import pytest
 
 from helpers.results import REQUESTS, SETTINGS, TEXTS, answered, failed
+from pixtral_runtime.batch.item_requests import requests_of_images
 from pixtral_runtime.batch.record_lines import read_results
 from pixtral_runtime.batch.records import Request, Settings
-from pixtral_runtime.batch.request_file import requests_of_images
 from pixtral_runtime.batch.results_file import ResultsFile
 from pixtral_runtime.errors import InputError, MachineError
 

@@ -14,9 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 from pixtral_cli.main import app
+from pixtral_runtime.batch.item_requests import requests_of_images
 from pixtral_runtime.batch.record_lines import read_results
 from pixtral_runtime.batch.records import ImageInfo, Record, Settings, record_of
-from pixtral_runtime.batch.request_file import requests_of_images
 from pixtral_runtime.batch.results_file import ResultsFile
 from pixtral_runtime.batch.shards import share_of
 

@@ -16,9 +16,9 @@ import pytest
 from helpers.captions import calls_of, caption, caption_and_die
 from helpers.job_records import by_id
 from helpers.results import answered, failed
+from pixtral_runtime.batch.item_requests import requests_of_images
 from pixtral_runtime.batch.record_lines import read_results
 from pixtral_runtime.batch.records import Record
-from pixtral_runtime.batch.request_file import requests_of_images
 from pixtral_runtime.batch.sidecars import SidecarSettings, sidecar_places
 from pixtral_runtime.errors import InputError
 

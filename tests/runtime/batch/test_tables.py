@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.results import REQUESTS, SETTINGS, TEXTS, answered, failed
+from pixtral_runtime.batch.item_requests import requests_of_images
 from pixtral_runtime.batch.records import ImageInfo, Record
-from pixtral_runtime.batch.request_file import requests_of_images
 from pixtral_runtime.batch.tables import table_format, write_table
 from pixtral_runtime.errors import InputError, MachineError
 

@@ -15,9 +15,9 @@ from helpers.bundles import exported
 from helpers.places import DEMO, IMAGES
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Model, load
+from pixtral_runtime.batch.item_requests import requests_of_images
 from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Settings
-from pixtral_runtime.batch.request_file import requests_of_images
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.generation.json_schema import JsonSchema, SchemaConstraint, compile_schema
 from pixtral_runtime.generation.sampling import Sampler, Sampling
