@@ -129,6 +129,8 @@ def finish(
         text = f"{summary['answered']} of {summary['requests']} requests answered"
         if summary["kept"]:
             text += f", {summary['kept']} were done before"
+        if summary["shared"]:
+            text += f", {summary['shared']} of them with the answer to the same picture"
         if summary["new_tokens"]:
             text += f"; {summary['requests_per_s']:.2f} requests and {summary['tokens_per_s']:.0f} tokens a second"
         output.talk(text)

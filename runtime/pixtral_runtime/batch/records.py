@@ -179,6 +179,11 @@ class Record:
         """Whether there is an answer that the model ended itself, and that says something."""
         return self.error is None and self.finish_reason == "stop" and bool((self.answer or "").strip())
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether the answer was made for another record with the same key."""
+        return self.answer is not None and not self.times_ms
+
     def with_answer_of(self, other: Record) -> Record:
         """This record, with the answer that another one gives to the same question about the same pictures."""
         for name in SHARED:

@@ -46,6 +46,7 @@ class Tally:
     kept: int = 0
     made: int = 0
     failures: int = 0
+    shared: int = 0  # of those made, with the answer of another record
     new_tokens: int = 0
     seconds: float = 0.0
     image_wait_s: float | None = None
@@ -60,7 +61,8 @@ class Tally:
         self.kept, self.seconds = kept, seconds
         self.made += 1
         self.failures += record.error is not None
-        self.new_tokens += record.new_tokens or 0
+        self.shared += record.is_shared
+        self.new_tokens += 0 if record.is_shared else record.new_tokens or 0
 
     def in_order(self) -> InOrder:
         """The records of what was asked, in the order in which it was."""
@@ -82,6 +84,7 @@ class Tally:
             "cut_off": cut_off,
             "failed": failed,
             "kept": self.kept,
+            "shared": self.shared,
             "new_tokens": self.new_tokens,
             "seconds": round(self.seconds, 3),
             "image_wait_s": None if self.image_wait_s is None else round(self.image_wait_s, 3),

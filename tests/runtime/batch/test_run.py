@@ -33,7 +33,7 @@ class MadeJob:
 def record(name: str, error: str | None = None) -> Record:
     made = Record(name, "q", "0" * 16, error=error)
     if error is None:
-        made.answer, made.new_tokens, made.finish_reason = "yes", 3, "stop"
+        made.answer, made.new_tokens, made.finish_reason, made.times_ms = "yes", 3, "stop", {"decode": 1.0}
     return made
 
 
@@ -43,15 +43,17 @@ def asked(*names: str) -> list[Request]:
 
 def test_every_record_is_counted_and_handed_on_once() -> None:
     seen: list[tuple[str, int]] = []
-    job: Any = MadeJob([record("b"), record("a", "broken"), record("c")], order=("a", "b", "c", "never made"))
+    shared = record("d").with_answer_of(record("c"))
+    made = [record("b"), record("a", "broken"), record("c"), shared]
+    job: Any = MadeJob(made, order=("a", "b", "c", "d", "never made"))
     tally = run_job(job, 3, on_record=lambda one, tally: seen.append((one.id, tally.done)))
-    assert seen == [("b", 1), ("a", 2), ("c", 3)]
-    assert (tally.made, tally.failures, tally.new_tokens, tally.kept) == (3, 1, 6, 0)
+    assert seen == [("b", 1), ("a", 2), ("c", 3), ("d", 4)]
+    assert (tally.made, tally.failures, tally.shared, tally.new_tokens, tally.kept) == (4, 1, 1, 6, 0)
     records = tally.in_order()
-    assert [one.id for one in records[1:]] == ["b", "c"]
-    assert [one.id for one in records] == ["a", "b", "c"]
+    assert [one.id for one in records[1:]] == ["b", "c", "d"]
+    assert [one.id for one in records] == ["a", "b", "c", "d"]
     summary = tally.summary(records)
-    assert (summary["requests"], summary["answered"], summary["new_tokens"]) == (3, 2, 6)
+    assert (summary["requests"], summary["answered"], summary["shared"], summary["new_tokens"]) == (3, 3, 1, 6)
     assert summary["image_wait_s"] == 0.25
     assert summary["failed"] == [{"id": "a", "error": "broken"}]
 
