@@ -132,18 +132,26 @@ def _spread_address(name: str, recursive: bool) -> list[str]:
 
 def _files_of_folder(folder: Path) -> list[str]:
     """The files of a folder that is a data set; none where it is a folder of pictures, or of something else."""
-    if (folder / "dataset_dict.json").is_file():
+    if os.path.isfile(folder / "dataset_dict.json"):
         splits = _json(folder / "dataset_dict.json").get("splits", [])
         return [file for split in splits for file in _saved_files(folder / str(split))]
-    if (folder / "state.json").is_file():
+    if os.path.isfile(folder / "state.json"):
         return _saved_files(folder)
     for place in (folder, folder / "data"):
-        names = sorted(os.listdir(place)) if place.is_dir() else []
+        names = _listed(place)
         if any(is_picture(name) for name in names):
             return []
         if files := [str(place / name) for name in names if _makes_dataset(name)]:
             return files
     return []
+
+
+def _listed(folder: Path) -> list[str]:
+    """The names in a folder, in order; none where it cannot be listed."""
+    try:
+        return sorted(os.listdir(folder))
+    except OSError:
+        return []
 
 
 def _makes_dataset(name: str) -> bool:

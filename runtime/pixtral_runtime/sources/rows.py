@@ -120,7 +120,8 @@ def _within_list(kind: pa.DataType) -> pa.DataType:
 def _is_struct(kind: pa.DataType) -> bool:
     import pyarrow.types as types
 
-    return types.is_struct(kind) and any(field.name == "bytes" and _is_binary(field.type) for field in kind)
+    kinds = {field.name: field.type for field in kind} if types.is_struct(kind) else {}
+    return "bytes" in kinds and (_is_binary(kinds["bytes"]) or types.is_null(kinds["bytes"]))
 
 
 def _is_binary(kind: pa.DataType) -> bool:
