@@ -21,10 +21,15 @@ RANGE = re.compile(r"bytes=(\d+)-(\d*)")
 
 @dataclass
 class HubRepository:
-    """A repository, what was asked of it, and how it refuses."""
+    """A repository of models or data sets, what was asked of it, and how it refuses.
+
+    `branches` are revisions that have a folder of their own.
+    """
 
     folder: Path
     name: str = "owner/name"
+    kind: str = "model"  # or "dataset"
+    branches: dict[str, Path] = field(default_factory=dict)
     revisions: tuple[str, ...] = ("main", COMMIT)
     gated: bool = False
     broken: bool = False  # every answer is a 503
@@ -34,9 +39,10 @@ class HubRepository:
     def weights_sent(self) -> int:
         return sum(count for name, count in self.sent.items() if name.endswith(".safetensors"))
 
-    def files(self) -> dict[str, Path]:
-        paths = sorted(path for path in self.folder.rglob("*") if path.is_file())
-        return {path.relative_to(self.folder).as_posix(): path for path in paths}
+    def files(self, revision: str = "main") -> dict[str, Path]:
+        folder = self.branches.get(revision, self.folder)
+        paths = sorted(path for path in folder.rglob("*") if path.is_file())
+        return {path.relative_to(folder).as_posix(): path for path in paths}
 
 
 def hub_handler(repository: HubRepository) -> type[BaseHTTPRequestHandler]:
@@ -58,35 +64,52 @@ def hub_handler(repository: HubRepository) -> type[BaseHTTPRequestHandler]:
             path = unquote(urlsplit(self.path).path).removeprefix("/")
             if repository.broken:
                 return self._fail(503, "")
-            api, own = f"api/models/{repository.name}", f"{repository.name}/resolve/"
+            api = f"api/{repository.kind}s/{repository.name}"
+            own = f"{'datasets/' if repository.kind == 'dataset' else ''}{repository.name}/resolve/"
             if path != api and not path.startswith((f"{api}/", own)):
                 return self._fail(404, "RepoNotFound")
             if path.startswith(own):
-                revision, _, name = path.removeprefix(own).partition("/")
+                kind, rest = "file", path.removeprefix(own)
             else:
-                kind, _, revision = path.removeprefix(api).strip("/").partition("/")
-                name = ""
-            if revision and revision not in repository.revisions:
+                kind, _, rest = path.removeprefix(api).strip("/").partition("/")
+            revision = next((b for b in repository.branches if f"{rest}/".startswith(f"{b}/")), rest.partition("/")[0])
+            name = rest.removeprefix(revision).strip("/")
+            if revision and revision not in (*repository.revisions, *repository.branches):
                 return self._fail(404, "RevisionNotFound")
-            if name:
-                return self._file(name, with_body=with_body)
-            return self._json(self._tree() if kind == "tree" else self._description())
+            if kind == "file":
+                return self._file(revision, name, with_body=with_body)
+            is_deep = "recursive=True" in self.path or "recursive=true" in self.path
+            return self._json(self._tree(revision, name, is_deep) if kind == "tree" else self._description())
 
         def _description(self) -> dict[str, Any]:
             siblings = [{"rfilename": name, "size": path.stat().st_size} for name, path in repository.files().items()]
             gated: Any = "manual" if repository.gated else False
             return {"id": repository.name, "sha": COMMIT, "private": False, "gated": gated, "siblings": siblings}
 
-        def _tree(self) -> list[dict[str, Any]]:
-            return [
+        def _tree(self, revision: str, below: str, is_deep: bool) -> list[dict[str, Any]]:
+            files = {
+                name: path
+                for name, path in repository.files(revision).items()
+                if not below or name.startswith(f"{below}/")
+            }
+            folders = {parent.as_posix() for name in files for parent in Path(name).parents} - {".", below}
+            entries: list[dict[str, Any]] = [
                 {"type": "file", "path": name, "size": path.stat().st_size, "oid": _etag(path)[:40]}
-                for name, path in repository.files().items()
+                for name, path in files.items()
             ]
+            entries += [
+                {"type": "directory", "path": folder, "size": 0, "oid": COMMIT}
+                for folder in sorted(folders)
+                if repository.kind == "dataset" and folder.startswith(below)
+            ]
+            is_here = [Path(entry["path"]).parent == Path(below) for entry in entries]
+            flat = repository.kind == "model" or is_deep
+            return [entry for entry, here in zip(entries, is_here, strict=True) if flat or here]
 
-        def _file(self, name: str, *, with_body: bool) -> None:
+        def _file(self, revision: str, name: str, *, with_body: bool) -> None:
             if repository.gated:
                 return self._fail(403, "GatedRepo")
-            path = repository.files().get(name)
+            path = repository.files(revision).get(name)
             if path is None:
                 return self._fail(404, "EntryNotFound")
             data, status = path.read_bytes(), 200

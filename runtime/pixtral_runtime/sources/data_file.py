@@ -26,7 +26,7 @@ class DataFile(Protocol):
     def open(self, *, parts: bool = False) -> BinaryIO:
         """The file from its beginning, buffered. With `parts` it can seek, else that depends.
 
-        Raises InputError; reading from it raises OSError.
+        Raises InputError; reading from it raises OSError, or InputError where it will never do.
         """
 
     def beside(self, path: str) -> Path | StoredPicture:
@@ -69,6 +69,7 @@ def files_on_disk(file: DataFile) -> tuple[Path, ...]:
 
 def rest_of(file: DataFile, problem: str, remedies: tuple[Remedy, ...] = AGAIN) -> Item:
     """What stands for all that cannot be read of a file any more. Its id is always the same."""
+    problem = problem.removeprefix(file.name).removeprefix(":").lstrip()
     broken = BrokenPicture(name=file.name, file=file.path, problem=problem, remedies=remedies)
     return Item(f"{file.name}#rest", (broken,), "", "", "")
 

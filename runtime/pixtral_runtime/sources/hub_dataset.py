@@ -13,8 +13,8 @@ from pixtral_runtime.sources.parquet import PARQUET_SUFFIXES
 from pixtral_runtime.sources.remote import expand_address
 from pixtral_runtime.sources.tar import TAR_SUFFIXES
 
-NAME = re.compile(r"(hf://datasets/[^/@]+/[^/@]+)(@[^/]+)?/?", re.IGNORECASE)
-CONVERTED = "@~parquet"  # the Hub's own name for the revision that has them
+NAME = re.compile(r"(hf://datasets/[^/@]+/[^/@]+)(@(?:refs/\w+/\w+|[^/]+))?/?", re.IGNORECASE)
+CONVERTED = "@refs%2Fconvert%2Fparquet"  # the revision that has them, its slashes escaped
 USUAL = ("", "data", "default")  # folders, of which the first that is there is meant
 PARTIAL = "/partial-"  # begins the folder of a conversion that was not ended, since the data set is large
 

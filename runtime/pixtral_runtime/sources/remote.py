@@ -135,7 +135,7 @@ def _open(address: str, parts: bool) -> BinaryIO:
         )
     else:
         file = system.open(path, "rb", block_size=0)
-    return io.BufferedReader(_Stream(file), CHUNK_BYTES // 4)
+    return io.BufferedReader(_Stream(file, address), CHUNK_BYTES // 4)
 
 
 def _gives_parts(system: Any, address: str) -> bool:
@@ -154,10 +154,13 @@ def _gives_parts(system: Any, address: str) -> bool:
 
 
 class _Stream(io.RawIOBase):
-    """A file of `fsspec`: what fails is tried again from where it was, if it can seek, and it ends where it should."""
+    """A file of `fsspec`: what fails is tried again from where it was, if it can seek, and it ends where it should.
 
-    def __init__(self, file: Any) -> None:
-        self._file, self._at, self._size = file, 0, getattr(file, "size", None)
+    Reading raises ConnectionError for what may pass, InputError for what will not.
+    """
+
+    def __init__(self, file: Any, name: str) -> None:
+        self._file, self._name, self._at, self._size = file, name, 0, getattr(file, "size", None)
 
     def readable(self) -> bool:
         return True
@@ -190,6 +193,8 @@ class _Stream(io.RawIOBase):
         try:
             data = _retried(read) if self.seekable() else read()
         except Exception as error:  # of whatever library
+            if not _may_pass(error):
+                raise _refusal(error, self._name) from error
             raise ConnectionError(f"the connection was lost after {self._at:,} bytes: {reason_of(error)}") from error
         if not data and self._size is not None:
             raise ConnectionError(f"it ended after {self._at:,} of {self._size:,} bytes")
@@ -267,8 +272,12 @@ def refusing(address: str) -> Iterator[None]:
     except PixtralError:
         raise
     except Exception as error:
-        reason, remedies = _explained(error, address)
-        raise InputError(f"{address}: {reason}", *remedies) from error
+        raise _refusal(error, address) from error
+
+
+def _refusal(error: Exception, address: str) -> InputError:
+    reason, remedies = _explained(error, address)
+    return InputError(f"{address}: {reason}", *remedies)
 
 
 def _explained(error: Exception, address: str) -> tuple[str, tuple[Remedy, ...]]:

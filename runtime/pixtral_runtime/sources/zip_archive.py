@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
-from pixtral_runtime.errors import ImageError, InputError, Remedy
+from pixtral_runtime.errors import InputError, Remedy
 from pixtral_runtime.inputs.conversation import StoredPicture
 from pixtral_runtime.inputs.image import SMALLER, refuse_beyond_memory
 from pixtral_runtime.inputs.image_files import LARGEST_FILE_BYTES
@@ -80,7 +80,7 @@ class ZipSource:
         try:
             refuse_beyond_memory(member.file_size, id)
             return PictureData(name=id, file=self._file.path, data=_content(archive, member, member.file_size))
-        except ImageError as error:
+        except InputError as error:
             return broken(str(error), *error.remedies)
         except DAMAGE as error:
             return broken(f"damaged in its archive: {reason_of(error)}", AGAIN)
@@ -111,7 +111,7 @@ def _tags(archive: zipfile.ZipFile, picture: zipfile.ZipInfo) -> str:
     try:
         text = archive.getinfo(without_suffix(picture.filename) + ".txt")
         return "" if text.flag_bits & ENCRYPTED else caption(_content(archive, text, MOST_TEXT_BYTES))
-    except (KeyError, *DAMAGE):
+    except (KeyError, InputError, *DAMAGE):
         return ""
 
 
