@@ -29,8 +29,11 @@ import shlex
 import struct
 import warnings
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageFile, UnidentifiedImageError
@@ -60,7 +63,7 @@ _TO_UPRIGHT = {
 }
 
 # Damaged files make Pillow's readers fail in many ways, some by plain accident; all mean "this file is damaged".
-_DECODER_ERRORS = (
+DECODER_ERRORS = (
     OSError,
     SyntaxError,
     ValueError,
@@ -94,11 +97,36 @@ def decode_image(data: bytes, name: str, *, apply_exif: bool = True, max_pixels:
     """Decode one file. Raises ImageError, naming `name`, unless the bytes are a whole picture of a known format."""
     if not data:
         raise ImageError(f"{name}: the file is empty", "copy or download it again")
-    try:
+    with _clear_errors(data, name):
         image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
-        _check_size(image.size, name, max_pixels)
-        image.load()  # never a second time: after a failure Pillow would return the partial pixels without an error
-        rgb = _to_rgb(image, name)
+        rgb = _loaded(image, name, max_pixels)
+    orientation = _orientation(image)
+    if apply_exif and orientation in _TO_UPRIGHT:
+        rgb = rgb.transpose(_TO_UPRIGHT[orientation])
+    return DecodedImage(rgb, image.format or "", _count_frames(image), orientation)
+
+
+def decode_frame(file: BinaryIO, frame: int, name: str, *, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """One of the pictures in a TIFF file, upright RGB, counted from 0 as they are stored. Raises ImageError."""
+    start = file.read(16)
+    with _clear_errors(start, name):
+        image = Image.open(file, formats=("TIFF",))
+        image.seek(frame)
+        return _loaded(image, name, max_pixels)
+
+
+def _loaded(image: ImageFile.ImageFile, name: str, max_pixels: int) -> Image.Image:
+    """The pixels of an opened picture, as RGB."""
+    _check_size(image.size, name, max_pixels)
+    image.load()  # never a second time: after a failure Pillow would return the partial pixels without an error
+    return _to_rgb(image, name)
+
+
+@contextmanager
+def _clear_errors(data: bytes, name: str) -> Iterator[None]:
+    """What a reader raises, as ImageError. `data` is the file's, its beginning at least."""
+    try:
+        yield
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -107,12 +135,8 @@ def decode_image(data: bytes, name: str, *, apply_exif: bool = True, max_pixels:
         raise _too_large(name, str(error)) from error
     except MemoryError as error:
         raise ImageMemoryError(f"{name}: too little memory to decode it", SMALLER, "more memory") from error
-    except _DECODER_ERRORS as error:
+    except DECODER_ERRORS as error:
         raise _damaged(name, _claimed_format(data), str(error) or type(error).__name__) from error
-    orientation = _orientation(image)
-    if apply_exif and orientation in _TO_UPRIGHT:
-        rgb = rgb.transpose(_TO_UPRIGHT[orientation])
-    return DecodedImage(rgb, image.format or "", _count_frames(image), orientation)
 
 
 def too_little_memory(needed_bytes: int) -> int | None:
@@ -138,7 +162,7 @@ def stored_size(source: Path | bytes) -> tuple[int, int] | None:
             return None
         with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=IMAGE_FORMATS) as image:
             return image.size
-    except (*_DECODER_ERRORS, Image.DecompressionBombError):
+    except (*DECODER_ERRORS, Image.DecompressionBombError):
         return None
 
 
@@ -180,7 +204,7 @@ def _orientation(image: Image.Image) -> int:
     """EXIF orientation 1 to 8 of a loaded picture. Broken EXIF counts as absent: the pixels themselves are sound."""
     try:
         value = image.getexif().get(ExifTags.Base.Orientation)
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         return 1
     return value if isinstance(value, int) and value in _TO_UPRIGHT else 1
 
@@ -189,7 +213,7 @@ def _count_frames(image: ImageFile.ImageFile) -> int:
     """Counting walks through the file and moves the reader on, so it comes after the pixels are taken."""
     try:
         return int(getattr(image, "n_frames", 1))
-    except _DECODER_ERRORS:
+    except DECODER_ERRORS:
         return 1
 
 

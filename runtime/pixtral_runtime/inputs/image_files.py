@@ -12,9 +12,10 @@ import glob
 import os
 import stat
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +39,15 @@ ImageSource = str | Path | bytes | Image.Image | npt.NDArray[np.uint8]
 Note = Callable[[str], None]
 
 
+@dataclass(frozen=True)
+class _Look:
+    """What is looked for in folders, and how often something was passed over, by what it was."""
+
+    recursive: bool
+    suffixes: Set[str]
+    passed: Counter[str] = field(default_factory=Counter)
+
+
 def collect_images(
     sources: Iterable[str], stdin: Iterable[bytes] = (), *, recursive: bool = False, note: Note = lambda _: None
 ) -> list[Path]:
@@ -52,23 +62,31 @@ def collect_images(
 
 
 def images_and_folders(
-    sources: Iterable[str], stdin: Iterable[bytes] = (), *, recursive: bool = False, note: Note = lambda _: None
+    sources: Iterable[str],
+    stdin: Iterable[bytes] = (),
+    *,
+    recursive: bool = False,
+    note: Note = lambda _: None,
+    suffixes: Set[str] = IMAGE_SUFFIXES,
 ) -> dict[Path, Path]:
-    """As `collect_images`, each image with the folder that was named and has it: its own where none was."""
+    """As `collect_images`, each image with the folder that was named and has it: its own where none was.
+
+    A folder gives the files with these suffixes, in lower case: documents and videos too where they are among them.
+    """
+    look = _Look(recursive, suffixes)
     found: dict[Path, Path] = {}
 
     def add(images: Iterable[tuple[Path, Path]]) -> None:
         for path, folder in images:
             found.setdefault(path, folder)
 
-    passed = Counter[str]()
     for source in sources:
         if source == "-":
             for line in _listed(stdin):
-                add(_expand(line, recursive, passed, is_listed=True))
+                add(_expand(line, look, is_listed=True))
         else:
-            add(_expand(source, recursive, passed))
-    for what, count in passed.items():
+            add(_expand(source, look))
+    for what, count in look.passed.items():
         note(f"passed over: {count} {what}")
     if not found:
         deeper = () if recursive else (Option("recursive", note="looks into sub-folders"),)
@@ -83,18 +101,16 @@ def _listed(stdin: Iterable[bytes]) -> list[str]:
     return [os.fsdecode(line) for line in lines if line]
 
 
-def _expand(
-    source: str, recursive: bool, passed: Counter[str], *, is_listed: bool = False
-) -> Iterator[tuple[Path, Path]]:
+def _expand(source: str, look: _Look, *, is_listed: bool = False) -> Iterator[tuple[Path, Path]]:
     """Images, each with the folder that was meant or its own."""
     path = Path(source)
     try:
         is_folder = stat.S_ISDIR(path.stat().st_mode)
     except OSError as error:
-        matches = sorted(glob.glob(source, recursive=recursive))
+        matches = sorted(glob.glob(source, recursive=look.recursive))
         if matches and error.errno in (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG) and not os.path.lexists(path):
             for match in matches:
-                yield from _expand(match, recursive, passed)
+                yield from _expand(match, look)
             return
         if is_listed or os.path.lexists(path):
             yield path, path.parent
@@ -109,7 +125,7 @@ def _expand(
         os.scandir(path).close()
     except OSError as error:
         raise InputError(f"{path} cannot be listed: {error.strerror}", "check its permissions") from error
-    yield from ((image, path) for image in sorted(_images_in(path, recursive, passed, set())))
+    yield from ((image, path) for image in sorted(_images_in(path, look, set())))
 
 
 def _missing(source: str, error: OSError) -> InputError:
@@ -122,7 +138,7 @@ def _missing(source: str, error: OSError) -> InputError:
     )
 
 
-def _images_in(folder: Path, recursive: bool, passed: Counter[str], seen: set[tuple[int, int]]) -> Iterator[Path]:
+def _images_in(folder: Path, look: _Look, seen: set[tuple[int, int]]) -> Iterator[Path]:
     """In no order. Each folder is looked into once, whatever links lead to it; `seen` has them."""
     try:
         status = folder.stat()
@@ -135,7 +151,7 @@ def _images_in(folder: Path, recursive: bool, passed: Counter[str], seen: set[tu
     seen.add((status.st_dev, status.st_ino))
     for entry in sorted(entries, key=lambda entry: (entry.is_symlink(), entry.name)):
         path = folder / entry.name
-        is_image = path.suffix.lower() in IMAGE_SUFFIXES
+        is_image = path.suffix.lower() in look.suffixes
         try:
             mode = path.stat().st_mode
         except OSError:
@@ -143,14 +159,14 @@ def _images_in(folder: Path, recursive: bool, passed: Counter[str], seen: set[tu
                 yield path
             continue
         if stat.S_ISDIR(mode):
-            if recursive:
-                yield from _images_in(path, recursive, passed, seen)
+            if look.recursive:
+                yield from _images_in(path, look, seen)
         elif not is_image:
-            passed[f"files called *{path.suffix.lower() or path.name}, which is no image's suffix"] += 1
+            look.passed[f"files called *{path.suffix.lower() or path.name}, which is no image's suffix"] += 1
         elif not stat.S_ISREG(mode):
-            passed["pipes, sockets or devices with an image's suffix"] += 1
+            look.passed["pipes, sockets or devices with an image's suffix"] += 1
         elif entry.name.startswith("._") and _starts_with(path, RESOURCE_FORK):
-            passed["resource forks of macOS (._*)"] += 1
+            look.passed["resource forks of macOS (._*)"] += 1
         else:
             yield path
 
@@ -216,25 +232,37 @@ def with_pictures(messages: Sequence[Message]) -> list[Message]:
 
 def read_image_file(path: Path) -> bytes:
     """A file's bytes. Raises ImageError, for pipes, devices, and more than memory should hold as well."""
-    try:
-        with open(path, "rb", opener=_open_at_once) as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise ImageError(f"{path}: it is a pipe or a device", "save the picture to a file")
-            if status.st_size > LARGEST_FILE_BYTES:
-                raise ImageError(f"{path}: {status.st_size:,} bytes, expected {LARGEST_FILE_BYTES:,} at most", SMALLER)
-            refuse_beyond_memory(status.st_size, str(path))
+    with open_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > LARGEST_FILE_BYTES:
+            raise ImageError(f"{path}: {size:,} bytes, expected {LARGEST_FILE_BYTES:,} at most", SMALLER)
+        refuse_beyond_memory(size, str(path))
+        try:
             return file.read(LARGEST_FILE_BYTES)
-    except IsADirectoryError as error:
-        reason = "it is a folder" if os.access(path, os.R_OK | os.X_OK) else "a folder that cannot be listed"
-        raise ImageError(f"{path}: {reason}", "check the path and its permissions") from error
+        except OSError as error:
+            raise _unreadable(path, error) from error
+
+
+def open_file(path: Path) -> BinaryIO:
+    """A regular file, open for reading. Raises ImageError, for pipes and devices as well."""
+    try:
+        file = open(path, "rb", opener=_open_at_once)  # noqa: SIM115  the caller closes it
     except OSError as error:
-        raise ImageError(
-            f"{_short(path) if error.errno == errno.ENAMETOOLONG else path}: {error.strerror}",
-            "check the path and its permissions",
-        ) from error
+        raise _unreadable(path, error) from error
     except ValueError as error:  # a zero byte
         raise ImageError(f"{_short(path)}: {error}", "check the path") from error
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise ImageError(f"{path}: it is a pipe or a device", "save it to a file")
+
+
+def _unreadable(path: Path, error: OSError) -> ImageError:
+    reason = error.strerror
+    if isinstance(error, IsADirectoryError):
+        reason = "it is a folder" if os.access(path, os.R_OK | os.X_OK) else "a folder that cannot be listed"
+    shown = _short(path) if error.errno == errno.ENAMETOOLONG else path
+    return ImageError(f"{shown}: {reason}", "check the path and its permissions")
 
 
 def _open_at_once(path: str, flags: int) -> int:

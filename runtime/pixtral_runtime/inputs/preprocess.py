@@ -82,6 +82,15 @@ class Preprocess:
         grids = (self._grid_within(side, width, height) for side in sides)
         return next(grid for grid in grids if token_count(*grid) <= budget)
 
+    def drawn_size(self, width: float, height: float) -> tuple[int, int]:
+        """(width, height) in pixels at which to draw what has no pixels of its own, such as a page: its ratio counts.
+
+        It is the largest of this ratio that the model sees, in whole patches, so what is drawn is not scaled later.
+        """
+        scale = self.max_side / max(width, height)
+        columns, rows = self.grid(max(round(width * scale), 1), max(round(height * scale), 1))
+        return columns * self.patch_size, rows * self.patch_size
+
     @property
     def largest_block(self) -> int:
         """The most tokens that any picture takes: a square one, unless the budget says less."""
