@@ -87,18 +87,24 @@ def difference(path: Path, number: int, drawn: Image.Image) -> float:
             )
 
 
+def words(text: str) -> Counter[str]:
+    return Counter(re.findall(r"\w+", text.casefold()))
+
+
 def runs(text: str) -> Counter[str]:
-    """Four letters each, blanks apart: where words end is a guess of each reader."""
+    """Four letters each, blanks left out."""
     letters = "".join(re.findall(r"\w", text.casefold()))
     return Counter(letters[start : start + RUN] for start in range(max(len(letters) - RUN + 1, 1)))
 
 
 def agreement(path: Path, number: int, text: str) -> float | None:
-    """The share of runs of letters that both read, of all that either reads; None for pages without text."""
+    """The share of words or runs of letters that both read, of all that either reads; None for pages without text."""
     page = ["-f", str(number), "-l", str(number), "-nopgbrk", "-cropbox"]
-    theirs, ours = runs(poppler("pdftotext", *page, str(path), "-")), runs(text)
-    total = (theirs | ours).total()
-    return (theirs & ours).total() / total if {*theirs, *ours} != {""} else None
+    theirs = poppler("pdftotext", *page, str(path), "-")
+    if not words(theirs) | words(text):
+        return None
+    pairs = [(split(theirs), split(text)) for split in (words, runs)]  # the first bears columns, the second lost blanks
+    return max((one & other).total() / (one | other).total() for one, other in pairs)
 
 
 def check(path: Path, most_pages: int, side: int) -> Row:

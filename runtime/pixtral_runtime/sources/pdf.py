@@ -18,7 +18,6 @@ import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +38,11 @@ UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\ufeff]")
 
 def has_pdf_reader() -> bool:
     """Whether the package is there that PDF files need."""
-    return find_spec("pypdfium2") is not None
+    try:
+        import pypdfium2  # noqa: F401
+    except ImportError:
+        return False
+    return True
 
 
 def pdf_items(path: Path, settings: PageSettings) -> Iterator[Item]:
@@ -107,8 +110,18 @@ def _open(path: Path) -> Any:
     if document.get_formtype() == pypdfium2.raw.FORMTYPE_XFA_FULL:
         document.close()
         raise ImageError(f"{path}: a form in XFA, which has no pages yet", "print it to a PDF file in Adobe Reader")
-    document.init_forms()
+    _show_fields(document)
     return document
+
+
+def _show_fields(document: Any) -> None:
+    """Have form fields drawn, those of pages as well that were taken out of the document that had the form."""
+    from pypdfium2 import PdfFormEnv, raw
+
+    settings = raw.FPDF_FORMFILLINFO(version=2)
+    fields = raw.FPDFDOC_InitFormFillEnvironment(document, settings)
+    if fields:
+        document.formenv = PdfFormEnv(fields, settings)
 
 
 _DOCUMENTS: OpenFiles[Any] = OpenFiles(_open, lambda document: document.close())
