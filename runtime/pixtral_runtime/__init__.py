@@ -14,6 +14,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pixtral_runtime.generation.conversation import Conversation as Conversation
     from pixtral_runtime.generation.model import Answer as Answer
     from pixtral_runtime.generation.model import Model as Model
     from pixtral_runtime.generation.model import load as load
@@ -29,13 +30,14 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 _HOME = {
+    "Conversation": "generation.conversation",
     "load": "generation.model",
     "Model": "generation.model",
     "Answer": "generation.model",
     "Message": "inputs.conversation",
     "Sampling": "generation.sampling",
 }
-__all__ = ["Answer", "Message", "Model", "Sampling", "load"]
+__all__ = ["Answer", "Conversation", "Message", "Model", "Sampling", "load"]
 
 
 def __getattr__(name: str) -> Any:

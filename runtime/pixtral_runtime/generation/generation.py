@@ -29,7 +29,8 @@ class Generation:
 
     `text`, where it is given, reads the tokens as they come, and ends the answer at a stop string. `logit_bias` is
     added to the logits of these tokens. With `top_logprobs` every token's log-probability is kept, beside those of so
-    many of the likeliest. Raises SettingError for an answer of no token.
+    many of the likeliest. `is_cancelled` may be set at any time, by a signal handler too: who runs it stops soon.
+    Raises SettingError for an answer of no token.
     """
 
     prompt: Prompt
@@ -44,6 +45,7 @@ class Generation:
     finish_reason: str | None = None
     error: PixtralError | None = None
     reused_tokens: int = 0
+    is_cancelled: bool = False
     times: StageTimes = field(default_factory=StageTimes)
 
     def __post_init__(self) -> None:

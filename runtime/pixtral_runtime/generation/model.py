@@ -27,9 +27,10 @@ from pixtral_runtime.inputs.prompt import Piece, Prompt, PromptBuilder, TextStre
 
 @dataclass(frozen=True)
 class Answer:
-    """A finished answer. `finish_reason` is "stop" where the model ended it, "length" where the limit did.
+    """An answer. `finish_reason` is "stop" where the model ended it, "length" where the limit did.
 
     `thinking` is what a reasoning model wrote in a block before the text, None without one. The tokens are all of them.
+    `reused_tokens` of the prompt were in the cache already. An answer that was cancelled is "cancelled".
     """
 
     text: str
@@ -39,6 +40,7 @@ class Answer:
     image_tokens: int
     times: StageTimes = field(compare=False)
     thinking: str | None = None
+    reused_tokens: int = field(default=0, compare=False)
 
 
 class Model:
@@ -83,25 +85,37 @@ class Model:
     def answer(self, prompt: Prompt, max_new_tokens: int = 128, sampling: Sampling = Sampling()) -> Answer:  # noqa: B008
         """Answer a prompt that was built before, greedily unless told otherwise."""
         generation = Generation(prompt, max_new_tokens, sampling)
-        tokens = tuple(self._scheduler.run(generation))
-        text, thinking = self.prompts.read_answer(tokens)
-        return Answer(
-            text=text,
-            token_ids=tokens,
-            finish_reason=generation.finish_reason or "",
-            prompt_tokens=len(prompt.token_ids),
-            image_tokens=prompt.image_tokens,
-            times=generation.times,
-            thinking=thinking,
-        )
+        for _ in self._scheduler.run(generation):
+            pass
+        return self.answer_of(generation)
 
     def answer_stream(self, prompt: Prompt, max_new_tokens: int, sampling: Sampling) -> Iterator[Piece]:
+        """As `answer`, but yields the pieces of text as they are made, thoughts among them."""
+        return self.run(Generation(prompt, max_new_tokens, sampling))
+
+    def run(self, generation: Generation) -> Iterator[Piece]:
+        """The pieces of a generation's text as they are made, until it is done or `is_cancelled`."""
         text = TextStream(self.prompts)
-        for token in self._scheduler.run(Generation(prompt, max_new_tokens, sampling)):
+        for token in self._scheduler.run(generation):
             if (piece := text.push(token)).text:
                 yield piece
         if (rest := text.flush()).text:
             yield rest
+
+    def answer_of(self, generation: Generation) -> Answer:
+        """What a generation that has run has come to."""
+        tokens = tuple(generation.token_ids)
+        text, thinking = self.prompts.read_answer(tokens)
+        return Answer(
+            text=text,
+            token_ids=tokens,
+            finish_reason=generation.finish_reason or "cancelled",
+            prompt_tokens=len(generation.prompt.token_ids),
+            image_tokens=generation.prompt.image_tokens,
+            times=generation.times,
+            thinking=thinking,
+            reused_tokens=generation.reused_tokens,
+        )
 
     def _sampling(self, asked: Sampling | None) -> Sampling:
         return sampling_of(self.bundle) if asked is None else asked

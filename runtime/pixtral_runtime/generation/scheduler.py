@@ -131,14 +131,20 @@ class Scheduler:
         return finished
 
     def run(self, generation: Generation) -> Iterator[int]:
-        """Submit a generation and yield its token ids as they are made. Raises what went wrong with it."""
+        """Submit a generation and yield its token ids as they are made, until it is done or cancelled.
+
+        Raises what went wrong with it.
+        """
         self.submit(generation)
         told = 0
         try:
-            while generation.finish_reason is None:
+            while generation.finish_reason is None and not generation.is_cancelled:
                 self.step()
                 yield from generation.token_ids[told:]
                 told = len(generation.token_ids)
+        except KeyboardInterrupt:  # amid a step, perhaps while the cache grew
+            self._cache.forget()
+            raise
         finally:
             self.cancel(generation)
         if generation.error is not None:
@@ -166,7 +172,7 @@ class Scheduler:
         failed = []
         taken = [running.slot for running in self._running]
         free = [slot for slot in self._cache.slots if slot not in taken]
-        while self._waiting and free:
+        while self._waiting and free and not self._waiting[0].is_cancelled:
             generation = self._waiting[0]
             if not self._features.has(generation.prompt):
                 failed += self._encode_ahead()
@@ -181,7 +187,8 @@ class Scheduler:
 
     def _encode_ahead(self) -> list[Generation]:
         """Encode images of the next requests. Returns those for which it failed."""
-        failed = self._features.encode_next(list(self._waiting)[: self.slots], self.times)
+        soon = [generation for generation in list(self._waiting)[: self.slots] if not generation.is_cancelled]
+        failed = self._features.encode_next(soon, self.times)
         for generation in failed:
             self._waiting.remove(generation)
         if not failed:
@@ -193,7 +200,7 @@ class Scheduler:
 
     def _prefill(self) -> Iterator[Generation]:
         """Read chunks of prompts, first come first served. Yields generations that ended with their first token."""
-        while self._prefilling:
+        while self._prefilling and not self._prefilling[0].generation.is_cancelled:
             running = self._prefilling[0]
             slot, generation = running.slot, running.generation
             length = len(generation.prompt.token_ids)

@@ -114,6 +114,12 @@ class SlotCache:
             for slot in self.slots:
                 slot.filled = min(slot.filled, self._cache.rows)
 
+    def forget(self) -> None:
+        """Hold no rows any more, as what they hold is not known."""
+        self._cache = None
+        for slot in self.slots:
+            slot.filled = 0
+
     def begin(self, slot: Slot, prompt: Prompt) -> int:
         """Give a slot the rows of its prompt that some slot has already. Returns how many these are.
 
