@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from pixtral_runtime.errors import PixtralError, Remedy
 
 DIM, RED, YELLOW = 2, 31, 33  # as ANSI numbers them
+CONTROLS = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 SHORT_FLAGS = {"output": "-o", "prompt": "-p"}  # options that everybody types by their letter
 
 
@@ -75,6 +77,12 @@ def print_json_line(value: object) -> None:
 def print_answer(path: str, answer: str) -> None:
     """One image's answer, at once: somebody may be reading along."""
     print(f"{_one_line(path)}: {answer}", flush=True)
+
+
+def print_piece(text: str) -> None:
+    """A piece of an answer, at once. A terminal is not told what control characters in it would have it do."""
+    sys.stdout.write(_harmless(text) if sys.stdout.isatty() else text)
+    sys.stdout.flush()
 
 
 def discard(stream: TextIO) -> None:
@@ -150,7 +158,8 @@ def think(text: str) -> None:
     if flags.quiet:
         return
     try:
-        print(_paint(text, DIM), end="", flush=True, file=sys.stderr)
+        shown = _harmless(text) if sys.stderr.isatty() else text
+        print(_paint(shown, DIM), end="", flush=True, file=sys.stderr)
     except BrokenPipeError:
         discard(sys.stderr)
 
@@ -291,6 +300,11 @@ def _readable(name: str, value: object) -> str:
 def _one_line(name: str) -> str:
     """A name whose line ends and control characters are escaped: it may hold any."""
     return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else ascii(c)[1:-1] for c in name)
+
+
+def _harmless(text: str) -> str:
+    """Text whose control characters are escaped, but for line ends and tabs."""
+    return CONTROLS.sub(lambda found: ascii(found[0])[1:-1], text)
 
 
 def _paint(text: str, colour: int) -> str:

@@ -48,9 +48,9 @@ ORDER = {
         ("main",),
         ("commands",),
         ("engine_report", "eval_files", "golden_report"),
-        ("bench_cases", "bench_tables", "device_rows", "eval_tables", "job_progress"),
-        ("job_files", "job_options"),
-        ("options",),
+        ("bench_cases", "bench_tables", "chat", "device_rows", "eval_tables", "job_progress"),
+        ("job_files", "job_options", "typed_lines"),
+        ("dropped_paths", "options"),
         ("output",),
     ),
     "pixtral_export": (

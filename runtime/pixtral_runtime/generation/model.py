@@ -53,6 +53,11 @@ class Model:
         self._scheduler = Scheduler(bundle, self.runner)
         self.backend = backend  # what runs it and why
 
+    @property
+    def context(self) -> int:
+        """The most tokens of a prompt and its answer."""
+        return self._scheduler.context
+
     def generate(
         self,
         prompt: str | Sequence[Message],
