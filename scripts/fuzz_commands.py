@@ -36,6 +36,10 @@ from fuzz_files import damage, lay_out, make_world
 from fuzz_lines import LINES, WEIGHTS, arguments, built, call_api
 
 LIMIT_S = 20.0  # then it is interrupted, as by Ctrl-C; after three times as long the process ends
+STDIN = (
+    *(b"", b"photos/a.png\nabsent.png\n", b"\xff\0photos/a.png\0", b"~\0/a.png what?\n/image -\n", b'"""\n/x\n'),
+    b"Which?\n/image 'photos/a.png' photos\nAnd?\n/undo\n/undo\n/forget\n/system Be.\n/system\nWhy?\n/reset\n/help\n",
+)
 DATA_BYTES = 6 << 30  # of memory; more is refused, as on a small machine
 
 
@@ -99,7 +103,7 @@ def invoke(number: int, seed: int, world: Path) -> Outcome:
             if command == "api":
                 call_api(random)()
             else:
-                stdin = random.choice((b"", b"photos/a.png\nabsent.png\n", b"\xff\0photos/a.png\0"))
+                stdin = random.choice(STDIN)
                 code, said, error = run_command(line, stdin)
         except PixtralError as refusal:
             said, code = str(refusal), refusal.exit_code

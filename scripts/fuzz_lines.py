@@ -98,7 +98,7 @@ def arguments(command: str, random: random_module.Random) -> list[str]:
 
 def call_api(random: random_module.Random) -> Callable[[], object]:
     """A call of the Python API, with values of the right types where files are read, of any type elsewhere."""
-    from pixtral_runtime import Message, Sampling, load
+    from pixtral_runtime import Conversation, Message, Sampling, load
     from pixtral_runtime.batch.request_file import read_request_file
     from pixtral_runtime.batch.shards import merge_results
     from pixtral_runtime.bench.report import read_report
@@ -140,11 +140,20 @@ def call_api(random: random_module.Random) -> Callable[[], object]:
         asked = settings(prompt=QUESTION, images=["photos/a.png"], system=None, max_new_tokens=2, sampling=sampling)
         return list(model.stream(**asked)) if random.random() < 0.3 else model.generate(**asked)
 
+    def converse() -> object:
+        settled = settings(system=None, max_new_tokens=2, sampling=Sampling())
+        conversation = Conversation(load("bundle"), **settled)
+        for _ in range(3):
+            conversation.ask(**settings(text=QUESTION, images=["photos/a.png"]))
+            random.choice((conversation.undo, conversation.forget_oldest, conversation.reset, conversation.stop))()
+        return conversation.messages
+
     return random.choice(
         (
             generate,
             generate,
             generate,
+            converse,
             lambda: load("bundle").generate(QUESTION, anything(), max_new_tokens=1),
             lambda: read_request_file(path(), max_new_tokens=random.choice((-1, 0, 2))),
             lambda: merge_results([Path("results.jsonl"), path()], path(), random.random() < 0.5, "jsonl"),

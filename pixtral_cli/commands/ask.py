@@ -70,7 +70,7 @@ def ask(
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Ask about images, once or in a conversation, and see answers as they come."""
+    """Ask about images, once or in a conversation; answers stream."""
     from dataclasses import asdict
 
     from pixtral_runtime.generation.conversation import Conversation
