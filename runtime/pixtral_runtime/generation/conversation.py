@@ -5,7 +5,7 @@
     print(conversation.ask("What is shown?", ["photo.jpg"]).text)
     print(conversation.ask("What color is it?").text)
 
-What the cache still holds of earlier turns is not read again, and their pictures are not encoded again.
+What the cache still holds of earlier turns is not read again, nor are their pictures scaled and encoded again.
 """
 
 from __future__ import annotations
@@ -66,8 +66,11 @@ class Conversation:
 
     def pieces(self, text: str, images: ImageSource | Iterable[ImageSource] = ()) -> Iterator[Piece]:
         """As `stream`, with what a reasoning model thinks."""
-        (question,) = user_message(text, open_images(images))
+        pictures = [picture.copy() for picture in open_images(images)]  # what was shown stays as it was
+        (question,) = user_message(text, pictures)
         prompt = self.model.prompts.build((*self.messages, question))
+        for picture, pixels in zip(pictures, prompt.images[len(prompt.images) - len(pictures) :], strict=True):
+            self.model.prompts.kept_pixels.put(picture, pixels)
         generation = Generation(prompt, self.max_new_tokens, self.sampling)
         said = ""
         self._under_way = generation

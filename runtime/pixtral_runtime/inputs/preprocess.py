@@ -18,6 +18,7 @@ would scale to less than a pixel, both keep one pixel, hence one row of patches;
 
 from __future__ import annotations
 
+import weakref
 from dataclasses import dataclass, replace
 from math import floor
 from types import SimpleNamespace
@@ -119,6 +120,24 @@ class Preprocess:
         """(columns, rows) when the longest edge may have `max_side` pixels."""
         grid = _hf_grid if self.mode == "hf" else _mistral_grid
         return grid(self.patch_size, max_side, width, height)
+
+
+class KeptPixels:
+    """Preprocessed pixels of pictures that many prompts show, each for as long as its picture lives.
+
+    Whoever puts a picture in changes it no more.
+    """
+
+    def __init__(self) -> None:
+        self._kept: dict[int, tuple[weakref.ref[Image.Image], NDArray[np.float32]]] = {}  # pictures have no hash
+
+    def put(self, image: Image.Image, pixels: NDArray[np.float32]) -> None:
+        key = id(image)
+        self._kept[key] = weakref.ref(image, lambda _: self._kept.pop(key, None)), pixels
+
+    def get(self, image: Image.Image) -> NDArray[np.float32] | None:
+        kept = self._kept.get(id(image))
+        return None if kept is None or kept[0]() is not image else kept[1]
 
 
 def _mistral_grid(patch_size: int, max_side: int, width: int, height: int) -> tuple[int, int]:

@@ -24,7 +24,7 @@ from pixtral_runtime.bundle.integrity import check_file
 from pixtral_runtime.bundle.manifest import SENTENCEPIECE, Bundle, remake_hint
 from pixtral_runtime.errors import BundleError, ContextError, InputError, Option, RequestError, extra_missing
 from pixtral_runtime.inputs.conversation import Message, StoredPicture, ToolCall, check_tool_results
-from pixtral_runtime.inputs.preprocess import Preprocess, token_count
+from pixtral_runtime.inputs.preprocess import KeptPixels, Preprocess, token_count
 from pixtral_runtime.inputs.tool_calls import (
     CallingAnswer,
     CallTokens,
@@ -79,6 +79,7 @@ class PromptBuilder:
     def __init__(self, bundle: Bundle, preprocess: Preprocess) -> None:
         self.bundle = bundle
         self.preprocess = preprocess
+        self.kept_pixels = KeptPixels()
 
     @cached_property
     def tokenizer(self) -> MistralTokenizer[Any, Any, Any, Any, Any]:
@@ -96,7 +97,7 @@ class PromptBuilder:
             raise BundleError(
                 f"{path} is damaged: {type(error).__name__}: {error}", f"pixtral inspect {self.bundle.path} --verify"
             ) from error
-        tokenizer.instruct_tokenizer.image_encoder = _image_encoder(self.bundle, self.preprocess)
+        tokenizer.instruct_tokenizer.image_encoder = _image_encoder(self.bundle, self.preprocess, self.kept_pixels)
         return tokenizer
 
     def build(self, messages: Sequence[Message], max_new_tokens: int = 1, tools: Tools | None = None) -> Prompt:
@@ -327,7 +328,7 @@ def _to_mistral(message: Message, thinks: bool) -> Any:
     return messages.SystemMessage(content=[one for one in chunks if one != chunk.TextChunk(text="")])
 
 
-def _image_encoder(bundle: Bundle, preprocess: Preprocess) -> Any:
+def _image_encoder(bundle: Bundle, preprocess: Preprocess, kept: KeptPixels) -> Any:
     """mistral-common's image encoder with our pixels and grid in the place of its own."""
     from mistral_common.tokens.tokenizers import image as mistral_image
 
@@ -335,7 +336,8 @@ def _image_encoder(bundle: Bundle, preprocess: Preprocess) -> Any:
 
     class Encoder(mistral_image.ImageEncoder):
         def __call__(self, content: Any) -> mistral_image.ImageEncoding:
-            pixels = preprocess.of(content.image)(content.image)
+            if (pixels := kept.get(content.image)) is None:
+                pixels = preprocess.of(content.image)(content.image)
             columns, rows = (pixels.shape[axis] // preprocess.patch_size for axis in (2, 1))
             tokens = ([ids.image] * columns + [ids.image_break]) * rows
             tokens[-1] = ids.image_end

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from helpers.bundles import export_tiny, seal_again
 from helpers.family import set_tokenizer_version
@@ -16,6 +19,7 @@ from pixtral_runtime.backends.ort_caches import OrtCache
 from pixtral_runtime.errors import ContextError, ImageError
 from pixtral_runtime.generation import scheduler
 from pixtral_runtime.inputs.image_files import open_image
+from pixtral_runtime.inputs.preprocess import KeptPixels, Preprocess
 from pixtral_runtime.inputs.prompt import Piece
 
 BLUE, TEAL, RED = (IMAGES / f"{name}.png" for name in ("blue_circle_64x64", "teal_circle_128x64", "red_triangle_64x64"))
@@ -82,19 +86,48 @@ def test_answers_are_those_to_the_whole_conversation_and_nothing_is_read_twice(m
     assert answer.image_tokens > 350 and answer.finish_reason == "stop"
 
 
-def test_pictures_of_all_turns_are_encoded_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    encoded: list[int] = []
-    encode = model.runner.encode
+def test_pictures_of_all_turns_are_scaled_and_encoded_once(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    scaled: list[Image.Image] = []
+    encoded: list[Any] = []
+    scale, encode = Preprocess.__call__, model.runner.encode
+
+    def noted(self: Preprocess, image: Image.Image) -> Any:
+        scaled.append(image)
+        return scale(self, image)
 
     def counted(images: Any) -> Any:
-        encoded.append(len(images))
+        encoded.extend(images)
         return encode(images)
 
+    monkeypatch.setattr(Preprocess, "__call__", noted)
     monkeypatch.setattr(model.runner, "encode", counted)
     conversation = Conversation(model)
     for text, images in TURNS:
         conversation.ask(text, images)
-    assert sum(encoded) == 3, "four were shown, of which two are the same"
+    assert (len(scaled), len(encoded)) == (4, 3), "four were shown, of which two are the same"
+
+
+def test_what_was_shown_stays_as_it_was(model: Model, fresh: Model) -> None:
+    picture = open_image(BLUE)
+    before = picture.copy()
+    conversation = Conversation(model)
+    conversation.ask("what color is the shape?", picture)
+    picture.paste(open_image(RED))
+    answer = conversation.ask("what color is the shape?", picture)
+    shown = [part for message in conversation.messages for part in message.content if isinstance(part, Image.Image)]
+    assert shown == [before, picture] and before != picture
+    assert unread(fresh, conversation.messages[:-1]) == answer
+
+
+def test_pixels_are_kept_as_long_as_their_picture() -> None:
+    kept, picture = KeptPixels(), open_image(BLUE)
+    pixels = np.zeros((3, 16, 16), np.float32)
+    kept.put(picture, pixels)
+    assert kept.get(picture) is pixels
+    assert kept.get(picture.copy()) is None
+    weak = weakref.ref(picture)
+    del picture
+    assert weak() is None and not kept._kept
 
 
 def test_a_system_prompt_goes_in_front_and_may_change(model: Model, fresh: Model) -> None:
