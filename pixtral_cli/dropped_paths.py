@@ -22,7 +22,7 @@ PUNCTUATION = "?!.,;:)"
 
 @dataclass(frozen=True)
 class Line:
-    """A line taken apart. `absent` are paths of pictures in its text that are no files here: they stay in the text."""
+    """A line taken apart. `absent` are absolute paths of pictures that are no files here, and stay in the text."""
 
     pictures: tuple[Path, ...]
     text: str
@@ -37,29 +37,32 @@ class _Word:
 
 
 def take_pictures(line: str) -> Line:
-    """The pictures that a line names and the text beside them.
+    """The pictures that a line names, and the text beside them.
 
-    A line of nothing but pictures' paths gives all of them, so that whoever opens one says what is wrong with it. Of
-    a line with other words in it, absolute paths of files that are there are taken out.
+    A line of nothing but pictures' paths gives all of them, so that whoever opens one says what is wrong with it. Among
+    other words a path counts where the file is there. It is taken out of the text before and behind it; within the text
+    its name stays.
     """
     whole = _path(line.strip())
     if _is_picture(whole) and os.path.isfile(whole):
         return Line((whole,), "")
-    words = list(_words(line))
+    words = [word for word in _words(line) if line[word.start : word.end].strip(PUNCTUATION)]
     meant = [_meant(word) for word in words]
-    if words and all(path is not None and (path.is_absolute() or os.path.isfile(path)) for path in meant):
-        return Line(tuple(path for path in meant if path is not None), "")
-    found, absent, text, place = [], [], "", 0
-    for word, path in zip(words, meant, strict=True):
-        if path is None or not path.is_absolute():
-            continue
-        if not os.path.isfile(path):
-            absent.append(path)
-            continue
-        found.append(path)
-        text = _joined(text, line[place : word.start])
-        place = word.end
-    return Line(tuple(found), _joined(text, line[place:]) if found else line.strip(), tuple(absent))
+    is_there = [path is not None and os.path.isfile(path) for path in meant]
+    paths = [path for path in meant if path is not None]
+    absent = tuple(path for path in paths if path.is_absolute() and not os.path.isfile(path))
+    if words and sum(is_there) + len(absent) == len(words):
+        return Line(tuple(paths), "")
+    first = next((index for index, is_picture in enumerate(is_there) if not is_picture), 0)
+    behind = next((index for index, is_picture in enumerate(is_there[::-1]) if not is_picture), 0)
+    is_within = any(is_there[first : len(words) - behind])
+    text, place = "", 0
+    for index, (word, path) in enumerate(zip(words, meant, strict=True)):
+        if path is not None and is_there[index]:
+            text = _joined(text, line[place : word.start])
+            text = _joined(text, path.name if is_within and index > first else "")
+            place = word.end
+    return Line(tuple(path for path in paths if os.path.isfile(path)), _joined(text, line[place:]), absent)
 
 
 def split_paths(text: str) -> list[str]:

@@ -71,18 +71,22 @@ def test_the_rest_of_a_line_is_the_question(form: object, folder: Path) -> None:
         (f"{a} {b}  what's this?", "what's this?"),
         (f"what's on {a}", "what's on"),
         (f"what's on {a}?", "what's on?"),
-        (f"is {a}, the one, like {b}?", "is, the one, like?"),
+        (f"{a} what's this? {b} ", "what's this?"),
+        (f"is {a}, the one, like {b}?", "is a.png, the one, like it's.png?"),
+        (f"{a} is it as {b} is", "is it as it's.png is"),
     ):
         found = take_pictures(line)
         assert (found.text, found.pictures[0], found.absent) == (text, first, ()), line
         assert len(found.pictures) == line.count(b) + 1
+    assert take_pictures("what's on a.png?") == Line((Path("a.png"),), "what's on?")
+    assert take_pictures("is ./a.png there?") == Line((Path("a.png"),), "is a.png there?")
 
 
 @pytest.mark.parametrize(
     "line",
     [
         "/etc is a folder",
-        "is a.png a good name?",  # what is there, and not where a dropped file would be
+        "is gone.png a good name?",
         "don't say 'it's nice', say so",
         "/",
         "",
