@@ -176,6 +176,23 @@ def show_answer(pieces: Iterable[Piece]) -> None:
     output.print_piece("\n")
 
 
+def talk(
+    conversation: Conversation,
+    pictures: Iterable[tuple[Image.Image, str]],
+    apply_exif: bool,
+    messages: Iterable[str] | None,
+    last_question: str,
+) -> None:
+    """Answer these messages, or those of the person at the terminal. The first question shows the pictures, by name."""
+    chat = Chat(conversation, apply_exif, output.talk if messages is None else output.verbose)
+    for picture, name in pictures:
+        chat.add_picture(picture, name)
+    if messages is None:
+        converse(chat, conversation)
+    else:
+        recite(chat, messages, last_question)
+
+
 def recite(chat: Chat, messages: Iterable[str], last_question: str) -> None:
     """Answer messages that nobody types, and the last question where pictures wait at the end. Raises InputError."""
     for message in messages:

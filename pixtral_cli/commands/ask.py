@@ -93,13 +93,8 @@ def ask(
         model = open_model(prompts, backend, threads)
         warn_of_unused(context, model.backend)
         conversation = Conversation(model, system=system, max_new_tokens=max_new_tokens, sampling=sampling)
-        talk = chat.Chat(conversation, exif, output.talk if is_typed else output.verbose)
-        for picture, path in zip(pictures, images or [], strict=True):
-            talk.add_picture(picture, str(path))
-        if piped is None:
-            chat.converse(talk, conversation)
-        else:
-            chat.recite(talk, piped, DEFAULT_PROMPT)
+        shown = [(picture, str(path)) for picture, path in zip(pictures, images or [], strict=True)]
+        chat.talk(conversation, shown, exif, piped, DEFAULT_PROMPT)
         return
     text = "\n".join(piped or [DEFAULT_PROMPT]) if prompt is None else read_prompt(prompt)
     built = prompts.build(user_message(text, pictures, system))

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import os
+import pty
 import signal
 import stat
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,15 +17,17 @@ import pytest
 from typer.testing import CliRunner
 
 from helpers.bundles import export_tiny, exported
-from helpers.places import DEMO, IMAGES
+from helpers.places import DEMO, IMAGES, ROOT
 from helpers.terminal import CTRL_C, CTRL_D, TAB, UP, Terminal
 from helpers.tiny import tiny_config, write_checkpoint
+from pixtral_cli import typed_lines
 from pixtral_cli.chat import Chat, converse
 from pixtral_cli.commands.ask import DEFAULT_PROMPT
 from pixtral_cli.main import app
 from pixtral_cli.typed_lines import HISTORY_LINES, completions, read_message
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime import Conversation, Message, load
+from pixtral_runtime.errors import ContextError
 from pixtral_runtime.inputs.image_files import open_image
 
 BLUE, TEAL = IMAGES / "blue_circle_64x64.png", IMAGES / "teal_circle_128x64.png"
@@ -205,6 +210,7 @@ def test_lines_are_remembered_for_their_user_alone(bundle: Path, tmp_path: Path,
     talk.until("old")
     talk.until("\n> ")
     talk.type("first \\\nsecond\n")
+    talk.until("cut at 1 tokens, as --max-new-tokens says\n")
     talk.until("> ")
     talk.type(CTRL_D)
     assert talk.end() == 0
@@ -212,6 +218,47 @@ def test_lines_are_remembered_for_their_user_alone(bundle: Path, tmp_path: Path,
     lines = file.read_text().splitlines()
     assert len(lines) == HISTORY_LINES
     assert lines[-4:] == [f"/image {tmp_path}/a\\ b.png ", "old", "first \\", "second"]
+
+
+def test_an_answer_says_that_the_context_ended_it(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = load(bundle)
+    (token, *_) = model.prompts.encode("and")
+    monkeypatch.setattr("pixtral_runtime.generation.scheduler.Sampler", lambda *_: lambda logits: token)
+    notes: list[str] = []
+    chat = Chat(Conversation(model, max_new_tokens=5000), True, notes.append)
+    chat.say(COLOR)
+    assert notes[-1].startswith("cut, as the context is full; /forget drops the oldest question")
+    with pytest.raises(ContextError, match="leaves no room"):
+        chat.say(CIRCLE)
+
+
+def test_without_a_terminal_to_answer_on_there_is_no_conversation(bundle: Path) -> None:
+    master, slave = pty.openpty()
+    done = subprocess.run(
+        [sys.executable, "-m", "pixtral_cli", "ask", str(bundle), str(BLUE)],
+        stdin=slave, capture_output=True, text=True, check=True, cwd=ROOT, timeout=60,
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )  # fmt: skip
+    os.close(master)
+    os.close(slave)
+    assert (done.stdout, done.stderr) == (load(bundle).generate(DEFAULT_PROMPT, BLUE).text + "\n", "")
+
+
+def test_who_waits_for_a_question_on_standard_input_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    end, begin = os.pipe()
+    said: list[str] = []
+
+    def talk(text: str) -> None:
+        said.append(text)
+        os.write(begin, b"Which?\r\n")
+        os.close(begin)
+
+    monkeypatch.setattr(typed_lines.output, "talk", talk)
+    monkeypatch.setattr(typed_lines, "PATIENCE_S", 0)
+    with os.fdopen(end) as stdin:
+        monkeypatch.setattr("sys.stdin", stdin)
+        assert list(typed_lines.piped_messages()) == ["Which?"]
+    assert "-p asks one" in said[0]
 
 
 def test_lines_of_a_pipe_are_a_conversation(bundle: Path) -> None:
