@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from pixtral_runtime.batch.item_requests import Requests
     from pixtral_runtime.batch.records import Request
     from pixtral_runtime.batch.sidecars import Sidecars, SidecarSettings
+    from pixtral_runtime.inputs.prompt import PromptBuilder
+    from pixtral_runtime.sources.open import SourceSettings
 
 KNOWN_PLACEHOLDERS = "{name}, {directory}, {tags} and {text}"
+PER = ("page", "document", "frame", "clip")
 TABLE_FORMATS = ("csv", "parquet", "openai", "imagefolder")
 
 
@@ -96,13 +99,48 @@ def read_captions(
     return captions
 
 
+def read_source_settings(
+    prompts: PromptBuilder,
+    recursive: bool,
+    column: str | None,
+    fetch: bool,
+    pages: str | None,
+    per: Sequence[str],
+    every: str | None,
+    frames: int | None,
+) -> SourceSettings:
+    """How what is named is to be read. Raises SettingError."""
+    from pixtral_runtime.errors import Option, SettingError
+    from pixtral_runtime.sources.documents import DocumentSettings
+    from pixtral_runtime.sources.open import SourceSettings
+    from pixtral_runtime.sources.pages import PageRange, parse_pages
+    from pixtral_runtime.sources.video import VideoSettings, parse_every
+
+    if unknown := set(per) - set(PER):
+        raise SettingError(f"there is no record for each {min(unknown)!r}", Option("per", PER))
+    video = VideoSettings(None if every is None else parse_every(every), frames, "frame" in per)
+    documents = DocumentSettings(
+        fit=prompts.preprocess.drawn_size,
+        pages=PageRange() if pages is None else parse_pages(pages),
+        per_document="document" in per,
+        video=video,
+    )
+    with_videos = every is not None or frames is not None or bool({"frame", "clip"} & set(per))
+    return SourceSettings(documents, recursive, column, fetch, with_videos)
+
+
 @dataclass(frozen=True)
 class Asked:
-    """What a job is asked, the files on the disk that it reads, and the sidecars that it writes."""
+    """What a job is asked, the files on the disk that it reads, and the sidecars that it writes.
+
+    Without `has_documents` nothing that is named has pages or frames, without `has_datasets` none is a table or an archive.
+    """
 
     requests: Requests
     files: Sequence[Path]
     sidecars: Sidecars | None
+    has_documents: bool
+    has_datasets: bool
 
 
 def read_asked(
@@ -111,7 +149,7 @@ def read_asked(
     requests: Path | None,
     system: str | None,
     max_new_tokens: int,
-    recursive: bool,
+    settings: SourceSettings,
     shard: str | None,
     limit: int | None,
     captions: SidecarSettings | None,
@@ -150,6 +188,7 @@ def read_asked(
 
     asked: Requests
     files: Sequence[Path]
+    has_documents = has_datasets = False
     if requests == STDIN:
         lines, name = text_lines(sys.stdin.buffer, "standard input"), "standard input"
         asked = read_requests(lines, name, max_new_tokens=max_new_tokens, system=system, folder=Path())
@@ -159,8 +198,10 @@ def read_asked(
         files = [requests, *_pictures_of(asked)]
         folders = dict.fromkeys(files[1:], requests.parent)
     else:
-        opened = open_source(paths, sys.stdin.buffer, recursive=recursive, note=output.talk)
+        documents = replace(settings.documents, wants_text=any(template.has_text for template in templates))
+        opened = open_source(paths, sys.stdin.buffer, replace(settings, documents=documents), output.talk)
         folders, files = opened.folders, opened.source.files
+        has_documents, has_datasets = opened.has_documents, opened.has_datasets
         asked = requests_of_items(opened.source, Questions(questions, system, max_new_tokens, tags_of))
         if isinstance(asked, Sequence) and has_tags:
             asked = list(asked)  # with the tags that are there before anything is written
@@ -168,7 +209,8 @@ def read_asked(
     sidecars = None if captions is None else Sidecars(captions, sidecar_places(asked, captions, folders))
     share = asked if shard is None else share_of(asked, *parse_shard(shard))
     share = share if limit is None else share[:limit]
-    return Asked(share if sidecars is None else sidecars.left_to_ask(list(share), done), files, sidecars)
+    left = share if sidecars is None else sidecars.left_to_ask(list(share), done)
+    return Asked(left, files, sidecars, has_documents, has_datasets)
 
 
 def _pictures_of(requests: Iterable[Request]) -> list[Path]:

@@ -34,6 +34,19 @@ PageOption = Annotated[
     Path | None,
     typer.Option(parser=output_file, metavar="PATH", help="At the end, write a page with pictures and answers."),
 ]
+ColumnOption = Annotated[str | None, typer.Option(metavar="NAME", help="The column of a table that has pictures.")]
+FetchOption = Annotated[bool, typer.Option("--fetch", help="Fetch pictures that tables name by their addresses.")]
+PagesOption = Annotated[
+    str | None, typer.Option(metavar="1-3,7,10-", help="The pages of documents to ask about. Default: all.")
+]
+PerOption = Annotated[
+    list[str] | None,
+    typer.Option(metavar="page|document|frame|clip", help="What to make a record of. Default: a page, and a clip."),
+]
+EveryOption = Annotated[str | None, typer.Option(metavar="TIME", help="See a frame of a video so often, as in 2s.")]
+FramesOption = Annotated[
+    int | None, typer.Option(min=1, help="See so many frames of a video, evenly spread. Default: 8.")
+]
 RayOption = Annotated[
     str | None, typer.Option(metavar="ADDRESS|local", help="Share the work out to a Ray cluster's workers.")
 ]

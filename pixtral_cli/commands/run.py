@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixtral_cli import job_options, output
-from pixtral_cli.job_files import JobFiles, read_asked, read_captions
+from pixtral_cli.job_files import JobFiles, read_asked, read_captions, read_source_settings
 from pixtral_cli.job_progress import answer_requests, finish, tell_answer, tell_nothing, tell_record
 from pixtral_cli.options import (
     STDOUT,
@@ -54,7 +54,8 @@ def run(
     context: typer.Context,
     bundle: BundleArgument,
     paths: Annotated[
-        list[str] | None, typer.Argument(help="Images, folders, globs; '-' reads a list from standard input.")
+        list[str] | None,
+        typer.Argument(help="Images, folders, globs, documents, archives, tables; '-' reads a list from stdin."),
     ] = None,
     prompt: job_options.PromptsOption = None,
     requests: job_options.RequestsOption = None,
@@ -75,6 +76,12 @@ def run(
     ray: job_options.RayOption = None,
     ray_workers: Annotated[int, typer.Option(min=1, help="Copies of the model on the cluster.")] = 1,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into sub-folders.")] = False,
+    column: job_options.ColumnOption = None,
+    fetch: job_options.FetchOption = False,
+    pages: job_options.PagesOption = None,
+    per: job_options.PerOption = None,
+    every: job_options.EveryOption = None,
+    frames: job_options.FramesOption = None,
     limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many requests.")] = None,
     batch: BatchOption = "auto",
     memory_limit: MemoryLimitOption = None,
@@ -110,7 +117,8 @@ def run(
     from pixtral_runtime.inputs.text_file import read_text
 
     if requests is not None:
-        refuse_unused(context, ("prompt", "recursive"), "with --requests")
+        own = ("prompt", "recursive", "column", "fetch", "pages", "per", "every", "frames")
+        refuse_unused(context, own, "with --requests")
     if ray is None:
         refuse_unused(context, ("ray_workers",), "without --ray", "--ray local")
     as_lines = results == STDOUT
@@ -139,9 +147,14 @@ def run(
     )
     worker = Worker(bundle, settings, options)
     before = results if resume else None
+    sources = read_source_settings(worker.prompts, recursive, column, fetch, pages, per or (), every, frames)
     asked = read_asked(
-        paths or [], prompt or [QUESTION], requests, system, max_new_tokens, recursive, shard, limit, captions, before
+        paths or [], prompt or [QUESTION], requests, system, max_new_tokens, sources, shard, limit, captions, before
     )
+    if not asked.has_documents:
+        refuse_unused(context, ("pages", "per", "every", "frames"), "where nothing has pages or frames")
+    if not asked.has_datasets:
+        refuse_unused(context, ("column", "fetch"), "where nothing is a table")
     read = [Path(text[1:]) for text in prompt or () if text.startswith("@")]
     read += [*worker.prompts.bundle.own_files, *asked.files, *([json_schema] if json_schema else ())]
     files = JobFiles(results, table, report, resume, force, formulas, asked.sidecars)

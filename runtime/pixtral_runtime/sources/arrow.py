@@ -25,7 +25,7 @@ class ArrowSource:
 
     def __init__(self, file: DataFile, column: str | None = None, *, fetch: bool = False) -> None:
         self._file, self._column, self._addresses = file, column, Addresses(fetch)
-        self.count: int | None = None
+        self.total: int | None = None
         import_pyarrow("Reading Arrow files")
         if file.path is not None:
             self.check()
@@ -39,7 +39,7 @@ class ArrowSource:
         with self._opened() as (schema, _):
             choose_columns(schema, self._column, self._file.name)
         if self._file.path is not None:
-            self.count = _rows_in(self._file.path)
+            self.total = _rows_in(self._file.path)
 
     def __iter__(self) -> Iterator[Item]:
         try:

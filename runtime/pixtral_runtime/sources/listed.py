@@ -43,13 +43,13 @@ class ListSource:
 
     def __init__(self, file: DataFile, column: str | None = None, *, fetch: bool = False) -> None:
         self._file, self._column, self._addresses = file, column, Addresses(fetch)
-        self.count = addresses = 0
+        self.total = addresses = 0
         for row in self._rows():
-            self.count += 1
+            self.total += 1
             addresses += is_address(row.picture)
-        if not self.count:
+        if not self.total:
             raise InputError(f"{file.name} has no rows", "a header, and a row for each picture")
-        if addresses == self.count and not fetch:
+        if addresses == self.total and not fetch:
             raise InputError(
                 f"{file.name} names its pictures by addresses, and nothing is fetched unasked",
                 Option("fetch", note="fetches them"),

@@ -28,7 +28,7 @@ class ParquetSource:
 
     def __init__(self, file: DataFile, column: str | None = None, *, fetch: bool = False) -> None:
         self._file, self._column, self._addresses = file, column, Addresses(fetch)
-        self.count: int | None = None
+        self.total: int | None = None
         import_pyarrow("Reading Parquet")
         if file.path is not None:
             self.check()
@@ -41,7 +41,7 @@ class ParquetSource:
         """Find the columns and count the rows. Raises InputError."""
         with self._opened() as table:
             self._choose(table)
-            self.count = table.metadata.num_rows
+            self.total = table.metadata.num_rows
 
     def __iter__(self) -> Iterator[Item]:
         try:

@@ -78,7 +78,7 @@ class TarSource:
     Raises InputError for a file on the disk that is no tar archive, or an empty one.
     """
 
-    count = None
+    total = None
 
     def __init__(self, file: DataFile) -> None:
         self._file = file

@@ -48,8 +48,8 @@ class ZipSource:
     def __init__(self, file: DataFile) -> None:
         self._file = file
         with self._opened() as archive:
-            self.count = len(_pictures(archive))
-            if not self.count:
+            self.total = len(_pictures(archive))
+            if not self.total:
                 raise InputError(f"{file.name} holds no pictures, but {len(archive.infolist())} other files")
 
     @property

@@ -32,7 +32,7 @@ def test_rows_of_both_formats(tmp_path: Path, format: str) -> None:
     path = write(tmp_path / "x.arrow", format)
     table = source(path)
     assert contents(table) == {f"{path}/{n}": [picture(n)] for n in range(30)}
-    assert table.count == 30 and len(list(table)) == 30 and table.files == (path,)
+    assert table.total == 30 and len(list(table)) == 30 and table.files == (path,)
 
 
 def test_a_stream_that_was_cut_off_anywhere_says_so(tmp_path: Path) -> None:
@@ -44,7 +44,7 @@ def test_a_stream_that_was_cut_off_anywhere_says_so(tmp_path: Path) -> None:
         found = list(contents(table := source(path)).items())
         assert [parts for _, parts in found[:-1]] == [[picture(n)] for n in range(len(found) - 1)]
         assert found[-1][0] == f"{path}#rest" and "broken off" in str(found[-1][1])
-        assert table.count is None
+        assert table.total is None
     assert len(found) == 11  # a batch of ten
 
 

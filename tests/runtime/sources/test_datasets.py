@@ -50,7 +50,7 @@ def test_a_data_set_that_datasets_saved(tmp_path: Path, monkeypatch: pytest.Monk
         *(f"photos/data-00000-of-00002.arrow/{n}" for n in range(3)),
         *(f"photos/data-00001-of-00002.arrow/{n}" for n in range(2)),
     ]
-    assert source.count == 5 and [file.name for file in source.files] == [
+    assert source.total == 5 and [file.name for file in source.files] == [
         "data-00000-of-00002.arrow",
         "data-00001-of-00002.arrow",
     ]
@@ -83,8 +83,8 @@ def test_a_check_out_of_a_repository(tmp_path: Path) -> None:
     assert [id.removeprefix(f"{tmp_path}/data/") for id in contents(source)] == [
         "test-00000-of-00001.parquet/0", "train-00000-of-00001.parquet/0", "train-00000-of-00001.parquet/1",
     ]  # fmt: skip
-    assert source.count == 3
-    assert opened(tmp_path / "data").count == 3
+    assert source.total == 3
+    assert opened(tmp_path / "data").total == 3
 
 
 @pytest.mark.parametrize(
@@ -118,7 +118,7 @@ def test_globs_and_ranges_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("s-*.tar", "s-{000..011}.tar", ".", str(tmp_path)):
         source = opened(name)
         assert list(contents(source).values()) == wanted
-        assert source.count is None and len(source.files) == 12
+        assert source.total is None and len(source.files) == 12
     assert list(contents(opened("s-{003,005}.tar"))) == ["s-003.tar/3.png", "s-005.tar/5.png"]
     with pytest.raises(InputError, match=r"s-012\.tar cannot be read: No such file"):
         opened("s-{010..012}.tar")
@@ -185,7 +185,7 @@ def test_a_folder_of_pictures_stays_one_whatever_lies_beside_them(tmp_path: Path
 def test_empty_tables_among_others_are_passed_and_alone_refused(tmp_path: Path) -> None:
     hugging_face(2).to_parquet(str(tmp_path / "a.parquet"))
     hugging_face(2).select([]).to_parquet(str(tmp_path / "b.parquet"))
-    assert opened(tmp_path).count == 2
+    assert opened(tmp_path).total == 2
     with pytest.raises(InputError, match="has no rows"):
         opened(tmp_path / "b.parquet")
 
@@ -196,7 +196,7 @@ def test_a_name_in_any_bytes(tmp_path: Path) -> None:
     (tmp_path / "x").rename(folder)
     write_tar(folder / "s.tar", 1)
     assert list(contents(opened(folder)).values()) == [[picture(0)]]
-    assert opened(folder).count in (1, None)
+    assert opened(folder).total in (1, None)
     assert list(contents(opened(folder / "s.tar"))) == [f"{folder}/s.tar/1.png"]
 
 

@@ -44,7 +44,7 @@ def test_pictures_of_a_list_are_found_beside_it(folder: Path, name: str, text: s
     items = list(listed)
     assert contents(items) == {"lists/a.png": [picture(1)], "lists/sub/b, c.png": [picture(2)]}
     assert [(item.name, item.directory, item.tags) for item in items] == [("a", "lists", None), ("b, c", "sub", None)]
-    assert listed.count == 2 and listed.files == (folder / name,)
+    assert listed.total == 2 and listed.files == (folder / name,)
     assert [item.parts for item in listed] == [item.parts for item in items]
 
 

@@ -54,7 +54,7 @@ def test_what_datasets_writes(tmp_path: Path) -> None:
     assert contents(items) == {f"{path}/0": [picture(0)], f"{path}/1": [picture(1)], f"{path}/2": [picture(9)]}
     assert [(item.name, item.directory, item.tags) for item in items[:2]] == [("dog", "x", "a dog"), ("1", "train", "")]
     assert items[2].name == "cat" and items[2].tags == ""
-    assert table.count == 3 and table.files == (path,)
+    assert table.total == 3 and table.files == (path,)
     assert [item.id for item in table] == [item.id for item in items]
 
 

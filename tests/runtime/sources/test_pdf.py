@@ -31,7 +31,9 @@ RED, WHITE, BLACK = (255, 0, 0), (255, 255, 255), (0, 0, 0)
 CORNERS = ((0.1, 0.1), (0.9, 0.1), (0.1, 0.9), (0.9, 0.9))  # upper left, upper right, lower left, lower right
 
 
-def written(folder: Path, *pages: Page | None, catalog: str = "", count: int | None = None, name: str = "a.pdf") -> Path:
+def written(
+    folder: Path, *pages: Page | None, catalog: str = "", count: int | None = None, name: str = "a.pdf"
+) -> Path:
     path = folder / name
     path.write_bytes(pdf_file(pages, catalog=catalog, count=count))
     return path

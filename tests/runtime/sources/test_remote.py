@@ -100,7 +100,7 @@ def test_globs_ranges_and_folders(memory: Any) -> None:
     pictures = {f"memory://b/photos/{n}.png": [picture(n)] for n in range(3)}
     for name in ("photos", "photos/", "photos/*.png"):
         folder = opened(f"memory://b/{name}")
-        assert contents(folder) == pictures and folder.count == 3
+        assert contents(folder) == pictures and folder.total == 3
     assert list(contents(opened("memory://b/photos/", recursive=True)))[-1] == "memory://b/photos/sub/deep.png"
     (item,) = opened("memory://b/photos/1.png")
     assert item.parts == (RemotePicture(name="memory://b/photos/1.png"),)

@@ -57,7 +57,7 @@ def test_a_shard_of_webdataset_gives_its_pictures_and_texts(
     assert [(item.name, item.directory, item.tags) for item in items] == [
         (f"{n:06d}", "000", f"caption {n} ü") for n in range(3)
     ]
-    assert shard.files == (Path(name),) and shard.count is None
+    assert shard.files == (Path(name),) and shard.total is None
     assert [item.id for item in shard] == [item.id for item in items]  # anew
 
 

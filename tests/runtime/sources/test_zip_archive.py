@@ -44,7 +44,7 @@ def test_pictures_come_in_the_archives_order_with_their_texts(tmp_path: Path, me
         "../../up.png": picture(5),
     }  # fmt: skip
     assert [(item.name, item.directory, item.tags) for item in items[:2]] == [("b", "x", "tags of b"), ("ä", "sub", "")]
-    assert archive.count == 5 and archive.files == (path,)
+    assert archive.total == 5 and archive.files == (path,)
     assert [item.id for item in archive] == [item.id for item in items]
     assert [file.name for file in tmp_path.iterdir()] == ["x.zip"]
 
