@@ -122,7 +122,8 @@ def finish(
     if files.sidecars is not None:
         summary["sidecars"] = files.sidecars.summary()
     if files.report is not None:
-        write_report(records, files.report, title=title, summary=summary)
+        captions = None if files.sidecars is None else files.sidecars.settings
+        write_report(records, files.report, title=title, summary=summary, sidecars=captions)
     if as_json:
         output.print_json(summary)
     else:

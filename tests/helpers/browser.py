@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import select
@@ -17,6 +18,9 @@ from typing import Any
 import pytest
 
 PATIENCE_S = 60.0
+KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "End": (35, ""), "Home": (36, ""), "ArrowUp": (38, ""),
+        "ArrowDown": (40, "")}  # fmt: skip
+SHIFT, CONTROL = 8, 2
 QUIET = ("--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
 
 
@@ -29,27 +33,35 @@ def find_chromium() -> str:
 
 @dataclass
 class Page:
-    """A page of the browser. `complaints` is what its console said: errors, and what its policy refused."""
+    """A page of the browser. `complaints` is what its console said: errors, and what its policy refused.
+
+    `warnings` are the dialogs that it opened, such as the one before it is left; each was accepted.
+    """
 
     commands: int
     events: int
     session: str = ""
     complaints: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
     _loaded: set[str] = field(default_factory=set)
     _held: bytes = b""
     _number: int = 0
 
     def call(self, method: str, **parameters: Any) -> dict[str, Any]:
         """The result of a command of the protocol."""
-        self._number += 1
-        command = {"id": self._number, "method": method, "params": parameters}
-        session = {"sessionId": self.session} if self.session else {}
-        os.write(self.commands, json.dumps(command | session).encode() + b"\0")
-        while (message := self._next()).get("id") != self._number:
+        number = self._send(method, **parameters)
+        while (message := self._next()).get("id") != number:
             pass
         assert "error" not in message, (method, message)
         result: dict[str, Any] = message["result"]
         return result
+
+    def _send(self, method: str, **parameters: Any) -> int:
+        self._number += 1
+        command = {"id": self._number, "method": method, "params": parameters}
+        session = {"sessionId": self.session} if self.session else {}
+        os.write(self.commands, json.dumps(command | session).encode() + b"\0")
+        return self._number
 
     def open(self, url: str) -> None:
         """Load a page, and wait until its scripts have run."""
@@ -76,12 +88,42 @@ class Page:
     def type(self, text: str) -> None:
         self.call("Input.insertText", text=text)
 
-    def press(self, key: str, *, shift: bool = False) -> None:
-        code = {"Enter": 13, "Escape": 27}[key]
-        text = {"text": "\r"} if key == "Enter" else {}
-        about = {"key": key, "code": key, "windowsVirtualKeyCode": code, "modifiers": 8 if shift else 0}
-        self.call("Input.dispatchKeyEvent", type="keyDown", **about, **text)
+    def press(self, key: str, *, shift: bool = False, control: bool = False) -> None:
+        """Press a key: one of KEYS, or a letter."""
+        code, text = KEYS.get(key, (ord(key[-1].upper()), key))
+        modifiers = SHIFT * shift | CONTROL * control
+        about = {"key": key, "windowsVirtualKeyCode": code, "modifiers": modifiers}
+        self.call("Input.dispatchKeyEvent", type="keyDown", **about, **({"text": text} if text and not control else {}))
         self.call("Input.dispatchKeyEvent", type="keyUp", **about)
+
+    def click(self, selector: str) -> None:
+        """Click into the middle of the first such element, by the mouse."""
+        place = f"document.querySelector({json.dumps(selector)}).getBoundingClientRect()"
+        x, y = self.run(f"(({{x, y, width, height}}) => [x + width / 2, y + height / 2])({place})")
+        for kind in ("mousePressed", "mouseReleased"):
+            self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button="left", clickCount=1)
+
+    def size(self, width: int, height: int) -> None:
+        """The window's, in pixels."""
+        self.call("Emulation.setDeviceMetricsOverride", width=width, height=height, deviceScaleFactor=1, mobile=False)
+
+    def prefer(self, scheme: str) -> None:
+        """As a system that is `light` or `dark`."""
+        self.call("Emulation.setEmulatedMedia", features=[{"name": "prefers-color-scheme", "value": scheme}])
+
+    def screenshot(self) -> bytes:
+        """What the window shows, as PNG."""
+        return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
+
+    def downloaded(self, folder: Path, script: str) -> Path:
+        """The file that a script lets the browser download into an empty folder."""
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+        self.run(script)
+        deadline_s = time.monotonic() + PATIENCE_S
+        while not (done := [path for path in folder.glob("[!.]*") if path.suffix != ".crdownload"]):
+            assert time.monotonic() < deadline_s, "nothing was downloaded"
+            time.sleep(0.01)
+        return done[0]
 
     def _next(self) -> dict[str, Any]:
         deadline_s = time.monotonic() + PATIENCE_S
@@ -97,6 +139,9 @@ class Page:
                 self._loaded.add(loader)
             case {"method": "Log.entryAdded", "params": {"entry": entry}}:
                 self.complaints.append(entry["text"])
+            case {"method": "Page.javascriptDialogOpening", "params": {"type": kind}}:
+                self.warnings.append(kind)
+                self._send("Page.handleJavaScriptDialog", accept=True)
             case {"method": "Runtime.exceptionThrown", "params": {"exceptionDetails": details}}:
                 self.complaints.append(str(details))
         return message

@@ -1,4 +1,4 @@
-"""What the page of an evaluation shows: `report.write_report` writes it."""
+"""What the page of an evaluation shows: `batch.page.write_report` writes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pixtral_runtime.batch.records import Record
 from pixtral_runtime.evaluation.comparison import Flip, ScoreComparison
 from pixtral_runtime.evaluation.result import Evaluation, Scored
 
-MOST_EXAMPLES = 5_000  # examples; a page of more is heavy
+MOST_EXAMPLES = 10_000  # a page of so many has some 80 MB
 RIGHT, WRONG, BETTER, WORSE, UNSCORED = "right", "wrong", "better than the other", "worse than the other", "not scored"
 
 

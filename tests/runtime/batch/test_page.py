@@ -1,14 +1,14 @@
-"""The page of a job, opened in a real browser: errors first, filter, order, and text that stays text."""
+"""The page of a job in a real browser: what is in view, filters, order, edits, keys, and text that stays text."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
-import subprocess
-from collections.abc import Sequence
-from html import unescape
+import zipfile
+from collections.abc import Iterator, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,19 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from helpers.browser import QUIET, find_chromium
+from helpers.browser import Page, browser
 from pixtral_runtime.batch.page import THUMBNAIL_PX, RecordNotes, thumbnail, write_report
-from pixtral_runtime.batch.records import ImageInfo, Record
+from pixtral_runtime.batch.records import ImageInfo, Record, SidecarNote
+from pixtral_runtime.batch.sidecars import SidecarSettings
 
 NASTY = "<b>bold</b> & </script><script>document.title='broken'</script> \u2028 \"quotes\" 'n so on\nsecond line \udcff"
+ARABIC = "\u202eصورة\u202c قطة \U0001f408"
+NAMES = "[...document.querySelectorAll('li h2')].map(one => one.textContent)"
+ANSWERS = "[...document.querySelectorAll('p.answer')].map(one => one.textContent)"
+FOCUS = "document.activeElement.querySelector('h2')?.textContent ?? document.activeElement.id"
 
 
-def record(name: str, *, picture: Path | None = None, **changes: Any) -> Record:
+def record(name: str, *, picture: Path | str | None = None, **changes: Any) -> Record:
     values: dict[str, Any] = {
         "question": "What is shown?", "asked": "0" * 16, "answer": f"answer to {name}", "finish_reason": "stop",
         "prompt_tokens": 90, "image_tokens": 72, "new_tokens": 5, "times_ms": {"vision": 3.25, "decode": 40.0},
@@ -36,43 +41,111 @@ def failed(name: str) -> Record:
     return record(name, answer=None, finish_reason=None, error=f"{name} is damaged", hint="mend it", new_tokens=None)
 
 
+def pictured(path: str, **changes: Any) -> Record:
+    return record(path, picture=path, **changes)
+
+
+def many(count: int) -> list[Record]:
+    """Answers of very different lengths."""
+    return [
+        pictured(f"photos/{index:05}.jpg", answer=f"number {index}." + " more" * (index * 37 % 400))
+        for index in range(count)
+    ]
+
+
 @pytest.fixture
 def photo(tmp_path: Path) -> Path:
     Image.new("RGB", (640, 320), "teal").save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
 
 
-def page(records: Sequence[Record], folder: Path) -> Path:
+def page(records: Sequence[Record], folder: Path, **options: Any) -> Path:
     path = folder / "report.html"
-    write_report(records, path, title="run <1>", summary={"requests": 1234, "failed": [], "seconds": 1.5})
+    summary = {"requests": 1234, "failed": [], "seconds": 1.5}
+    write_report(records, path, title="run <1>", summary=summary, **options)
     return path
 
 
-class Loads(HTMLParser):
-    """Collects what a page would load from elsewhere."""
+@pytest.fixture(scope="module")
+def window(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    with browser(tmp_path_factory.mktemp("browser")) as tab:
+        tab.size(1200, 900)
+        yield tab
+
+
+@pytest.fixture
+def tab(window: Page) -> Iterator[Page]:
+    """The window without edits of before; its console must have stayed silent in the end."""
+    window.complaints.clear()
+    window.warnings.clear()
+    yield window
+    window.run("localStorage.clear()")
+    window.open("about:blank")
+    assert window.complaints == []
+
+
+def show(tab: Page, records: Sequence[Record], folder: Path, **options: Any) -> None:
+    tab.open(page(records, folder, **options).as_uri())
+
+
+def choose(tab: Page, place: str, value: str) -> list[str]:
+    """Choose or type something in the bar, and give the names of the rows that are then there."""
+    change = f"at('{place}').value = {json.dumps(value)}; at('{place}').dispatchEvent(new Event('input'))"
+    names: list[str] = tab.run(f"(() => {{ {change}; return {NAMES}; }})()")
+    return names
+
+
+def rewrite(tab: Page, index: int, text: str) -> None:
+    """Edit a record's answer as by hand."""
+    tab.run(f"beginEdit({index}), document.activeElement.select()")
+    tab.type(text)
+    tab.press("Enter", control=True)
+
+
+def archive(tab: Page, folder: Path) -> dict[str, str]:
+    """The files of the archive that the page makes, checked by another program."""
+    folder.mkdir()
+    with zipfile.ZipFile(tab.downloaded(folder, "at('sidecars').click()")) as files:
+        assert files.testzip() is None
+        assert all(info.compress_type == zipfile.ZIP_STORED for info in files.infolist())
+        return {name: files.read(name).decode() for name in files.namelist()}
+
+
+class Scripts(HTMLParser):
+    """What a page would load from elsewhere, and its scripts by their types."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: list[str] = []
+        self.loaded: list[str] = []
+        self.scripts: list[tuple[str, str]] = []
+        self._type: str | None = None
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.found += [str(value) for name, value in attrs if name in ("src", "href")]
+        self.loaded += [str(value) for name, value in attrs if name in ("src", "href") or name.startswith("on")]
+        self._type = str(dict(attrs).get("type")) if tag == "script" else None
+
+    def handle_data(self, data: str) -> None:
+        if self._type is not None:
+            self.scripts.append((self._type, data))
+            self._type = None
 
 
 def test_the_page_loads_nothing_and_holds_every_record(tmp_path: Path, photo: Path) -> None:
     path = page([record("a", picture=photo), record(NASTY, answer=NASTY), failed("b")], tmp_path)
     text = path.read_text(encoding="utf-8")
-    parser = Loads()
+    parser = Scripts()
     parser.feed(text)
-    assert parser.found == []
-    assert "default-src 'none'" in text
-    assert text.count("</script>") == 1
+    assert parser.loaded == []
     assert "run &lt;1&gt;" in text and "1,234" in text
-    held = json.loads(re.search(r"records = (\[.*?\n\]);", text, re.S)[1])  # type: ignore[index]
-    assert [one["id"] for one in held] == ["a", NASTY, "b"]
-    assert held[0]["images"][0][0] == str(photo)
-    assert held[0]["images"][0][1].startswith("data:image/jpeg;base64,")
-    assert not list(tmp_path.glob(".report*"))
+    (_, held), (kind, script), (_, picture) = parser.scripts
+    records = json.loads(held)["records"]
+    assert [one["id"] for one in records] == ["a", NASTY, "b"]
+    assert records[0]["images"][0][:2] == [str(photo), 0]
+    assert Image.open(io.BytesIO(base64.b64decode(picture))).size == (160, 80)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert kind == "None" and f"script-src 'sha256-{digest}'\"" in text
+    assert "default-src 'none'" in text
+    assert not list(tmp_path.glob(".*.tmp"))
 
 
 def test_a_title_may_hold_anything(tmp_path: Path) -> None:
@@ -82,117 +155,341 @@ def test_a_title_may_hold_anything(tmp_path: Path) -> None:
     assert text.count("<dt>") == 1
 
 
-def test_thumbnails_are_small_and_upright(tmp_path: Path, photo: Path) -> None:
+def test_thumbnails_are_small_and_upright(photo: Path) -> None:
     picture, exif = Image.open(photo), Image.Exif()
     exif[0x0112] = 6
-    picture.save(tmp_path / "turned.jpg", exif=exif)
-    for apply, size in ((True, (80, 160)), (False, (160, 80))):
-        data = thumbnail(tmp_path / "turned.jpg", apply_exif=apply)
-        assert data is not None
-        assert Image.open(io.BytesIO(base64.b64decode(data.partition(",")[2]))).size == size
+    for sides in ((640, 320), (4000, 2000)):
+        turned = io.BytesIO()
+        picture.resize(sides).save(turned, "JPEG", exif=exif)
+        for apply, size in ((True, (80, 160)), (False, (160, 80))):
+            data = thumbnail(turned.getvalue(), apply_exif=apply)
+            assert data is not None
+            assert Image.open(io.BytesIO(data)).size == size
     assert max(size) == THUMBNAIL_PX
-    (tmp_path / "broken.png").write_bytes(b"no")
-    assert thumbnail(tmp_path / "broken.png") is None
-    assert thumbnail(tmp_path / "gone.png") is None
+    assert thumbnail(b"no") is None
+    assert thumbnail(turned.getvalue()[:-2000]) is None
 
 
-@pytest.fixture(scope="module")
-def chromium() -> str:
-    return find_chromium()
+class Again:
+    """Records that are made anew each time, as those of a file are."""
+
+    def __iter__(self) -> Iterator[Record]:
+        for index in range(40):
+            yield record(f"{index}", images=[ImageInfo(f"{index // 2}.png"), ImageInfo("both.png")])
 
 
-def browse(chromium: str, path: Path, script: str) -> dict[str, Any]:
-    """Open the page, run a script in it that returns a value, and give that back. Fails on anything in the console."""
-    probe = path.with_name("probe.html")
-    text = path.read_text(encoding="utf-8")
-    collect = f"<script>document.body.dataset.result = JSON.stringify((() => {{{script}}})())</script>"
-    probe.write_text(text.replace("</html>", f"{collect}</html>"), encoding="utf-8")
-    profile = f"--user-data-dir={path.parent / 'profile'}"
-    command = [chromium, *QUIET, "--enable-logging=stderr", "--dump-dom", profile, probe.as_uri()]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120)
-    assert [line for line in done.stderr.splitlines() if "CONSOLE" in line] == []
-    result = re.search(r'data-result="([^"]*)"', done.stdout)
-    assert result is not None, done.stdout[:500]
-    found: dict[str, Any] = json.loads(unescape(result[1]))
-    return found
+def test_records_are_iterated_and_their_pictures_come_from_wherever_they_are(tmp_path: Path) -> None:
+    def picture_of(one: Record, index: int) -> bytes | None:
+        if one.id == "7" and index == 0:
+            return None
+        made = io.BytesIO()
+        Image.new("RGB", (8, 8), (5 * int(one.id), 0, 255 * index)).save(made, "PNG")
+        return made.getvalue()
+
+    path = tmp_path / "r.html"
+    write_report(Again(), path, title="t", summary={}, picture_of=picture_of)
+    parser = Scripts()
+    parser.feed(path.read_text(encoding="utf-8"))
+    thumbnails = re.findall(r'id="p(\d+)" type="text/plain">(.*?)<', path.read_text(encoding="utf-8"))
+    assert [int(number) for number, _ in thumbnails] == list(range(80))
+    assert thumbnails[14][1] == ""
+    for number, data in thumbnails[:14] + thumbnails[15:]:
+        red, _, blue = Image.open(io.BytesIO(base64.b64decode(data))).getpixel((4, 4))  # type: ignore[misc]
+        assert abs(red - 5 * (int(number) // 2)) < 8 and abs(blue - 255 * (int(number) % 2)) < 8
+    with pytest.raises(TypeError, match="gone through twice"):
+        write_report(iter(Again()), path, title="t", summary={})
 
 
-READ = """
-const names = () => [...document.querySelectorAll("li h2")].map(one => one.textContent);
-const set = (id, value) => { at(id).value = value; at(id).dispatchEvent(new Event("input")); };
-"""
+def test_a_picture_of_several_questions_is_there_once(tmp_path: Path, photo: Path) -> None:
+    path = page([record("a", picture=photo), record("b", picture=photo), record("c", picture="gone.png")], tmp_path)
+    assert re.findall(r'id="p(\d)"', path.read_text(encoding="utf-8")) == ["0", "1"]
 
 
-def test_a_browser_shows_errors_first_filters_and_sorts(chromium: str, tmp_path: Path, photo: Path) -> None:
+def test_a_browser_shows_errors_first_filters_and_sorts(tab: Page, tmp_path: Path, photo: Path) -> None:
     records = [
         record("b", picture=photo, times_ms={"decode": 9.0}),
         record("c", finish_reason="length", new_tokens=64),
         failed("d"),
         record("a", times_ms={"decode": 900.0}, new_tokens=2),
-        record("e", answer=NASTY.encode("utf-8", "replace").decode(), images=[ImageInfo(str(tmp_path / "gone.png"))]),
+        record("e", answer=NASTY, images=[ImageInfo(str(tmp_path / "gone.png"))]),
+        record(ARABIC, answer=ARABIC, question=NASTY, thinking=NASTY),
     ]
-    seen = browse(
-        chromium,
-        page(records, tmp_path),
-        READ
-        + """
-        const result = {first: names(), count: at("count").value, title: document.title};
-        result.picture = document.querySelector("img").src.slice(0, 22);
-        result.literal = [...document.querySelectorAll("p.answer")].map(one => one.textContent);
-        result.bold = document.querySelectorAll("li b, li script").length;
-        for (const order of ["name", "slow", "long", "asked"]) { set("order", order); result[order] = names(); }
-        for (const status of ["errors", "cut", "whole"]) { set("status", status); result["only " + status] = names(); }
-        set("status", "all"); set("text", "ANSWER TO C"); result.filtered = names();
-        set("text", "photo.png"); result.pictured = names();
-        set("text", "nowhere"); result.none = at("count").value;
-        return result;
-        """,
-    )
-    assert seen["first"] == ["d", "c", "b", "a", "e"]
-    assert (seen["count"], seen["title"], seen["none"]) == ("1-5 of 5", "run <1>", "nothing")
-    assert seen["picture"] == "data:image/jpeg;base64"
-    assert any("<b>bold</b> & </script>" in text for text in seen["literal"])
-    assert seen["bold"] == 0
-    assert seen["name"] == ["a", "b", "c", "d", "e"]
-    assert seen["slow"][0] == "a" and seen["slow"][-1] == "b"
-    assert seen["long"][0] == "c"
-    assert seen["asked"] == ["b", "c", "d", "a", "e"]
-    assert (seen["only errors"], seen["only cut"]) == (["d"], ["c"])
-    assert seen["only whole"] == ["b", "a", "e"]
-    assert seen["filtered"] == ["c"]
-    assert seen["pictured"] == ["b"]
+    show(tab, records, tmp_path)
+    assert tab.run(NAMES) == ["d", "c", "b", "a", "e", ARABIC]
+    assert tab.run("[at('count').value, document.title]") == ["6 records", "run <1>"]
+    assert tab.run("[...document.images].map(one => [one.src.slice(0, 22), one.naturalWidth])") == [
+        ["data:image/jpeg;base64", 160]
+    ]
+    assert tab.run("document.querySelector('.none').textContent") == "no picture"
+    assert tab.run(f"{ANSWERS}[3]") == NASTY
+    assert tab.run(f"{ANSWERS}[4]") == ARABIC
+    assert tab.run("document.querySelectorAll('li b, li script').length") == 0
+    found = {order: choose(tab, "order", order) for order in ("name", "slow", "long", "asked")}
+    assert found["name"] == ["a", "b", "c", "d", "e", ARABIC]
+    assert found["slow"][0] == "a" and found["slow"][-1] == "b"
+    assert found["long"][0] == "c"
+    assert found["asked"] == ["b", "c", "d", "a", "e", ARABIC]
+    only = {status: choose(tab, "status", status) for status in ("errors", "cut", "whole", "edited")}
+    assert only == {"errors": ["d"], "cut": ["c"], "whole": ["b", "a", "e", ARABIC], "edited": []}
+    choose(tab, "status", "all")
+    assert choose(tab, "text", "ANSWER TO C") == ["c"]
+    assert choose(tab, "text", "photo.png") == ["b"]
+    assert choose(tab, "text", "قطة") == [ARABIC]
+    assert (choose(tab, "text", "nowhere"), tab.run("at('count').value")) == ([], "nothing")
+    assert choose(tab, "text", "is damaged") == ["d"]
+    assert tab.run("at('count').value") == "1 of 6"
 
 
-def test_ten_thousand_records_are_shown_a_page_at_a_time(chromium: str, tmp_path: Path) -> None:
-    seen = browse(
-        chromium,
-        page([record(f"{index:05}") for index in range(10_000)], tmp_path),
-        READ
-        + """
-        set("order", "name");
-        at("next").click(); at("next").click();
-        return {shown: names().length, first: names()[0], count: at("count").value, back: at("back").disabled};
-        """,
-    )
-    assert seen == {"shown": 50, "first": "00100", "count": "101-150 of 10000", "back": False}
-
-
-def test_notes_are_shown_and_filter_by_their_marks(chromium: str, tmp_path: Path) -> None:
+def test_notes_are_shown_and_filter_by_their_marks(tab: Page, tmp_path: Path) -> None:
     notes = {"a": RecordNotes(("wrong",), (("reference", "<i>blue</i>"),)), "b": RecordNotes(("wrong", "flipped"), ())}
-    path = tmp_path / "report.html"
-    write_report([record("a"), record("b"), record("c")], path, title="t", summary={}, notes=notes)
-    seen = browse(
-        chromium,
-        path,
-        READ
-        + """
-        const result = {options: [...at("status").options].map(one => one.value)};
-        for (const mark of ["wrong", "flipped"]) { set("status", mark); result[mark] = names(); }
-        set("status", "all"); set("text", "<i>blue"); result.found = names();
-        result.note = document.querySelector("p.note").textContent;
-        return result;
-        """,
+    show(tab, [record("a"), record("b"), record("c")], tmp_path, notes=notes)
+    options = tab.run("[...at('status').options].map(one => one.value)")
+    assert options == ["all", "errors", "cut", "whole", "edited", "wrong", "flipped"]
+    assert tab.run("at('status').options[5].textContent") == "wrong (2)"
+    assert (choose(tab, "status", "wrong"), choose(tab, "status", "flipped")) == (["a", "b"], ["b"])
+    choose(tab, "status", "all")
+    assert choose(tab, "text", "<i>blue") == ["a"]
+    assert tab.run("document.querySelector('p.note').textContent") == "reference: <i>blue</i>"
+
+
+def test_only_rows_in_view_are_in_the_document(tab: Page, tmp_path: Path) -> None:
+    show(tab, many(2000), tmp_path)
+    assert 3 <= tab.run("document.querySelectorAll('li').length") <= 60
+    assert tab.run("at('list').firstElementChild.ariaSetSize") == "2000"
+    tab.run("scrollTo(0, document.documentElement.scrollHeight)")
+    tab.until("at('list').lastElementChild.ariaPosInSet === '2000'")
+    tab.until("Math.abs(at('list').lastElementChild.getBoundingClientRect().bottom - innerHeight) < 40")
+    assert tab.run("document.querySelectorAll('li').length") <= 60
+    assert tab.run(NAMES)[-1] == "photos/01999.jpg"
+
+
+IN_VIEW = """(() => {
+  const rows = [...document.querySelectorAll('li')].filter(one => one.getBoundingClientRect().bottom > 100);
+  return [rows[0].querySelector('h2').textContent, rows[0].getBoundingClientRect().top];
+})()"""
+
+
+def test_what_is_read_stays_where_it_is_while_rows_above_turn_out_higher(tab: Page, tmp_path: Path) -> None:
+    show(tab, many(500), tmp_path)
+    tab.run("list.heights.fill(20), list.sum(), list.fill(), scrollTo(0, 4000)")  # wrong by far
+    tab.until("list.first > 50")
+    for _ in range(60):
+        name, top = tab.run(IN_VIEW)
+        before = tab.run("(scrollBy(0, -120), scrollY)")
+        tab.run("new Promise(next => requestAnimationFrame(() => requestAnimationFrame(next)))")
+        now = tab.run(f"list.rows.get({int(name[7:12])}).getBoundingClientRect().top")
+        if before == 0:
+            break
+        assert abs(now - (top + 120)) < 2
+    tab.run("scrollTo(0, 0)")
+    tab.until("list.first === 0 && at('list').style.paddingTop === '0px'")
+
+
+def test_rows_follow_one_another_without_gaps_wherever_one_jumps(tab: Page, tmp_path: Path) -> None:
+    show(tab, many(1000), tmp_path)
+    for share in (0.5, 0.02, 0.97, 0.33, 1.0, 0.0):
+        tab.run(f"scrollTo(0, {share} * document.documentElement.scrollHeight)")
+        tab.run("new Promise(next => requestAnimationFrame(() => requestAnimationFrame(next)))")
+        places = tab.run("[...document.querySelectorAll('li')].map(one => Number(one.ariaPosInSet))")
+        assert places == list(range(places[0], places[0] + len(places)))
+        top, bottom = tab.run("[at('list').firstElementChild.getBoundingClientRect().top,"
+                              " at('list').lastElementChild.getBoundingClientRect().bottom]")  # fmt: skip
+        assert (top <= 0 or places[0] == 1) and (bottom >= 900 or places[-1] == 1000)
+
+
+def test_a_narrow_window_shows_the_same_row(tab: Page, tmp_path: Path) -> None:
+    show(tab, many(300), tmp_path)
+    tab.run("focusRow(150)")
+    name, _ = tab.run(IN_VIEW)
+    try:
+        tab.size(390, 800)
+        tab.until("list.width < 390")
+        assert tab.run("document.documentElement.scrollWidth") <= 390
+        assert tab.run(IN_VIEW)[0] == name
+    finally:
+        tab.size(1200, 900)
+
+
+def test_an_edit_is_marked_kept_found_and_reverted(tab: Page, tmp_path: Path) -> None:
+    show(tab, [pictured("a.jpg"), pictured("b.jpg"), failed("c.jpg")], tmp_path)
+    tab.click("li:nth-child(2) p.answer")
+    assert tab.run("document.activeElement.value") == "answer to a.jpg"
+    tab.press("End")
+    tab.type(", edited")
+    tab.press("Enter", control=True)
+    assert tab.run(ANSWERS) == ["answer to a.jpg, edited", "answer to b.jpg"]
+    assert tab.run(FOCUS) == "a.jpg"
+    assert tab.run("[...document.querySelectorAll('li.edited h2, .badge')].map(one => one.textContent)") == [
+        "a.jpg",
+        "edited",
+    ]
+    rewrite(tab, 2, "by hand")
+    assert choose(tab, "status", "edited") == ["c.jpg", "a.jpg"]
+    assert choose(tab, "text", ", EDITED") == ["a.jpg"]
+    assert tab.run("at('edits').hidden") is False
+    tab.open((tmp_path / "report.html").as_uri())
+    assert tab.warnings == ["beforeunload"]
+    assert tab.run(ANSWERS) == ["by hand", "answer to a.jpg, edited", "answer to b.jpg"]
+    tab.click("li:nth-child(2) .head button")
+    tab.run("focusRow(2)")
+    tab.press("u")
+    assert tab.run(ANSWERS) == ["answer to a.jpg", "answer to b.jpg"]
+    assert tab.run("[edits.size, at('edits').hidden, localStorage.length]") == [0, True, 0]
+
+
+def test_escape_leaves_an_answer_as_it_was_and_leaving_the_field_keeps_it(tab: Page, tmp_path: Path) -> None:
+    show(tab, [pictured("a.jpg"), pictured("b.jpg")], tmp_path)
+    tab.run("beginEdit(0)")
+    tab.type("not this")
+    tab.press("Escape")
+    assert (tab.run(ANSWERS)[0], tab.run(FOCUS)) == ("answer to a.jpg", "a.jpg")
+    tab.run("beginEdit(0)")
+    tab.type(" but this")
+    tab.click("li:nth-child(2) .edit")
+    tab.until("editing === 1 && document.activeElement.matches('textarea')")
+    assert tab.run(ANSWERS) == ["answer to a.jpg but this"]
+    tab.press("Escape")
+    tab.run("at('lines').click()")
+
+
+def test_an_edit_that_is_scrolled_away_is_kept(tab: Page, tmp_path: Path) -> None:
+    show(tab, many(300), tmp_path)
+    tab.run("beginEdit(0), document.activeElement.select()")
+    tab.type("far away")
+    tab.run("scrollTo(0, 30000)")
+    tab.until("edits.get(0) === 'far away' && editing === null")
+    tab.run("isDownloaded = true")
+
+
+def test_edited_sidecars_are_downloaded_as_an_archive(tab: Page, tmp_path: Path) -> None:
+    records = [
+        pictured(f"photos/{name}")
+        for name in ("a.jpg", "sub/b.tar.jpeg", "sub/.hidden", "ü.png", "same.png", "same.jpg")
+    ]
+    show(tab, [*records, pictured("photos/left.jpg"), failed("photos/x.jpg")], tmp_path)
+    for index in range(6):
+        rewrite(tab, index, f"caption {index} é\n\n  <b>second</b> line  \n")
+    rewrite(tab, 6, "x")
+    rewrite(tab, 6, "answer to photos/left.jpg")
+    found = archive(tab, tmp_path / "zip")
+    names = ["photos/a.txt", "photos/sub/b.tar.txt", "photos/sub/.hidden.txt", "photos/ü.txt", "photos/same.txt"]
+    assert list(found) == [*names, "photos/same (2).txt"]
+    settings = SidecarSettings()
+    texts = [settings.text(tab.run(f"textOf({index})"), None) for index in range(6)]
+    assert list(found.values()) == texts
+    assert texts[0] == "caption 0 é <b>second</b> line"
+    assert "same (2).txt" in tab.run("at('notice').textContent")
+    assert tab.warnings == []
+
+
+def test_edits_are_downloaded_as_lines(tab: Page, tmp_path: Path) -> None:
+    show(tab, [record(NASTY, images=[]), record("b"), record("c")], tmp_path)
+    rewrite(tab, 2, "third")
+    rewrite(tab, 0, "first\nof two")
+    (tmp_path / "lines").mkdir()
+    lines = tab.downloaded(tmp_path / "lines", "at('lines').click()").read_text(encoding="utf-8").split("\n")
+    assert [json.loads(line) for line in lines if line] == [
+        {"id": NASTY, "answer": "first\nof two"},
+        {"id": "c", "answer": "third"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "paths, names",
+    [
+        (["/data/set/a/1.jpg", "/data/set/b/2.jpg"], ["a/1.txt", "b/2.txt"]),
+        (["/data/one.jpg"], ["one.txt"]),
+        (["../../etc/1.jpg", "../../etc/2.jpg"], ["1.txt", "2.txt"]),
+        (["a/../../../x.jpg", "/etc/passwd.png"], ["a/x.txt", "etc/passwd.txt"]),
+        ([r"..\..\win.jpg", "line\nbreak.jpg"], [".._.._win.txt", "line_break.txt"]),
+        (["A.jpg", "a.jpg", "a.png"], ["A.txt", "a (2).txt", "a (3).txt"]),
+        (["bad\udcff.jpg", "dir.d/plain"], ["bad\ufffd.txt", "dir.d/plain.txt"]),
+        (["data:image/png;base64,iVBOR", "photos/1.jpg"], ["id_0.txt", "photos/1.txt"]),
+    ],
+)
+def test_names_of_sidecars_stay_in_their_folder(tab: Page, tmp_path: Path, paths: list[str], names: list[str]) -> None:
+    show(tab, [record(f"id/{index}", picture=path) for index, path in enumerate(paths)], tmp_path)
+    tab.run("records.forEach((_, index) => edit(index, `text ${index}`))")
+    found = archive(tab, tmp_path / "zip")
+    assert found == {name: f"text {index}" for index, name in enumerate(names)}
+
+
+def test_what_a_job_wrote_beside_pictures_is_edited(tab: Page, tmp_path: Path) -> None:
+    note = SidecarNote("/captions/a/1.caption", "TOK, answer to x")
+    records = [record("x", picture="/photos/a/1.jpg", sidecar=note), failed("/photos/b/2.jpg")]
+    records[1].images = [ImageInfo("/photos/b/2.jpg")]
+    show(tab, records, tmp_path, sidecars=SidecarSettings(".caption", prefix="TOK, ", as_written=True))
+    assert tab.run(ANSWERS) == ["TOK, answer to x"]
+    assert tab.run(
+        "document.querySelector('li:last-child .body').textContent.includes(\"model's answer: answer to x\")"
     )
-    assert seen["options"] == ["all", "errors", "cut", "whole", "wrong", "flipped"]
-    assert (seen["wrong"], seen["flipped"], seen["found"]) == (["a", "b"], ["b"], ["a"])
-    assert seen["note"] == "reference: <i>blue</i>"
+    rewrite(tab, 0, "TOK, mine\nin two lines\n")
+    rewrite(tab, 1, "of a failed one")
+    found = archive(tab, tmp_path / "zip")
+    assert found == {"captions/a/1.caption": "TOK, mine\nin two lines\n", "photos/b/2.caption": "of a failed one"}
+
+
+def test_all_is_done_by_the_keyboard(tab: Page, tmp_path: Path) -> None:
+    show(tab, many(200), tmp_path)
+    for key, name in (
+        ("j", "00000"),
+        ("j", "00001"),
+        ("j", "00002"),
+        ("k", "00001"),
+        ("ArrowDown", "00002"),
+        ("ArrowUp", "00001"),
+    ):
+        tab.press(key)
+        assert tab.run(FOCUS) == f"photos/{name}.jpg"
+    for _ in range(40):
+        tab.press("j")
+    assert tab.run(FOCUS) == "photos/00041.jpg"
+    top, bottom = tab.run("(({top, bottom}) => [top, bottom])(document.activeElement.getBoundingClientRect())")
+    assert top >= 0 and bottom <= 901
+    tab.press("e")
+    assert tab.run("document.activeElement.value").startswith("number 41.")
+    tab.press("j")
+    tab.press("Escape")
+    assert tab.run("[edits.size, editing]") == [0, None]
+    tab.press("Enter")
+    tab.type("!")
+    tab.press("Enter", control=True)
+    assert tab.run("edits.get(41)").endswith("!")
+    tab.press("/")
+    assert tab.run(FOCUS) == "text"
+    tab.type("number 7")
+    tab.press("j")
+    assert tab.run("[at('text').value, at('count').value]") == ["number 7j", "nothing"]
+    choose(tab, "text", "number 77.")
+    tab.press("Escape")
+    assert tab.run(FOCUS) == "photos/00077.jpg"
+    assert tab.run("at('help').hidden")
+    tab.press("?")
+    assert tab.run("[at('help').hidden, at('keys').getAttribute('aria-expanded')]") == [False, "true"]
+    tab.run("isDownloaded = true")
+
+
+def colours(tab: Page) -> tuple[float, int]:
+    """The mean brightness of what is shown, and how many colours there are."""
+    picture = Image.open(io.BytesIO(tab.screenshot())).convert("RGB")
+    grey = picture.convert("L").resize((1, 1), Image.Resampling.BOX).getpixel((0, 0))
+    assert isinstance(grey, int | float)
+    return grey, len(picture.getcolors(1 << 20) or [])
+
+
+def test_it_is_dark_where_the_system_is_or_the_reader_wants_it(tab: Page, tmp_path: Path, photo: Path) -> None:
+    records = [*many(30), failed("x"), record("y", picture=photo)]
+    show(tab, records, tmp_path)
+    try:
+        tab.prefer("light")
+        light, different = colours(tab)
+        assert light > 200 and different > 50
+        tab.prefer("dark")
+        dark, different = colours(tab)
+        assert dark < 70 and different > 50
+        tab.run("at('theme').click()")
+        assert colours(tab)[0] > 200
+        tab.open((tmp_path / "report.html").as_uri())
+        assert colours(tab)[0] > 200
+    finally:
+        tab.prefer("light")
