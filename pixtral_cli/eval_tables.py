@@ -78,7 +78,12 @@ def write_page(
     from pixtral_runtime.evaluation.page import MOST_EXAMPLES, evaluation_page
 
     shown, notes, summary = evaluation_page(evaluation, comparison, records)
-    write_report(shown, path, title=f"{evaluation.task}: {evaluation.setting['bundle']}", summary=summary, notes=notes)
+    title = f"{evaluation.task}: {evaluation.setting['bundle']}"
+    with output.progress() as bars:
+        write_report(
+            shown, path, title=title, summary=summary, notes=notes,
+            progress=lambda done: bars.stage("page", done, len(shown)),
+        )  # fmt: skip
     output.talk(
         f"the page is {path}"
         + (f", with {MOST_EXAMPLES} of {len(records)} examples" if len(records) > MOST_EXAMPLES else "")

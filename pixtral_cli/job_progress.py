@@ -123,7 +123,11 @@ def finish(
         summary["sidecars"] = files.sidecars.summary()
     if files.report is not None:
         captions = None if files.sidecars is None else files.sidecars.settings
-        write_report(records, files.report, title=title, summary=summary, sidecars=captions)
+        with output.progress() as bars:
+            write_report(
+                records, files.report, title=title, summary=summary, sidecars=captions,
+                progress=lambda done: bars.stage("page", done, len(records)),
+            )  # fmt: skip
     if as_json:
         output.print_json(summary)
     else:

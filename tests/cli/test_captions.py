@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from helpers.browser import browser
 from helpers.bundles import exported
 from helpers.job_records import by_id
 from helpers.places import DEMO, IMAGES
@@ -55,6 +57,29 @@ def test_answers_become_sidecars_and_a_dataset(bundle: Path, photos: Path) -> No
     assert again.exit_code == 0, again.output
     assert json.loads(again.stdout)["sidecars"] | {"kept": 2, "written": 0} == json.loads(again.stdout)["sidecars"]
     assert (photos / "red.txt").read_text() == captions["red.png"]
+
+
+def test_captions_are_edited_on_the_page_and_unpacked_where_the_job_wrote_them(bundle: Path, photos: Path) -> None:
+    asked = ["--sidecar", ".caption", "--sidecar-dir", "captions", "--prefix", "TOK, ", "--report", "page.html"]
+    asked += ["-o", "r.jsonl"]
+    assert CliRunner().invoke(app, ["run", str(bundle), "photos", "-r", *asked]).exit_code == 0
+    before = Path("captions/red.caption").read_text()
+    with browser(Path("browser")) as page:
+        page.open(Path("page.html").absolute().as_uri())
+        shown = page.run("records.map((record, index) => [record.id, textOf(index)])")
+        page.run(f"beginEdit({[id for id, _ in shown].index('photos/sub/blue.png')})")
+        page.type(", ✓")
+        page.press("Enter", control=True)
+        Path("downloads").mkdir()
+        archive = page.downloaded(Path("downloads").absolute(), "at('sidecars').click()")
+        assert page.complaints == []
+    assert dict(shown)["photos/red.png"] == before
+    with zipfile.ZipFile(archive) as files:
+        files.extractall(".")
+    assert Path("captions/red.caption").read_text() == before
+    assert Path("captions/sub/blue.caption").read_text() == dict(shown)["photos/sub/blue.png"] + ", ✓"
+    again = CliRunner().invoke(app, ["run", str(bundle), "photos", "-r", *asked, "--resume"])
+    assert "1 changed by somebody since and left alone" in again.stderr
 
 
 def test_pictures_with_a_sidecar_are_not_asked_about_and_cut_off_answers_not_written(

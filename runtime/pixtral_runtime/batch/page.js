@@ -198,6 +198,7 @@ function tell(text) {
 
 function showEdits() {
   at("edits").hidden = edits.size === 0;
+  at("sidecars").textContent = `Download ${edits.size} edited sidecar${edits.size === 1 ? "" : "s"}`;
   for (const option of at("status").options) {
     if (option.value === "edited") option.textContent = `edited (${edits.size})`;
   }

@@ -47,12 +47,9 @@ class RecordNotes:
     lines: tuple[tuple[str, str], ...] = ()
 
 
-def read_picture(record: Record, index: int) -> bytes | None:
-    """The bytes of the file that a record's image was; None where it cannot be read."""
-    try:
-        return read_image_file(Path(record.images[index].path))
-    except InputError:
-        return None
+def read_picture(record: Record, index: int) -> bytes:
+    """The bytes of the file that a record's image was. Raises InputError."""
+    return read_image_file(Path(record.images[index].path))
 
 
 def write_report(
@@ -64,12 +61,14 @@ def write_report(
     notes: Mapping[str, RecordNotes] | None = None,
     sidecars: SidecarSettings | None = None,
     picture_of: PictureOf = read_picture,
+    progress: Callable[[int], None] = lambda done: None,
 ) -> None:
     """Write the page, replacing the file whole. `summary` is shown at the top, its scalars only; `notes` are by id.
 
     `records` are gone through twice, so they are no iterator. `sidecars` says how edited answers are written into
-    files. `picture_of` gives the bytes of a record's image by its index, in whatever format can be read, and is called
-    in several threads at once. Raises InputError where the page cannot be written, MachineError on a full disk.
+    files. `picture_of` gives the bytes of a record's image by its index, in any format that can be decoded; None, an
+    InputError or an OSError is no picture. It is called in several threads at once. `progress` hears how many records
+    have their thumbnails. Raises InputError where the page cannot be written, MachineError on a full disk.
     """
     if isinstance(records, Iterator):
         raise TypeError("the records of a page are gone through twice: give a list, or what can be iterated again")
@@ -83,7 +82,7 @@ def write_report(
             page.write(facts(shown) + "\n" + _own("page.html"))
             _write_records(page, records, notes or {}, sidecars or SidecarSettings())
             page.write(f"<script>{script}</script>\n")
-            _write_thumbnails(page, records, picture_of)
+            _write_thumbnails(page, records, picture_of, progress)
             page.write(CLOSING)
             page.detach()  # flushes, and leaves the file open
     except OSError as error:
@@ -104,7 +103,9 @@ def _write_records(
     page.write("\n], " + _json(rest).removeprefix("{") + "</script>\n")
 
 
-def _write_thumbnails(page: io.TextIOWrapper, records: Iterable[Record], picture_of: PictureOf) -> None:
+def _write_thumbnails(
+    page: io.TextIOWrapper, records: Iterable[Record], picture_of: PictureOf, progress: Callable[[int], None]
+) -> None:
     """An element of text for each thumbnail, in base64, in order; empty where there is none."""
     waiting: deque[tuple[int, Future[bytes | None]]] = deque()
 
@@ -114,20 +115,24 @@ def _write_thumbnails(page: io.TextIOWrapper, records: Iterable[Record], picture
         page.write(f'<script id="p{number}" type="text/plain">{data}</script>\n')
 
     def make(record: Record, index: int) -> bytes | None:
-        data = picture_of(record, index)
+        try:
+            data = picture_of(record, index)
+        except (InputError, OSError):
+            return None
         return None if data is None else thumbnail(data, apply_exif=record.settings.get("exif", True))
 
     threads = min(MOST_THREADS, os.cpu_count() or 1)
     page.write("<div hidden>\n")
     with ThreadPoolExecutor(threads, "thumbnail") as pool:
         last = -1
-        for record, numbers in _numbered(records):
+        for done, (record, numbers) in enumerate(_numbered(records)):
             for index, number in enumerate(numbers):
                 if number > last:
                     waiting.append((number, pool.submit(make, record, index)))
                     last = number
             while len(waiting) > 2 * threads:
                 write_next()
+            progress(done + 1)
         while waiting:
             write_next()
     page.write("</div>\n")

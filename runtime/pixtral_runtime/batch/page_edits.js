@@ -12,9 +12,9 @@ function textOf(index) {
   return edits.get(index) ?? originalOf(records[index]);
 }
 
-// Take over a text, and say whether it is another one than before.
+// Take over a text, and say whether it is another one than before. A field of text knows one kind of line end.
 function edit(index, text) {
-  if (text === textOf(index)) return false;
+  if (text === textOf(index) || text === textOf(index).replace(/\r\n?/g, "\n")) return false;
   if (text === originalOf(records[index])) edits.delete(index); else edits.set(index, text);
   isDownloaded = edits.size === 0;
   return true;
@@ -34,7 +34,9 @@ function keepEdits() {
 function findEdits() {
   try {
     const kept = JSON.parse(localStorage.getItem(STORE)) ?? {edits: []};
-    for (const [index, text] of kept.edits) if (records[index] && typeof text === "string") edit(index, text);
+    for (const [index, text] of kept.edits) {
+      if (Number.isInteger(index) && records[index] && typeof text === "string") edit(index, text);
+    }
     isDownloaded = edits.size === 0 || kept.isDownloaded === true;
   } catch {
     edits.clear();  // nothing can be kept here, or something else has

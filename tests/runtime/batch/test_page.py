@@ -261,6 +261,8 @@ def test_only_rows_in_view_are_in_the_document(tab: Page, tmp_path: Path) -> Non
     tab.until("Math.abs(at('list').lastElementChild.getBoundingClientRect().bottom - innerHeight) < 40")
     assert tab.run("document.querySelectorAll('li').length") <= 60
     assert tab.run(NAMES)[-1] == "photos/01999.jpg"
+    assert choose(tab, "text", "number 7.") == ["photos/00007.jpg"]
+    assert 0 <= tab.run("document.querySelector('li').getBoundingClientRect().top - at('bar').offsetHeight") < 200
 
 
 IN_VIEW = """(() => {
@@ -359,6 +361,31 @@ def test_an_edit_that_is_scrolled_away_is_kept(tab: Page, tmp_path: Path) -> Non
     tab.run("scrollTo(0, 30000)")
     tab.until("edits.get(0) === 'far away' && editing === null")
     tab.run("isDownloaded = true")
+
+
+def test_looking_into_an_answer_is_no_edit(tab: Page, tmp_path: Path) -> None:
+    answers = ["", "ends\r\nof\rlines\n", NASTY, ARABIC, "\0 \x1b[31m\u2029\ufeff", " spaces  ", "\n\nfirst"]
+    show(tab, [record(f"{index}", answer=answer) for index, answer in enumerate(answers)], tmp_path)
+    for index in range(len(answers)):
+        tab.run(f"beginEdit({index})")
+        tab.press("Enter", control=True)
+    assert tab.run("[edits.size, records.map(record => record.answer)]") == [0, answers]
+
+
+def test_a_browser_that_keeps_nothing_says_so(tab: Page, tmp_path: Path) -> None:
+    show(tab, [record("a")], tmp_path)
+    tab.run("Storage.prototype.setItem = () => { throw new DOMException('full', 'QuotaExceededError'); }, 0")
+    rewrite(tab, 0, "new")
+    assert (tab.run(ANSWERS), tab.run("at('notice').textContent")[:28]) == (["new"], "This browser keeps nothing f")
+    tab.press("u")
+
+
+@pytest.mark.parametrize("kept", ["5", "null", "[", '{"edits": [["__proto__", "x"], [7, "x"], [0, 1], [-1, "x"]]}'])
+def test_what_is_kept_under_its_name_is_no_edit_unless_it_looks_like_one(tab: Page, tmp_path: Path, kept: str) -> None:
+    show(tab, [record("a")], tmp_path)
+    tab.run(f"localStorage.setItem(STORE, {json.dumps(kept)})")
+    tab.open((tmp_path / "report.html").as_uri())
+    assert tab.run(f"[edits.size, {NAMES}]") == [0, ["a"]]
 
 
 def test_edited_sidecars_are_downloaded_as_an_archive(tab: Page, tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def test_every_output_of_a_job_has_the_two_apart(
     assert record["new_tokens"] == len(block(model, "three corners", "a triangle"))
     row = next(csv.DictReader((tmp_path / "r.csv").open(encoding="utf-8-sig")))
     assert (row["answer"], row["thinking"]) == ("a triangle", "three corners")
-    assert '"thinking": "three corners"' in (tmp_path / "r.html").read_text()
+    assert '"thinking":"three corners"' in (tmp_path / "r.html").read_text()
     assert "a triangle" in done.stdout
     assert "three corners" not in done.stdout
     del record["seal"]
