@@ -231,11 +231,11 @@ class _Capture:
         return self.position_ms <= begins_ms + SAME_MS
 
     def _last_until(self, begins_ms: float) -> NDArray[np.uint8] | None:
-        """From the video's beginning, the last frame that begins no later, or the first of all."""
+        """From the video's beginning, the last frame that begins no later."""
         self._capture.release()
         self._capture = _opened(self._path)
         found = None
-        while self._grab() and (found is None or self.position_ms <= begins_ms + SAME_MS):
+        while self._grab() and self.position_ms <= begins_ms + SAME_MS:
             found = self._pixels()
         return found
 
@@ -257,8 +257,11 @@ def _goes_on(capture: Any) -> bool:
 def _opened(path: Path, *, raw: bool = False) -> Any:
     """A video, decoded or in `raw` packets. Raises ImageError."""
     with open_file(path) as file:
-        if file.read(len(LIST_OF_FILES)) in (b"", LIST_OF_FILES):
-            raise ImageError(f"{path}: no video, whatever its name says", "copy or download it again")
+        start = file.read(len(LIST_OF_FILES))
+    if not start:
+        raise ImageError(f"{path}: the file is empty", "copy or download it again")
+    if start == LIST_OF_FILES:  # the one kind of list that FFmpeg follows whatever a file is called
+        raise ImageError(f"{path}: a list of files, no video", "name its files instead")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # quiet: what matters is said here
     import cv2
 
@@ -286,7 +289,7 @@ def _stamp(frame: VideoFrame) -> str:
 
 
 def _undecodable(codec: str) -> str:
-    return f"no frame can be decoded{f', the codec is {codec}' if codec else ''}"
+    return f"there is no frame that can be decoded{f'; the codec is {codec}' if codec else ''}"
 
 
 def _converted(path: Path) -> str:

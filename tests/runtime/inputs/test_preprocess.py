@@ -289,3 +289,23 @@ def test_real_pictures_have_their_listed_grids(shared_images: Path) -> None:
         assert PIXTRAL(picture).shape == (3, int(row["resized_h"]), int(row["resized_w"])), row["file"]
         decodable += 1
     assert decodable == 30
+
+
+@pytest.mark.parametrize("mode", PREPROCESS_MODES)
+@pytest.mark.parametrize("image_tokens", [None, 2, 50, 1000])
+@pytest.mark.parametrize(("patch_size", "max_side"), [(16, 1024), (16, 1000), (28, 1540), (14, 100)])
+def test_what_is_drawn_at_its_size_is_not_scaled(
+    patch_size: int, max_side: int, image_tokens: int | None, mode: str
+) -> None:
+    preprocess = Preprocess(patch_size, max_side, mode, image_tokens)
+    for width, height in [(595.28, 841.89), (1e9, 1.0), (0.001, 0.001), *random_sizes(4, 1500)]:
+        drawn = preprocess.drawn_size(width, height)
+        columns, rows = preprocess.grid(*drawn)
+        assert drawn == (columns * patch_size, rows * patch_size)
+        assert image_tokens is None or token_count(columns, rows) <= image_tokens
+
+
+def test_what_is_drawn_has_the_grid_of_a_large_picture_of_its_ratio() -> None:
+    for width, height in ((4000, 3000), (2480, 3508), (1500, 9000)):
+        columns, rows = PIXTRAL.grid(width, height)
+        assert PIXTRAL.drawn_size(width / 72, height / 72) == (columns * 16, rows * 16)

@@ -221,7 +221,7 @@ def test_a_scan_is_what_was_scanned(tmp_path: Path) -> None:
     assert np.abs(np.asarray(found, float) - np.asarray(picture, float)).mean() < 4  # seen 1.6, JPEG's
 
 
-@pytest.mark.parametrize("name", ["Ä – ö.PDF", os.fsdecode(b"\xff.pdf"), "#page=1 'x'.pdf"])
+@pytest.mark.parametrize("name", ["Ä ö.PDF", os.fsdecode(b"\xff.pdf"), "#page=1 'x'.pdf"])
 def test_a_file_may_have_any_name(name: str, tmp_path: Path) -> None:
     (item,) = pdf_items(written(tmp_path, Page(RED_CORNER), name=name), SETTINGS)
     assert item.id == f"{tmp_path}/{name}#page=1" and pixels(item).size
