@@ -133,7 +133,7 @@ def read_source_settings(
 class Asked:
     """What a job is asked, the files on the disk that it reads, and the sidecars that it writes.
 
-    Without `has_documents` nothing that is named has pages or frames, without `has_datasets` none is a table or an archive.
+    Without `has_documents` nothing that is named has pages or frames, without `has_datasets` nothing is a table.
     """
 
     requests: Requests

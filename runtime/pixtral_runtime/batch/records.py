@@ -119,13 +119,14 @@ class Request:
 class ImageInfo:
     """An image of a request. Size in pixels, upright; `sha256` of the file. None where it could not be read.
 
-    `path` is the beginning of a data: URL where the image is one.
+    `path` is the beginning of a data: URL where the image is one, `time_s` where a frame stands in its video.
     """
 
     path: str
     sha256: str | None = None
     width: int | None = None
     height: int | None = None
+    time_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -195,7 +196,11 @@ class Record:
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON has it; without what only some requests have."""
-        return {name: value for name, value in asdict(self).items() if name not in RARE or value is not None}
+        data = {name: value for name, value in asdict(self).items() if name not in RARE or value is not None}
+        for image in data["images"]:
+            if image["time_s"] is None:
+                del image["time_s"]
+        return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Record:
@@ -205,7 +210,9 @@ class Record:
 
 def record_of(request: Request, settings: Settings) -> Record:
     """The request's record before anything was done."""
-    images = [ImageInfo(str(path)) for path in request.images]
+    images = [
+        ImageInfo(str(image), time_s=None if isinstance(image, Path) else image.time_s) for image in request.images
+    ]
     own = None if request.own is None else request.own.to_dict()
     asked, said = request.asked(settings), asdict(settings)
     return Record(request.id, request.question, asked, images, settings=said, own=own, tags=request.tags)
