@@ -16,18 +16,19 @@ if TYPE_CHECKING:
 
     from pixtral_runtime.batch.item_requests import Requests
     from pixtral_runtime.batch.records import Request
+    from pixtral_runtime.batch.run import Tally
     from pixtral_runtime.batch.sidecars import Sidecars, SidecarSettings
     from pixtral_runtime.inputs.prompt import PromptBuilder
     from pixtral_runtime.sources.open import SourceSettings
 
 KNOWN_PLACEHOLDERS = "{name}, {directory}, {tags} and {text}"
 PER = ("page", "document", "frame", "clip")
-TABLE_FORMATS = ("csv", "parquet", "openai", "imagefolder")
+TABLE_FORMATS = ("csv", "parquet", "webdataset", "imagefolder", "openai")
 
 
 @dataclass(frozen=True)
 class JobFiles:
-    """What `pixtral run` writes: records, and at the end a table beside them and a page."""
+    """What `pixtral run` writes: records, and at the end a table beside them, or a data set, and a page."""
 
     results: Path | None
     table_format: str | None
@@ -35,21 +36,46 @@ class JobFiles:
     resume: bool
     force: bool
     formulas: bool = False
+    embed: bool = False
     sidecars: Sidecars | None = None
 
     @property
     def table(self) -> Path | None:
+        """The first file of it."""
+        from pixtral_runtime.batch.webdataset import shard_path
+
         if self.results is None or self.table_format is None:
             return None
         if self.table_format == "imagefolder":
             return self.results.with_name("metadata.jsonl")
+        if self.table_format == "webdataset":
+            return shard_path(self.results)
         suffix = ".openai.jsonl" if self.table_format == "openai" else f".{self.table_format}"
         return self.results.with_suffix(suffix)
+
+    def write_table(self, asked: Requests, tally: Tally) -> None:
+        """Write the table, or the data set. Raises InputError, MachineError."""
+        from pixtral_runtime.batch.asked_pictures import AnsweredRequests
+        from pixtral_runtime.batch.imagefolder import check_imagefolder
+        from pixtral_runtime.batch.tables import write_table
+        from pixtral_runtime.batch.webdataset import write_webdataset
+
+        if self.results is None or self.table is None or self.table_format is None:
+            return
+        answered = AnsweredRequests(asked, tally.records)
+        if self.table_format == "webdataset":
+            write_webdataset(answered, self.results)
+            return
+        if self.table_format == "imagefolder" and not isinstance(asked, Sequence):
+            check_imagefolder(asked, self.table)  # of a stream only the first were seen
+        embedded = answered if self.embed else None
+        write_table(tally.in_order(), self.table, self.table_format, formulas=self.formulas, answered=embedded)
 
     def check(self, asked: Requests, inputs: Iterable[Path]) -> None:
         """Refuse what could not be written, before the hours that it may take. Raises InputError, MachineError."""
         from pixtral_runtime.batch.imagefolder import check_imagefolder
         from pixtral_runtime.batch.item_requests import outline
+        from pixtral_runtime.batch.webdataset import shards_beside
         from pixtral_runtime.errors import InputError, Option
         from pixtral_runtime.files import Output, check_outputs
 
@@ -65,6 +91,9 @@ class JobFiles:
         places = (self.results, elsewhere), (self.table, elsewhere), (self.report, Option("report", "answers.html"))
         replaces = self.resume or self.force
         outputs = [Output(path, option, replaces, resumable=True) for path, option in places if path is not None]
+        if self.table_format == "webdataset" and self.results is not None:  # all that are there, as all may go
+            shards = (path for path in shards_beside(self.results) if path != self.table)
+            outputs += [Output(path, elsewhere, replaces, resumable=True) for path in shards]
         if self.sidecars is not None:
             beside = Option("sidecar_dir", "FOLDER")
             outputs += [Output(self.sidecars.places[request.id], beside, replaces=True) for request in outline(asked)]

@@ -28,7 +28,10 @@ RecordsOption = Annotated[
 ]
 TableOption = Annotated[
     str | None,
-    typer.Option("--format", help="At the end, write csv, parquet, openai or imagefolder beside the output."),
+    typer.Option("--format", help="At the end, also write csv, parquet, webdataset, imagefolder or openai."),
+]
+EmbedOption = Annotated[
+    bool, typer.Option("--embed", help="With --format parquet: the pictures too, as Hugging Face's datasets have them.")
 ]
 PageOption = Annotated[
     Path | None,

@@ -106,6 +106,7 @@ def answer_requests(
 
 def finish(
     tally: Tally,
+    asked: Requests,
     files: JobFiles,
     *,
     title: str,
@@ -113,11 +114,9 @@ def finish(
 ) -> None:
     """Write table and page, then say what became of the job. Raises typer.Exit where something failed."""
     from pixtral_runtime.batch.page import write_report
-    from pixtral_runtime.batch.tables import write_table
 
     records = tally.in_order()
-    if files.table is not None and files.table_format is not None:
-        write_table(records, files.table, files.table_format, formulas=files.formulas)
+    files.write_table(asked, tally)
     summary = tally.summary(records) | {"output": None if files.results is None else str(files.results)}
     if files.sidecars is not None:
         summary["sidecars"] = files.sidecars.summary()

@@ -63,6 +63,7 @@ def run(
     results: job_options.RecordsOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the output file where it ended.")] = False,
     table: job_options.TableOption = None,
+    embed: job_options.EmbedOption = False,
     formulas: FormulasOption = False,
     report: job_options.PageOption = None,
     sidecar: job_options.SidecarOption = None,
@@ -131,6 +132,8 @@ def run(
         refuse_unused(context, ("force",), "with --resume, which keeps the file")
     if table != "csv":
         refuse_unused(context, ("formulas",), "without --format csv", "--format csv")
+    if table != "parquet":
+        refuse_unused(context, ("embed",), "without --format parquet", "--format parquet")
     refuse_unused_by_backend(context, backend)
     captions = read_captions(context, sidecar, sidecar_dir, existing, prefix, suffix, as_written, results)
     schema = None if json_schema is None else read_text(json_schema, "--json-schema FILE.json")
@@ -157,7 +160,7 @@ def run(
         refuse_unused(context, ("column", "fetch"), "where nothing is a table")
     read = [Path(text[1:]) for text in prompt or () if text.startswith("@")]
     read += [*worker.prompts.bundle.own_files, *asked.files, *([json_schema] if json_schema else ())]
-    files = JobFiles(results, table, report, resume, force, formulas, asked.sidecars)
+    files = JobFiles(results, table, report, resume, force, formulas, embed, asked.sidecars)
     files.check(asked.requests, read)
     check_fit(worker.prompts, outline(asked.requests))
 
@@ -184,4 +187,4 @@ def run(
             tell=tell,
             sidecars=asked.sidecars,
         )
-    finish(tally, files, title=f"pixtral run {bundle}", as_json=as_json)
+    finish(tally, asked.requests, files, title=f"pixtral run {bundle}", as_json=as_json)
