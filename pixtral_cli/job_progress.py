@@ -113,6 +113,7 @@ def finish(
     as_json: bool,
 ) -> None:
     """Write table and page, then say what became of the job. Raises typer.Exit where something failed."""
+    from pixtral_runtime.batch.asked_pictures import PicturesAgain
     from pixtral_runtime.batch.page import write_report
 
     records = tally.in_order()
@@ -124,7 +125,7 @@ def finish(
         captions = None if files.sidecars is None else files.sidecars.settings
         with output.progress() as bars:
             write_report(
-                records, files.report, title=title, summary=summary, sidecars=captions,
+                records, files.report, title=title, summary=summary, sidecars=captions, picture_of=PicturesAgain(asked),
                 progress=lambda done: bars.stage("page", done, len(records)),
             )  # fmt: skip
     if as_json:

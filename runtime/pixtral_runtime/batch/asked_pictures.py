@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from pixtral_runtime.inputs.image import IMAGE_FORMATS, decode_image
 from pixtral_runtime.inputs.image_files import picture_file
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}  # others are what Pillow calls them
+MOST_HELD = 32  # requests; more than threads take pictures of at a time
 AGAIN = Option("resume", note="asks again what has changed and goes on: all answers are in the results file")
 
 
@@ -32,6 +34,24 @@ class AnsweredRequests:
         for request in self.requests:
             if (record := self.records.get(request.id)) is not None:
                 yield request, record
+
+
+class PicturesAgain:
+    """The bytes of records' pictures, for whoever goes through the records in the order asked, in several threads."""
+
+    def __init__(self, requests: Requests) -> None:
+        self._requests, self._lock = iter(requests), threading.Lock()
+        self._images: dict[str, Sequence[Path | StoredPicture]] = {}  # of the last requests, by id
+
+    def __call__(self, record: Record, index: int) -> bytes | None:
+        """Of one picture of a record, by its index; None where it is not asked about any more. Raises ImageError."""
+        with self._lock:
+            while record.id not in self._images and (request := next(self._requests, None)) is not None:
+                self._images[request.id] = request.images
+                if len(self._images) > MOST_HELD:
+                    del self._images[next(iter(self._images))]
+            images = self._images.get(record.id, ())
+        return picture_file(images[index]) if index < len(images) else None
 
 
 @dataclass(frozen=True)
