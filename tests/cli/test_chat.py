@@ -20,7 +20,7 @@ from helpers.bundles import export_tiny, exported
 from helpers.places import DEMO, IMAGES, ROOT
 from helpers.terminal import CTRL_C, CTRL_D, TAB, UP, Terminal
 from helpers.tiny import tiny_config, write_checkpoint
-from pixtral_cli import typed_lines
+from pixtral_cli import output, typed_lines
 from pixtral_cli.chat import Chat, converse
 from pixtral_cli.commands.ask import DEFAULT_PROMPT
 from pixtral_cli.main import app
@@ -253,7 +253,7 @@ def test_who_waits_for_a_question_on_standard_input_says_so(monkeypatch: pytest.
         os.write(begin, b"Which?\r\n")
         os.close(begin)
 
-    monkeypatch.setattr(typed_lines.output, "talk", talk)
+    monkeypatch.setattr(output, "talk", talk)
     monkeypatch.setattr(typed_lines, "PATIENCE_S", 0)
     with os.fdopen(end) as stdin:
         monkeypatch.setattr("sys.stdin", stdin)
