@@ -92,12 +92,20 @@ class StreamedRequests:
 
     def __iter__(self) -> Iterator[Request]:
         count = len(self._questions.texts)
-        requests: Iterator[Request] = (
-            self._questions.request(item, index) for item in self._source for index in range(count)
-        )
+        items = _each_once(self._source)
+        requests: Iterator[Request] = (self._questions.request(item, index) for item in items for index in range(count))
         for part in self._parts:
             requests = islice(requests, part.start, part.stop, part.step)
         return requests
+
+
+def _each_once(items: Iterable[Item]) -> Iterator[Item]:
+    """Items without those that were there before, as where a list names a file of a folder that is named too."""
+    seen = set[str]()
+    for item in items:
+        if item.id not in seen:
+            seen.add(item.id)
+            yield item
 
 
 Requests = Sequence[Request] | StreamedRequests

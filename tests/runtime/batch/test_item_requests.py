@@ -64,6 +64,13 @@ def test_a_stream_is_read_no_further_than_it_is_wanted() -> None:
     assert source.given == OUTLINE + 3
 
 
+def test_what_is_named_twice_is_asked_about_once() -> None:
+    items = [Item(name, (Path(name),), name) for name in ("a", "b", "a", "c", "b")]
+    requests = requests_of_items(Stream(items, 5), TWO)
+    assert [request.id for request in requests] == [f"{name}#{n}" for name in "abc" for n in (1, 2)]
+    assert [request.id for request in requests[1::2]] == ["a#2", "b#2", "c#2"]
+
+
 def test_what_an_item_brings_stands_in_its_prompt() -> None:
     pages = [PictureData(name=f"page {n}", data=bytes([n])) for n in (1, 2)]
     item = Item("scan.pdf", ("Page 1:", pages[0], "Page 2:", pages[1]), "scan", "inbox", "a, b", "Total {name}: 5")
