@@ -46,7 +46,7 @@ class ArrowSource:
             with self._opened() as (schema, batches):
                 rows = RowItems(self._file, choose_columns(schema, self._column, self._file.name), self._addresses)
                 first = 0
-                while (batch := _next(batches)) is not None:
+                while (batch := _next(batches, rows)) is not None:
                     yield from rows.of(batch, first)
                     first += len(batch)
         except InputError as error:
@@ -83,10 +83,10 @@ def _whole(batches: Any, stream: Any, has_end: bool) -> Iterator[Any]:
         raise EOFError("there is no end")
 
 
-def _next(batches: Iterator[Any]) -> Any:
+def _next(batches: Iterator[Any], rows: RowItems) -> Any:
     """The next batch, None at the end. Raises InputError where the file breaks off."""
     try:
-        return next(batches, None)
+        return None if (batch := next(batches, None)) is None else rows.checked(batch)
     except damage() as error:
         raise InputError(f"broken off: {reason_of(error)}", *AGAIN) from error
 

@@ -57,14 +57,15 @@ class ParquetSource:
     def _group_items(self, table: Any, group: int, first: int, rows: RowItems) -> Iterator[Item]:
         """Items of a row group; one for all its rows from the first that cannot be read."""
         meta = table.metadata.row_group(group)
-        wanted = {"batch_size": _batch_rows(meta, rows.columns), "row_groups": [group], "columns": rows.columns.names}
-        batches = iter(table.iter_batches(**wanted, use_threads=False))
+        batches: Iterator[Any] | None = None
         last = first + meta.num_rows - 1
         while first <= last:
             try:
-                batch = next(batches, None)
-                if batch is None:
-                    raise EOFError("there are fewer rows than it says")
+                batches = batches or _batches(table, group, rows.columns)
+                batch = rows.checked(next(batches))
+            except StopIteration:
+                yield rows.lost(first, last, "there are fewer rows than it says")
+                return
             except damage() as error:
                 yield rows.lost(first, last, reason_of(error))
                 return
@@ -82,6 +83,7 @@ class ParquetSource:
         with self._file.open(parts=True) as stream:
             try:
                 table = pq.ParquetFile(stream, buffer_size=READ_BYTES, pre_buffer=False)
+                _ = table.schema_arrow  # raises where the file is damaged
             except damage() as error:
                 reason = f"{self._file.name} is no whole Parquet file: {reason_of(error)}"
                 raise InputError(reason, *_again(stream)) from error
@@ -89,11 +91,11 @@ class ParquetSource:
                 yield table
 
 
-def _batch_rows(group: Any, columns: Columns) -> int:
-    """Rows to decode at a time, by how many bytes they have in the mean."""
-    chunks = (group.column(index) for index in range(group.num_columns))
-    size: int = sum(c.total_uncompressed_size for c in chunks if c.path_in_schema.partition(".")[0] in columns.names)
-    return max(1, min(MOST_BATCH_ROWS, BATCH_BYTES * int(group.num_rows) // max(1, size)))
+def _batches(table: Any, group: int, columns: Columns) -> Iterator[Any]:
+    """The rows of a row group, so many at a time that they are of a moderate size."""
+    meta = table.metadata.row_group(group)  # its columns' own sizes are not asked for: damaged ones abort the process
+    rows = max(1, min(MOST_BATCH_ROWS, BATCH_BYTES * meta.num_rows // max(1, meta.total_byte_size)))
+    return iter(table.iter_batches(batch_size=rows, row_groups=[group], columns=columns.names, use_threads=False))
 
 
 def _again(stream: Any) -> tuple[str, ...]:

@@ -47,6 +47,13 @@ def choose_columns(schema: pa.Schema, wanted: str | None, file: str) -> Columns:
 
     Raises InputError, which lists the columns.
     """
+    try:
+        return _choose(schema, wanted, file)
+    except UnicodeDecodeError as error:
+        raise InputError(f"{file}: the names of its columns are no text", *AGAIN) from error
+
+
+def _choose(schema: pa.Schema, wanted: str | None, file: str) -> Columns:
     names = [wanted] if wanted is not None else _picture_columns(schema)
     if len(names) == 1 and schema.get_field_index(names[0]) >= 0:  # -1 also where two columns are called so
         if not _may_be_pictures(schema.field(names[0]).type):
@@ -151,8 +158,17 @@ class RowItems:
     columns: Columns
     addresses: Addresses
 
+    def checked(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+        """A batch whose cells can be read: pyarrow believes what a damaged file says of places in memory.
+
+        Raises one of `damage()`.
+        """
+        batch = batch.select(self.columns.names)
+        batch.validate(full=True)
+        return batch
+
     def of(self, batch: pa.RecordBatch, first: int) -> Iterator[Item]:
-        """Items of rows whose first is that of this number in the file."""
+        """Items of the rows of a checked batch, whose first is that of this number in the file."""
         texts = [None] * len(batch) if self.columns.text is None else batch.column(self.columns.text).to_pylist()
         for row, (cell, text) in enumerate(zip(batch.column(self.columns.picture), texts, strict=True), start=first):
             yield self._item(row, cell.as_py(), _tags(text))
@@ -210,7 +226,7 @@ def damage() -> tuple[type[Exception], ...]:
     """What pyarrow raises for a file that is damaged, or cannot be read."""
     import pyarrow as pa
 
-    return (pa.ArrowException, OSError, EOFError, ValueError, OverflowError, LookupError)
+    return (pa.ArrowException, OSError, EOFError, ValueError, OverflowError, LookupError, MemoryError)
 
 
 def _tags(text: str | Sequence[str | None] | None) -> str:

@@ -104,7 +104,7 @@ class _Zip(zipfile.ZipFile):
 
 
 def _pictures(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
-    return [member for member in archive.infolist() if not member.is_dir() and is_picture(member.filename)]
+    return [member for member in archive.infolist() if is_picture(member.filename)]
 
 
 def _tags(archive: zipfile.ZipFile, picture: zipfile.ZipInfo) -> str:
