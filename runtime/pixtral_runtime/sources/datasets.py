@@ -11,13 +11,15 @@ from typing import Any
 
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.inputs.text_file import parsed_json, read_text
-from pixtral_runtime.sources.addresses import RemotePicture, is_address, without_query
+from pixtral_runtime.sources.addresses import is_address, without_query
 from pixtral_runtime.sources.arrow import ARROW_SUFFIXES, ArrowSource
 from pixtral_runtime.sources.data_file import DataFile, LocalFile
+from pixtral_runtime.sources.hub_dataset import hub_dataset_files, is_hub_dataset
 from pixtral_runtime.sources.item import Item, Source
 from pixtral_runtime.sources.listed import LIST_SUFFIXES, ListSource
 from pixtral_runtime.sources.naming import is_picture, name_and_directory
 from pixtral_runtime.sources.parquet import PARQUET_SUFFIXES, ParquetSource
+from pixtral_runtime.sources.remote import RemoteFile, RemotePicture, expand_address
 from pixtral_runtime.sources.tar import TAR_SUFFIXES, TarSource
 from pixtral_runtime.sources.zip_archive import ZIP_SUFFIXES, ZipSource
 
@@ -57,7 +59,7 @@ def open_dataset(
 
 
 def _open(name: str, column: str | None, fetch: bool) -> Source:
-    file: DataFile = _remote_file(name) if is_address(name) else LocalFile(name)
+    file: DataFile = RemoteFile(name) if is_address(name) else LocalFile(name)
     lower = without_query(name).lower()
     if lower.endswith(TAR_SUFFIXES):
         return TarSource(file)
@@ -68,12 +70,6 @@ def _open(name: str, column: str | None, fetch: bool) -> Source:
     if lower.endswith(ARROW_SUFFIXES):
         return ArrowSource(file, column, fetch=fetch)
     return ListSource(file, column, fetch=fetch)
-
-
-def _remote_file(name: str) -> DataFile:
-    from pixtral_runtime.sources.remote import RemoteFile
-
-    return RemoteFile(name)
 
 
 # What names mean
@@ -116,9 +112,6 @@ def _spread(name: str, recursive: bool) -> list[str]:
 
 
 def _spread_address(name: str, recursive: bool) -> list[str]:
-    from pixtral_runtime.sources.hub_dataset import hub_dataset_files, is_hub_dataset
-    from pixtral_runtime.sources.remote import expand_address
-
     if is_hub_dataset(name):
         return hub_dataset_files(name)
     found = expand_address(name, recursive=recursive)

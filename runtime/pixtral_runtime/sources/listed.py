@@ -12,10 +12,11 @@ from pathlib import Path
 from pixtral_runtime.errors import InputError, Option
 from pixtral_runtime.inputs.conversation import StoredPicture
 from pixtral_runtime.inputs.text_file import text_lines
-from pixtral_runtime.sources.addresses import Addresses, is_address
+from pixtral_runtime.sources.addresses import is_address
 from pixtral_runtime.sources.data_file import DataFile, files_on_disk, reason_of, rest_of
 from pixtral_runtime.sources.item import BrokenPicture, Item
 from pixtral_runtime.sources.naming import UniqueIds
+from pixtral_runtime.sources.remote import Addresses
 
 LIST_SUFFIXES = (".csv", ".tsv")
 PICTURE_COLUMNS = ("image", "file_name", "filename", "path", "file", "image_path", "url", "image_url")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.sources.addresses import Addresses
 from pixtral_runtime.sources.data_file import DataFile, files_on_disk, reason_of, rest_of
 from pixtral_runtime.sources.item import Item
+from pixtral_runtime.sources.remote import Addresses
 from pixtral_runtime.sources.rows import Columns, RowItems, choose_columns, damage, import_pyarrow
 
 PARQUET_SUFFIXES = (".parquet",)

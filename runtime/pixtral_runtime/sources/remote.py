@@ -18,11 +18,19 @@ from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 from urllib.parse import urlsplit
 
-from pixtral_runtime.errors import ImageError, InputError, MissingPackageError, PixtralError, Remedy, extra_missing
+from pixtral_runtime.errors import (
+    ImageError,
+    InputError,
+    MissingPackageError,
+    Option,
+    PixtralError,
+    Remedy,
+    extra_missing,
+)
 from pixtral_runtime.inputs.conversation import StoredPicture
 from pixtral_runtime.inputs.image import SMALLER
 from pixtral_runtime.inputs.image_files import LARGEST_FILE_BYTES
-from pixtral_runtime.sources.addresses import RemotePicture, is_address
+from pixtral_runtime.sources.addresses import is_address
 from pixtral_runtime.sources.data_file import reason_of
 from pixtral_runtime.sources.item import BrokenPicture
 
@@ -58,6 +66,35 @@ class RemoteFile:
             parts = urlsplit(self.name)
             return RemotePicture(name=f"{parts.scheme}://{parts.netloc}{folder.rstrip('/')}/{path}")
         return RemotePicture(name=f"{folder}/{path}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemotePicture(StoredPicture):
+    """A picture that is elsewhere: its name is its address. It is fetched when it is read."""
+
+    def read(self) -> bytes:
+        try:
+            return fetch_picture(self.name)
+        except ImageError:
+            raise
+        except PixtralError as error:
+            raise ImageError(str(error), *error.remedies) from error
+
+
+@dataclass(frozen=True)
+class Addresses:
+    """What becomes of pictures that a list or a table names by addresses: they are fetched if that is allowed."""
+
+    fetch: bool
+
+    def picture(self, address: str) -> StoredPicture:
+        if self.fetch:
+            return RemotePicture(name=address)
+        return BrokenPicture(
+            name=address,
+            problem="it is elsewhere, and nothing is fetched unasked",
+            remedies=(Option("fetch", note="fetches pictures that are named by their addresses"),),
+        )
 
 
 def scheme_of(address: str) -> str:

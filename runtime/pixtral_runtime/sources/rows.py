@@ -17,10 +17,11 @@ from pixtral_runtime.errors import InputError, Option, extra_missing
 from pixtral_runtime.inputs.conversation import StoredPicture
 from pixtral_runtime.inputs.image import SMALLER
 from pixtral_runtime.inputs.image_files import LARGEST_FILE_BYTES
-from pixtral_runtime.sources.addresses import Addresses, is_address
+from pixtral_runtime.sources.addresses import is_address
 from pixtral_runtime.sources.data_file import AGAIN, DataFile
 from pixtral_runtime.sources.item import BrokenPicture, Item, PictureData
 from pixtral_runtime.sources.naming import name_and_directory
+from pixtral_runtime.sources.remote import Addresses
 
 if TYPE_CHECKING:
     import pyarrow as pa

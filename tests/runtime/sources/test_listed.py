@@ -9,9 +9,9 @@ import pytest
 
 from helpers.sources import contents, errors, picture
 from pixtral_runtime.errors import InputError, Option
-from pixtral_runtime.sources.addresses import RemotePicture
 from pixtral_runtime.sources.data_file import LocalFile
 from pixtral_runtime.sources.listed import ListSource
+from pixtral_runtime.sources.remote import RemotePicture
 
 
 @pytest.fixture

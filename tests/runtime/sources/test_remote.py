@@ -16,10 +16,9 @@ from helpers.file_server import FileServer
 from helpers.sources import contents, errors, noise, picture
 from pixtral_runtime.errors import ImageError, InputError, MissingPackageError
 from pixtral_runtime.sources import remote
-from pixtral_runtime.sources.addresses import RemotePicture
 from pixtral_runtime.sources.datasets import open_dataset
 from pixtral_runtime.sources.item import Source
-from pixtral_runtime.sources.remote import RemoteFile, fetch_picture
+from pixtral_runtime.sources.remote import RemoteFile, RemotePicture, fetch_picture
 
 fsspec = pytest.importorskip("fsspec", reason="the extra `remote` brings it")
 pa = pytest.importorskip("pyarrow", reason="the extra `tables` brings it")
