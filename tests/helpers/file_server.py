@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -81,7 +81,8 @@ def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:
                 return
             broken = server.breaks_at is not None and start + len(data) > server.breaks_at
             kept = data[: max(0, (server.breaks_at or 0) - start)] if broken else data
-            self.wfile.write(kept)
+            with suppress(ConnectionError):  # who asked has read enough
+                self.wfile.write(kept)
             server.sent += len(kept)
             self.close_connection = broken or self.close_connection
 

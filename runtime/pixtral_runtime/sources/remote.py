@@ -10,38 +10,37 @@ import io
 import os
 import posixpath
 import re
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, cast
 from urllib.parse import urlsplit
 
 from pixtral_runtime.errors import (
     ImageError,
     InputError,
-    MissingPackageError,
     Option,
     PixtralError,
-    Remedy,
-    extra_missing,
 )
 from pixtral_runtime.inputs.conversation import StoredPicture
 from pixtral_runtime.inputs.image import SMALLER
 from pixtral_runtime.inputs.image_files import LARGEST_FILE_BYTES
-from pixtral_runtime.sources.addresses import is_address
+from pixtral_runtime.sources.addresses import is_address, without_query
 from pixtral_runtime.sources.data_file import reason_of
 from pixtral_runtime.sources.item import BrokenPicture
+from pixtral_runtime.sources.remote_system import (
+    TIMEOUT_S,
+    WEB,
+    file_system,
+    may_pass,
+    path_of,
+    refusal,
+    refusing,
+    retried,
+    scheme_of,
+)
 
 BLOCK_BYTES = 1 << 22  # that are asked for at a time
 CHUNK_BYTES = 1 << 20
-TIMEOUT_S = 60.0  # without a byte, and for a whole picture
-PAUSES_S = (0.5, 2.0)  # before it is tried again
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "az": "adlfs", "abfs": "adlfs", "hf": "huggingface-hub"}
-WEB = ("http", "https")
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class RemoteFile:
 
     def open(self, *, parts: bool = False) -> BinaryIO:
         with refusing(self.name):
-            return _retried(lambda: _open(self.name, parts))
+            return retried(lambda: _open(self.name, parts))
 
     def beside(self, path: str) -> Path | StoredPicture:
         """A picture of the same place; never a file of this machine."""
@@ -97,19 +96,15 @@ class Addresses:
         )
 
 
-def scheme_of(address: str) -> str:
-    return address.partition("://")[0].lower()
-
-
 def expand_address(address: str, *, recursive: bool = False) -> list[str]:
     """The files that an address means: itself, those that a glob matches, or those in a folder. Raises InputError."""
     with refusing(address):
-        system, path = _system(address), _path(address)
+        system, path = file_system(address), path_of(address)
         is_web = scheme_of(address) in WEB
-        if "*" in path or (not is_web and re.search(r"[?\[]", path)):
-            found = _retried(lambda: system.glob(path))
-        elif address.endswith("/") or (not is_web and _retried(lambda: system.isdir(path))):
-            found = _retried(lambda: system.find(path, maxdepth=None if recursive else 1))
+        if "*" in without_query(address) or (not is_web and re.search(r"[?\[]", path)):
+            found = retried(lambda: system.glob(path))
+        elif address.endswith("/") or (not is_web and retried(lambda: system.isdir(path))):
+            found = retried(lambda: system.find(path, maxdepth=None if recursive else 1))
         else:
             return [address]
     files = sorted(file for file in found if not file.endswith("/"))
@@ -122,13 +117,13 @@ def fetch_picture(address: str) -> bytes:
     """A picture's bytes. May be called by many threads. Raises ImageError, MissingPackageError."""
     try:
         with refusing(address):
-            return _retried(lambda: _fetch_from_web(address) if scheme_of(address) in WEB else _fetch(address))
+            return retried(lambda: _fetch_from_web(address) if scheme_of(address) in WEB else _fetch(address))
     except InputError as error:
         raise ImageError(str(error), *error.remedies) from error
 
 
 def _fetch(address: str) -> bytes:
-    with _system(address).open(_path(address), "rb") as file:
+    with file_system(address).open(path_of(address), "rb") as file:
         data = bytearray()
         while chunk := file.read(CHUNK_BYTES):
             data += chunk
@@ -142,7 +137,7 @@ def _fetch_from_web(address: str) -> bytes:
     from aiohttp import ClientTimeout
     from fsspec.asyn import sync
 
-    system = _system(address)
+    system = file_system(address)
 
     async def get() -> bytes:
         session = await system.set_session()
@@ -163,7 +158,7 @@ def _check_size(size: int, address: str) -> None:
 
 
 def _open(address: str, parts: bool) -> BinaryIO:
-    system, path = _system(address), _path(address)
+    system, path = file_system(address), path_of(address)
     if scheme_of(address) not in WEB or _gives_parts(system, address):
         file = system.open(path, "rb", block_size=BLOCK_BYTES, cache_type="readahead")
     elif parts:
@@ -228,10 +223,10 @@ class _Stream(io.RawIOBase):
             return bytes(self._file.read(size))
 
         try:
-            data = _retried(read) if self.seekable() else read()
+            data = retried(read) if self.seekable() else read()
         except Exception as error:  # of whatever library
-            if not _may_pass(error):
-                raise _refusal(error, self._name) from error
+            if not may_pass(error):
+                raise refusal(error, self._name) from error
             raise ConnectionError(f"the connection was lost after {self._at:,} bytes: {reason_of(error)}") from error
         if not data and self._size is not None:
             raise ConnectionError(f"it ended after {self._at:,} of {self._size:,} bytes")
@@ -243,91 +238,5 @@ class _Stream(io.RawIOBase):
         super().close()
 
 
-def _system(address: str) -> Any:
-    """The file system of an address. Raises MissingPackageError."""
-    try:
-        import fsspec
-    except ImportError as error:
-        raise extra_missing("fsspec", "remote", f"Reading {scheme_of(address)}://") from error
-    scheme = scheme_of(address)
-    try:
-        return fsspec.filesystem(scheme, **(_web_options() if scheme in WEB else {}))
-    except ImportError as error:
-        if scheme in PACKAGES and scheme != "hf":
-            package = PACKAGES[scheme]
-            raise MissingPackageError(
-                f"Reading {scheme}:// needs the package '{package}'", f"pip install {package}"
-            ) from error
-        raise extra_missing(PACKAGES.get(scheme, "aiohttp"), "remote", f"Reading {scheme}://") from error
-
-
-def _web_options() -> dict[str, Any]:
-    """A long job keeps a connection for hours: only its silences are limited."""
-    from aiohttp import ClientTimeout
-
-    timeout = ClientTimeout(total=None, sock_connect=TIMEOUT_S, sock_read=TIMEOUT_S)
-    return {"client_kwargs": {"timeout": timeout, "trust_env": True}}
-
-
-def _path(address: str) -> str:
-    """What the file system calls it."""
-    return address if scheme_of(address) in WEB else address.partition("://")[2]
-
-
 def _address(like: str, path: str) -> str:
     return path if is_address(path) else f"{like.partition('://')[0]}://{path.lstrip('/')}"
-
-
-def _retried(work: Callable[[], Result]) -> Result:
-    for pause_s in PAUSES_S:
-        try:
-            return work()
-        except Exception as error:  # of whatever library
-            if not _may_pass(error):
-                raise
-        time.sleep(pause_s)
-    return work()
-
-
-def _status(error: BaseException) -> int | None:
-    """The status of HTTP that an error tells of."""
-    status = getattr(error, "status", None) or getattr(getattr(error, "response", None), "status_code", None)
-    return status if isinstance(status, int) else None
-
-
-def _may_pass(error: Exception) -> bool:
-    if isinstance(error, PixtralError | FileNotFoundError | PermissionError | ValueError | NotImplementedError):
-        return False
-    return (status := _status(error)) is None or status >= 500 or status in (408, 429)
-
-
-@contextmanager
-def refusing(address: str) -> Iterator[None]:
-    """Errors of whatever library as InputError that says what to do."""
-    try:
-        yield
-    except PixtralError:
-        raise
-    except Exception as error:
-        raise _refusal(error, address) from error
-
-
-def _refusal(error: Exception, address: str) -> InputError:
-    reason, remedies = _explained(error, address)
-    return InputError(f"{address}: {reason}", *remedies)
-
-
-def _explained(error: Exception, address: str) -> tuple[str, tuple[Remedy, ...]]:
-    causes = [error, *(cause for cause in (error.__cause__, error.__context__) if cause is not None)]
-    status = next((found for cause in causes if (found := _status(cause))), None)
-    is_hub = scheme_of(address) == "hf"
-    login = "hf auth login" if is_hub else "check the credentials and permissions of this machine"
-    if any(type(cause).__name__ == "GatedRepoError" for cause in causes):
-        return "its owner gives it to those who accept the conditions", ("accept them on its page", login)
-    if status in (401, 403) or isinstance(error, PermissionError):
-        return "it may not be read from here", (login,)
-    if status in (404, 410) or isinstance(error, FileNotFoundError):
-        return "there is nothing", ("check the address", *((f"{login}, if it is private",) if is_hub else ()))
-    if status is not None:
-        return f"its server says {status}", ("try it again later",)
-    return f"cannot be read: {reason_of(error)}", ("check the address and the connection",)

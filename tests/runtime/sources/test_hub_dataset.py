@@ -15,7 +15,7 @@ import pytest
 from helpers.hub_server import HubRepository, hub_handler
 from helpers.sources import contents, errors, picture
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.sources import remote
+from pixtral_runtime.sources import remote_system
 from pixtral_runtime.sources.datasets import open_dataset
 
 pytest.importorskip("huggingface_hub", reason="the extra `remote` brings it")
@@ -38,9 +38,8 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubReposito
         template = f"{url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(remote, "PAUSES_S", (0.0, 0.0))
-        for system in (HfFileSystem,):
-            system.clear_instance_cache()
+        monkeypatch.setattr(remote_system, "PAUSES_S", (0.0, 0.0))
+        HfFileSystem.clear_instance_cache()
         close_session()
         yield repository
         HfFileSystem.clear_instance_cache()

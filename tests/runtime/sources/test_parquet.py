@@ -214,3 +214,12 @@ def test_the_file_is_closed_when_nobody_goes_on(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before + 1
     items.close()  # type: ignore[attr-defined]
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    data = [noise(2000, n) for n in range(20_000)]
+    path = write(tmp_path / "x.parquet", {"png": data}, row_group_size=len(data), use_dictionary=False)
+    del data
+    opened, before = source(path), pa.total_allocated_bytes()
+    most = max(pa.total_allocated_bytes() - before for _ in opened)
+    assert 1 << 20 < most < 16 << 20 < path.stat().st_size / 2

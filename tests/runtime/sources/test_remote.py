@@ -7,6 +7,7 @@ import io
 import tarfile
 import zipfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 from helpers.file_server import FileServer
 from helpers.sources import contents, errors, noise, picture
 from pixtral_runtime.errors import ImageError, InputError, MissingPackageError
-from pixtral_runtime.sources import remote
+from pixtral_runtime.sources import remote, remote_system
 from pixtral_runtime.sources.datasets import open_dataset
 from pixtral_runtime.sources.item import Source
 from pixtral_runtime.sources.remote import RemoteFile, RemotePicture, fetch_picture
@@ -58,7 +59,7 @@ def zip_of(count: int) -> bytes:
 
 @pytest.fixture(autouse=True)
 def quickly(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "PAUSES_S", (0.0, 0.0))
+    monkeypatch.setattr(remote_system, "PAUSES_S", (0.0, 0.0))
 
 
 # fsspec's own memory
@@ -130,7 +131,7 @@ def test_a_list_elsewhere_names_pictures_beside_it_and_none_of_this_machine(memo
     memory.pipe("/b/l.csv", f"path,n\nsub/a.png,1\n{tmp_path}/secret.png,2\n../x.png,3\n".encode())
     found = contents(opened("memory://b/l.csv"))
     assert found["memory://b/sub/a.png"] == [picture(2)]
-    assert [f"{id}: {text}" for id, text in found.items() if "beside or below" in str(text)].__len__() == 2
+    assert sum("beside or below" in str(text) for text in found.values()) == 2
     table = pa.table({"image": [{"bytes": None, "path": path} for path in ("sub/a.png", f"{tmp_path}/secret.png")]})
     with memory.open("/b/x.parquet", "wb") as file:
         pq.write_table(table, file)
@@ -249,6 +250,14 @@ def test_a_picture_that_broke_off_is_none(server: FileServer) -> None:
     server.breaks_at = 20
     with pytest.raises(ImageError, match="cannot be read"):
         fetch_picture(f"{server.url}/a.png")
+
+
+def test_many_threads_fetch_at_once(server: FileServer) -> None:
+    for n in range(40):
+        (server.folder / f"{n}.png").write_bytes(picture(n))
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(fetch_picture, [f"{server.url}/{n}.png" for n in range(40)]))
+    assert found == [picture(n) for n in range(40)]
 
 
 def test_a_server_that_is_not_there(server: FileServer) -> None:

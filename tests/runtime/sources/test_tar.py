@@ -9,6 +9,7 @@ import resource
 import shutil
 import subprocess
 import tarfile
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -247,3 +248,12 @@ def test_the_file_is_closed_when_nobody_goes_on(tmp_path: Path) -> None:
     assert len(os.listdir("/proc/self/fd")) == before + 1
     items.close()  # type: ignore[attr-defined]
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_memory_does_not_grow_with_the_archive(tmp_path: Path) -> None:
+    opened = source(tmp_path / "x.tar", members(*((f"{n}.png", bytes(10_000)) for n in range(2000))))
+    tracemalloc.start()
+    assert sum(1 for _ in opened) == 2000
+    most = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert most < 2_000_000 < (tmp_path / "x.tar").stat().st_size / 5
