@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -29,11 +30,19 @@ class FileServer:
 
     @contextmanager
     def running(self) -> Iterator[FileServer]:
-        with ThreadingHTTPServer(("127.0.0.1", 0), _handler(self)) as server:
+        with _Server(("127.0.0.1", 0), _handler(self)) as server:
             Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
             self.url = f"http://127.0.0.1:{server.server_port}"
             yield self
             server.shutdown()
+
+
+class _Server(ThreadingHTTPServer):
+    """Clients may go whenever they like."""
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)  # type: ignore[arg-type]
 
 
 def _handler(server: FileServer) -> type[BaseHTTPRequestHandler]:

@@ -193,6 +193,7 @@ class _Stream(io.RawIOBase):
 
     def __init__(self, file: Any, name: str) -> None:
         self._file, self._name, self._at, self._size = file, name, 0, getattr(file, "size", None)
+        self._has_ended = False  # without a length only reading tells, and asking twice is warned of
 
     def readable(self) -> bool:
         return True
@@ -211,7 +212,8 @@ class _Stream(io.RawIOBase):
 
     def readinto(self, buffer: Any) -> int:
         wanted = len(buffer) if self._size is None else max(0, min(len(buffer), self._size - self._at))
-        data = self._read(wanted) if wanted else b""
+        data = self._read(wanted) if wanted and not self._has_ended else b""
+        self._has_ended = self._size is None and not data
         buffer[: len(data)] = data
         self._at += len(data)
         return len(data)

@@ -101,6 +101,8 @@ def _explained(error: Exception, address: str) -> tuple[str, tuple[Remedy, ...]]
         return "its owner gives it to those who accept the conditions", ("accept them on its page", login)
     if status in (401, 403) or isinstance(error, PermissionError):
         return "it may not be read from here", (login,)
+    if "credentials" in str(error).lower():
+        return f"cannot be read: {reason_of(error)}", (login,)
     if status in (404, 410) or isinstance(error, FileNotFoundError):
         return "there is nothing", ("check the address", *((f"{login}, if it is private",) if is_hub else ()))
     if status is not None:

@@ -83,7 +83,7 @@ class TarSource:
     def __init__(self, file: DataFile) -> None:
         self._file = file
         if file.path is not None:
-            self._check()
+            self.check()
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -108,11 +108,14 @@ class TarSource:
             picture = BrokenPicture(name=id, file=self._file.path, problem=entry.problem, remedies=entry.remedies)
         return Item(id, (picture,), name, directory, tags)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Read the first header. Raises InputError where there is none."""
         try:
             with self._opened() as tar:
                 if tar.next() is not None:
                     return
+        except ConnectionError as error:
+            raise InputError(f"{self._file.name} cannot be read: {reason_of(error)}", "try it again later") from error
         except DAMAGE as error:
             reason = "is empty" if str(error) == "empty file" else f"is no tar archive: {reason_of(error)}"
             raise InputError(f"{self._file.name} {reason}", "copy or download it again") from error

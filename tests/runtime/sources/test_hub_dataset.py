@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from helpers.hub_server import HubRepository, hub_handler
-from helpers.sources import contents, errors, picture
+from helpers.sources import contents, picture
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.sources import remote_system
 from pixtral_runtime.sources.datasets import open_dataset
@@ -135,7 +135,6 @@ def test_a_data_set_that_is_not_there(hub: HubRepository, name: str) -> None:
 def test_what_its_owner_keeps_says_how_to_get_it(hub: HubRepository) -> None:
     write(hub.folder, "data/train.parquet", 1)
     hub.gated = True
-    source = open_dataset(NAME)
-    assert source is not None
-    (text,) = errors(source).values()
-    assert "those who accept the conditions" in text and "hf auth login" in text
+    with pytest.raises(InputError, match="those who accept the conditions") as caught:
+        read(NAME)
+    assert "hf auth login" in caught.value.hint

@@ -114,15 +114,32 @@ def test_what_is_not_there_is_refused(memory: Any, name: str) -> None:
         opened(f"memory://b/{name}")
 
 
-def test_a_shard_that_is_not_there_is_one_broken_item(memory: Any) -> None:
+@pytest.mark.parametrize("name", ["0.tar", "{0..1}.tar", "0.parquet", "0.arrow", "0.zip", "0.csv"])
+def test_a_file_that_is_not_there_is_refused_when_it_is_opened(memory: Any, name: str) -> None:
     memory.pipe("/b/1.tar", tar_of(1))
-    found = contents(opened("memory://b/{0,1}.tar"))
-    assert list(found) == ["memory://b/0.tar#rest", "memory://b/1.tar/0.png"]
-    assert "there is nothing | check the address" in str(found["memory://b/0.tar#rest"])
-    assert "there is nothing" in errors(opened("memory://b/0.parquet"))["memory://b/0.parquet#rest"]
-    with pytest.raises(InputError, match="there is nothing"):
-        opened("memory://b/0.zip")
+    with pytest.raises(InputError, match="there is nothing") as caught:
+        opened(f"memory://b/{name}")
+    assert caught.value.hint == "check the address"
+
+
+def test_a_later_shard_or_a_picture_that_is_not_there_is_one_broken_item(memory: Any) -> None:
+    memory.pipe("/b/1.tar", tar_of(1))
+    memory.pipe("/b/1.parquet", parquet_of(1))
+    found = contents(opened("memory://b/{1..2}.tar"))
+    assert list(found) == ["memory://b/1.tar/0.png", "memory://b/2.tar#rest"]
+    assert found["memory://b/2.tar#rest"] == ["memory://b/2.tar: there is nothing | check the address"]
+    assert list(contents(opened("memory://b/{1..2}.parquet"))) == [
+        "memory://b/1.parquet/0",
+        "memory://b/2.parquet#rest",
+    ]
     assert "there is nothing" in errors(opened("memory://b/0.png"))["memory://b/0.png"]
+
+
+def test_rows_elsewhere_are_counted_where_it_is_one_table(memory: Any) -> None:
+    memory.pipe("/b/1.parquet", parquet_of(3))
+    memory.pipe("/b/2.parquet", parquet_of(3))
+    assert opened("memory://b/1.parquet").count == 3
+    assert opened("memory://b/").count is None
 
 
 def test_a_list_elsewhere_names_pictures_beside_it_and_none_of_this_machine(memory: Any, tmp_path: Path) -> None:
@@ -173,7 +190,9 @@ def server(tmp_path: Path) -> Iterator[FileServer]:
 
 
 @pytest.mark.parametrize("ranges", [True, False])
-def test_archives_of_a_web_server(server: FileServer, ranges: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_archives_of_a_web_server(
+    server: FileServer, ranges: bool, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(remote, "BLOCK_BYTES", 10_000)  # so that parts are asked for
     server.ranges = ranges
     (server.folder / "x.tar").write_bytes(tar_of(100, 20_000))
@@ -182,7 +201,8 @@ def test_archives_of_a_web_server(server: FileServer, ranges: bool, monkeypatch:
         found = contents(opened(f"{server.url}/{name}"))
         assert list(found.values()) == [[bytes([n]) * 20_000] for n in range(100)]
         assert next(iter(found)) == f"{server.url}/{name}/0.png"
-    assert (server.asked["x.tar"] > 6) is ranges
+    assert (server.asked["x.tar"] > 8) is ranges
+    assert not caplog.text
 
 
 def test_tables_and_zips_need_a_server_that_sends_parts(server: FileServer) -> None:
@@ -191,9 +211,9 @@ def test_tables_and_zips_need_a_server_that_sends_parts(server: FileServer) -> N
     for name in ("x.parquet", "x.zip"):
         assert list(contents(opened(f"{server.url}/{name}")).values()) == [[picture(n)] for n in range(3)]
     server.ranges = False
-    assert "download it" in errors(opened(f"{server.url}/x.parquet"))[f"{server.url}/x.parquet#rest"]
-    with pytest.raises(InputError, match="sends whole files only"):
-        opened(f"{server.url}/x.zip")
+    for name in ("x.parquet", "x.zip"):
+        with pytest.raises(InputError, match="sends whole files only"):
+            opened(f"{server.url}/{name}")
 
 
 @pytest.mark.parametrize("ranges", [True, False])
@@ -261,7 +281,8 @@ def test_many_threads_fetch_at_once(server: FileServer) -> None:
 
 
 def test_a_server_that_is_not_there(server: FileServer) -> None:
-    assert "cannot be read" in errors(opened("http://127.0.0.1:9/x.tar"))["http://127.0.0.1:9/x.tar#rest"]
+    with pytest.raises(InputError, match="cannot be read"):
+        opened("http://127.0.0.1:9/x.tar")
     with pytest.raises(ImageError, match="cannot be read"):
         fetch_picture("http://127.0.0.1:9/a.png")
 
