@@ -28,7 +28,7 @@ IMAGE_FOLDER_FILE = "metadata.parquet"  # that Hugging Face keeps beside picture
 SAVE_AGAIN = "save the data set again"
 MOST_BRACES = 100_000
 BRACES = re.compile(r"\{([^{}]*(?:,|\.\.)[^{}]*)\}")
-RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+RANGE = re.compile(r"(-?\d{1,18})\.\.(-?\d{1,18})")
 
 
 def is_dataset(name: str) -> bool:
