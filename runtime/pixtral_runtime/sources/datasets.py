@@ -55,7 +55,7 @@ def open_dataset(
     sources = [_open(one, column, fetch) for one in names]
     if is_address(name) and isinstance(sources[0], TarSource | ParquetSource | ArrowSource):
         sources[0].check()  # the others when their turn comes: there may be thousands
-    if (source := sources[0] if len(sources) == 1 else JoinedSources(sources)).count == 0:
+    if (source := sources[0] if len(sources) == 1 else JoinedSources(sources)).total == 0:
         raise InputError(f"{name} has no rows", "name another one")
     return source
 
@@ -188,8 +188,8 @@ class JoinedSources:
         return [file for source in self._sources for file in source.files]
 
     @property
-    def count(self) -> int | None:
-        counts = [source.count for source in self._sources]
+    def total(self) -> int | None:
+        counts = [source.total for source in self._sources]
         return None if None in counts else sum(count or 0 for count in counts)
 
     def __iter__(self) -> Iterator[Item]:
@@ -204,7 +204,7 @@ class AddressSource:
 
     def __init__(self, addresses: Sequence[str]) -> None:
         self._addresses = addresses
-        self.count = len(addresses)
+        self.total = len(addresses)
 
     def __iter__(self) -> Iterator[Item]:
         for address in self._addresses:

@@ -138,8 +138,8 @@ def test_a_later_shard_or_a_picture_that_is_not_there_is_one_broken_item(memory:
 def test_rows_elsewhere_are_counted_where_it_is_one_table(memory: Any) -> None:
     memory.pipe("/b/1.parquet", parquet_of(3))
     memory.pipe("/b/2.parquet", parquet_of(3))
-    assert opened("memory://b/1.parquet").count == 3
-    assert opened("memory://b/").count is None
+    assert opened("memory://b/1.parquet").total == 3
+    assert opened("memory://b/").total is None
 
 
 def test_a_list_elsewhere_names_pictures_beside_it_and_none_of_this_machine(memory: Any, tmp_path: Path) -> None:
