@@ -25,6 +25,7 @@ from pixtral_runtime.sources.pages import PageSettings, page_items, page_name
 TIFF_SUFFIXES = frozenset({".tif", ".tiff"})
 NEW_SUBFILE_TYPE, SMALLER_COPY, MASK = 254, 1, 4
 MOST_FRAMES = 100_000
+UNREADABLE = (*DECODER_ERRORS, Image.DecompressionBombError)
 
 
 def tiff_items(path: Path, settings: PageSettings) -> Iterator[Item] | None:
@@ -32,7 +33,7 @@ def tiff_items(path: Path, settings: PageSettings) -> Iterator[Item] | None:
     try:
         with open_file(path) as file:
             frames = _pages(file)
-    except (ImageError, *DECODER_ERRORS):  # what is wrong is said when it is read as a picture
+    except (ImageError, *UNREADABLE):  # what is wrong is said when it is read as a picture
         return None
     if len(frames) < 2:
         return None
@@ -66,7 +67,7 @@ def _pages(file: BinaryIO) -> list[int]:
             image.seek(frame)
         except EOFError:
             break
-        except DECODER_ERRORS:
+        except UNREADABLE:
             if failed == frame - 1:
                 break
             failed = frame

@@ -19,7 +19,7 @@ from pixtral_runtime.sources.tiff import NEW_SUBFILE_TYPE, SMALLER_COPY, tiff_it
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:PIL\\.")  # pytest puts back what the image module silences
 
 SETTINGS = PageSettings(fit=lambda width, height: (16, 16))
-BITS_PER_SAMPLE = 258
+IMAGE_WIDTH, IMAGE_LENGTH, BITS_PER_SAMPLE = 256, 257, 258
 COLOURS = ("red", "lime", "blue")
 
 
@@ -49,6 +49,14 @@ def places(data: bytes | bytearray) -> list[int]:
         assert isinstance(image, TiffImagePlugin.TiffImageFile)
         image.seek(image.n_frames - 1)
         return list(image._frame_pos)
+
+
+def place_of(data: bytes | bytearray, number: int, tag: int) -> int:
+    """Where a page's entry for a tag begins."""
+    start = places(data)[number]
+    (count,) = struct.unpack_from("<H", data, start)
+    entries = range(start + 2, start + 2 + 12 * count, 12)
+    return next(place for place in entries if struct.unpack_from("<H", data, place)[0] == tag)
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_deflate"])
@@ -117,17 +125,21 @@ def test_what_is_no_document_is_left_to_those_who_read_pictures(data: bytes | No
     assert tiff_items(written(tmp_path / "one.tif", [page()]), SETTINGS) is None
 
 
+def test_a_first_page_of_impossible_size_is_left_to_those_who_read_pictures(tmp_path: Path) -> None:
+    path = written(tmp_path / "a.tif", [page(), page()])
+    data = bytearray(path.read_bytes())
+    for tag in (IMAGE_WIDTH, IMAGE_LENGTH):
+        struct.pack_into("<HII", data, place_of(data, 0, tag) + 2, 4, 1, 100_000)
+    path.write_bytes(data)
+    assert tiff_items(path, SETTINGS) is None
+    with pytest.raises(ImageError, match="too large to decode safely"):
+        decode_image(path.read_bytes(), "a.tif")
+
+
 def test_a_damaged_page_does_not_take_the_others_with_it(tmp_path: Path) -> None:
     path = written(tmp_path / "a.tif", [page(colour) for colour in COLOURS])
     data = bytearray(path.read_bytes())
-    start = places(data)[1]
-    (count,) = struct.unpack_from("<H", data, start)
-    tag = next(
-        place
-        for place in range(start + 2, start + 2 + 12 * count, 12)
-        if struct.unpack_from("<H", data, place)[0] == BITS_PER_SAMPLE
-    )
-    struct.pack_into("<HII", data, tag + 2, 3, 1, 99)  # 99 bits
+    struct.pack_into("<HII", data, place_of(data, 1, BITS_PER_SAMPLE) + 2, 3, 1, 99)  # 99 bits
     path.write_bytes(data)
     first, second, third = items(path)
     assert tuple(pixels(first.parts[0])[0, 0]) == (255, 0, 0) and tuple(pixels(third.parts[0])[0, 0]) == (0, 0, 255)
