@@ -20,6 +20,7 @@ from pixtral_runtime.inputs.prompt import PromptBuilder
 
 MOST_SLOTS = 8  # taken by themselves; a CPU gains nothing beyond
 MOST_DEVICE_SLOTS = 32
+SHOWN_IMAGES = 3
 SMALLER_IMAGES = Option("image_tokens", "N", "for smaller images")
 SHARE_FOR_CACHES = 0.7  # of a device's free memory; the rest is for a prompt's chunk, images and the cache that grows
 
@@ -39,11 +40,17 @@ def check_fit(prompts: PromptBuilder, requests: Sequence[Request]) -> None:
         tokens = sum(token_count(*prompts.preprocess.grid(*size)) for size in sizes if size is not None)
         if tokens > room:
             raise ContextError(
-                f"{', '.join(map(str, request.images))}: {tokens} tokens, the prompt {text}, and the bundle's "
+                f"{_named(request.images)}: {tokens} tokens, the prompt {text}, and the bundle's "
                 f"context holds {context}",
                 Option("image_tokens", room // len(request.images), "for smaller images"),
                 f"pixtral export … --max-context {text + tokens + 1}",
             )
+
+
+def _named(images: Sequence[Path | StoredPicture]) -> str:
+    """The first pictures by name; a document may have hundreds."""
+    more = len(images) - SHOWN_IMAGES
+    return ", ".join(map(str, images[:SHOWN_IMAGES])) + (f" and {more} more" if more > 0 else "")
 
 
 def _size(image: Path | StoredPicture) -> tuple[int, int] | None:

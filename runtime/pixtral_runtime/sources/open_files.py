@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import threading
 from collections import OrderedDict
@@ -26,6 +27,7 @@ class OpenFiles(Generic[Opened]):
     def __init__(self, open_file: Callable[[Path], Opened], close: Callable[[Opened], None]) -> None:
         self._open_file, self._close = open_file, close
         self._lock = threading.Lock()
+        self._closes_at_exit = False
         self._files: OrderedDict[Key, Opened] = OrderedDict()
 
     @contextmanager
@@ -37,8 +39,15 @@ class OpenFiles(Generic[Opened]):
                 while len(self._files) >= MOST_OPEN:
                     self._close(self._files.popitem(last=False)[1])
                 self._files[key] = self._open_file(path)
+                self._close_at_exit()
             self._files.move_to_end(key)
             yield self._files[key]
+
+    def _close_at_exit(self) -> None:
+        """Once a file is open, and so before its library ends, which has registered itself by then."""
+        if not self._closes_at_exit:
+            atexit.register(self.close)
+            self._closes_at_exit = True
 
     def close(self) -> None:
         """Close them all."""

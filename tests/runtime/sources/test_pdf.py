@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from pixtral_runtime.sources.item import Item
 from pixtral_runtime.sources.open_files import MOST_OPEN
 from pixtral_runtime.sources.pages import PageSettings
 from pixtral_runtime.sources.pdf import PdfPage, pdf_items
+from test_layers import ENVIRONMENT
 
 PREPROCESS = Preprocess(patch_size=16, max_side=256)
 SETTINGS = PageSettings(fit=PREPROCESS.drawn_size)
@@ -259,6 +261,18 @@ def open_files() -> Iterator[Path]:
             yield link.readlink()
         except OSError:
             continue
+
+
+def test_a_program_that_ends_while_files_are_open_says_nothing(tmp_path: Path) -> None:
+    path = written(tmp_path, Page(RED_CORNER))
+    code = (
+        "import sys, weakref; weakref.finalize(sys.modules['sys'], int)  # whose own end comes after PDFium's, as in pytest\n"
+        "from pathlib import Path; from pixtral_runtime.sources.pdf import *\n"
+        "settings = PageSettings(fit=lambda width, height: (16, 16))\n"
+        "print([len(item.parts[0].read()) for item in pdf_items(Path(sys.argv[1]), settings)])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, env=ENVIRONMENT)
+    assert (done.stdout, done.stderr) == ("[781]\n", "")
 
 
 def test_without_its_package_a_pdf_file_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
