@@ -14,7 +14,6 @@ from pixtral_runtime.errors import ContextError, ImageError, MemoryShortageError
 from pixtral_runtime.generation.model import Model
 from pixtral_runtime.inputs.conversation import Message, StoredPicture
 from pixtral_runtime.inputs.image import stored_size
-from pixtral_runtime.inputs.image_files import picture_file
 from pixtral_runtime.inputs.preprocess import token_count
 from pixtral_runtime.inputs.prompt import PromptBuilder
 
@@ -57,7 +56,7 @@ def _size(image: Path | StoredPicture) -> tuple[int, int] | None:
     if isinstance(image, Path):
         return stored_size(image)
     try:
-        return stored_size(picture_file(image))
+        return image.size()
     except ImageError:
         return None
 

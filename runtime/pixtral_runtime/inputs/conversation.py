@@ -43,6 +43,12 @@ class StoredPicture(ABC):
     def read(self) -> bytes:
         """The bytes of a picture's file, in any format that `decode_image` takes. Raises ImageError."""
 
+    def size(self) -> tuple[int, int] | None:
+        """(width, height) in pixels, before any EXIF rotation; None where nobody can tell. Raises ImageError."""
+        from pixtral_runtime.inputs.image import stored_size
+
+        return stored_size(self.read())
+
     def __str__(self) -> str:
         return self.name
 

@@ -90,10 +90,17 @@ class PdfPage(StoredPicture):
 
     def read(self) -> bytes:
         with _DOCUMENTS.opened(self.file) as document, _page(document, self.file, self.number) as page:
-            width, height = page.get_size()
-            if not (width > 0 and height > 0):
-                raise ImageError(f"{self.name}: nothing of the page is within its crop box", _repair(self.file))
-            return _drawn(document, page, self.fit(width, height))
+            return _drawn(document, page, self._size_of(page))
+
+    def size(self) -> tuple[int, int]:
+        with _DOCUMENTS.opened(self.file) as document, _page(document, self.file, self.number) as page:
+            return self._size_of(page)
+
+    def _size_of(self, page: Any) -> tuple[int, int]:
+        width, height = page.get_size()
+        if not (width > 0 and height > 0):
+            raise ImageError(f"{self.name}: nothing of the page is within its crop box", _repair(self.file))
+        return self.fit(width, height)
 
 
 def _open(path: Path) -> Any:

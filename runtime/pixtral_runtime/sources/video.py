@@ -126,7 +126,12 @@ class VideoFrame(StoredPicture):
             pixels = capture.frame(self.begins_ms, self.key_ms)
         if pixels is None:
             raise ImageError(f"{self.name}: {_undecodable(capture.codec)}", _converted(self.file))
-        return ppm(_within(pixels, self.fit))
+        rows, columns, _ = pixels.shape
+        return ppm(_shrunk(pixels, _seen_size(columns, rows, self.fit)))
+
+    def size(self) -> tuple[int, int]:
+        with _CAPTURES.opened(self.file) as capture:
+            return _seen_size(*capture.size, self.fit)
 
 
 @dataclass(frozen=True)
@@ -194,6 +199,8 @@ class _Capture:
         self._capture = _opened(path)
         code = int(self._capture.get(cv2.CAP_PROP_FOURCC))
         self.codec = (code & 0xFFFFFFFF).to_bytes(4, "little").decode("ascii", "replace").strip("\0 ")
+        sides = (cv2.CAP_PROP_FRAME_WIDTH, cv2.CAP_PROP_FRAME_HEIGHT)
+        self.size = int(self._capture.get(sides[0])), int(self._capture.get(sides[1]))  # columns, rows; upright
         self.position_ms = NOWHERE
 
     def close(self) -> None:
@@ -273,15 +280,16 @@ def _opened(path: Path, *, raw: bool = False) -> Any:
     return capture
 
 
-def _within(pixels: NDArray[np.uint8], fit: Fit) -> NDArray[np.uint8]:
-    """The picture no larger than it is seen."""
+def _seen_size(columns: int, rows: int, fit: Fit) -> tuple[int, int]:
+    """(width, height) of what the model sees of a frame, or the frame's own where that is smaller."""
+    width, height = fit(columns, rows)
+    return (columns, rows) if width >= columns or height >= rows else (width, height)
+
+
+def _shrunk(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     import cv2
 
-    rows, columns, _ = pixels.shape
-    width, height = fit(columns, rows)
-    if width >= columns or height >= rows:
-        return pixels
-    return np.asarray(cv2.resize(pixels, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
+    return np.asarray(cv2.resize(pixels, size, interpolation=cv2.INTER_AREA), np.uint8)
 
 
 def _stamp(frame: VideoFrame) -> str:

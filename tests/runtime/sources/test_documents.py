@@ -11,6 +11,7 @@ from helpers.pdf_files import pdf_file, text_page
 from helpers.videos import write_video
 from pixtral_runtime.errors import MissingPackageError
 from pixtral_runtime.inputs.conversation import StoredPicture
+from pixtral_runtime.inputs.image import stored_size
 from pixtral_runtime.inputs.image_files import IMAGE_SUFFIXES, images_and_folders
 from pixtral_runtime.inputs.preprocess import Preprocess
 from pixtral_runtime.sources.documents import DocumentSettings, expand, suffixes
@@ -54,7 +55,7 @@ def test_pictures_are_the_same_after_a_way_to_another_process(folder: Path) -> N
             pictures = zip(item.parts, there.parts, strict=True)
             for one, other in pictures:
                 if isinstance(one, StoredPicture):
-                    assert one.read() == other.read()
+                    assert one.read() == other.read() and one.size() == other.size() == stored_size(one.read())
 
 
 def test_a_folder_gives_documents_and_if_wanted_videos(folder: Path) -> None:

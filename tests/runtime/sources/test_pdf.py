@@ -266,7 +266,7 @@ def open_files() -> Iterator[Path]:
 def test_a_program_that_ends_while_files_are_open_says_nothing(tmp_path: Path) -> None:
     path = written(tmp_path, Page(RED_CORNER))
     code = (
-        "import sys, weakref; weakref.finalize(sys.modules['sys'], int)  # whose own end comes after PDFium's, as in pytest\n"
+        "import sys, weakref; weakref.finalize(sys.modules['sys'], int)\n"  # so that these end behind PDFium
         "from pathlib import Path; from pixtral_runtime.sources.pdf import *\n"
         "settings = PageSettings(fit=lambda width, height: (16, 16))\n"
         "print([len(item.parts[0].read()) for item in pdf_items(Path(sys.argv[1]), settings)])"

@@ -100,8 +100,9 @@ def test_frames_without_times_of_their_own_are_right() -> None:
 
 
 def test_a_phone_that_was_held_upright_gives_upright_frames() -> None:
-    found = pixels(frames(DATA / "turned.mp4", VideoSettings(frames=1))[0])
-    assert found.shape == (COLUMNS, ROWS, 3)
+    (frame,) = frames(DATA / "turned.mp4", VideoSettings(frames=1))
+    found = pixels(frame)
+    assert found.shape == (COLUMNS, ROWS, 3) and frame.size() == (ROWS, COLUMNS)
     lower_right, upper_right = found[-20, -20].astype(int), found[20, -20].astype(int)
     assert lower_right[0] > 180 and lower_right[1:].max() < 60 and upper_right.max() < 100
 
