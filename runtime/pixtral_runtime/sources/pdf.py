@@ -17,6 +17,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ctypes import POINTER, cast, create_string_buffer
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from pixtral_runtime.sources.pages import MOST_CHARACTERS, PageSettings, page_it
 
 PDF_SUFFIX = ".pdf"
 MAGIC, MAGIC_WITHIN = b"%PDF-", 1024  # bytes; some files have other data before it
+MOST_FIELDS = 10_000
 WHITE = (255, 255, 255, 255)
 LINE_HYPHENS = re.compile(r"[\ufffe\x02]\n?")  # PDFium's, for the hyphen of a word that goes on in the next line
 UNSEEN = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\xad\ufeff]")
@@ -72,10 +74,13 @@ def _items(path: Path, settings: PageSettings) -> Iterator[Item]:
 
 
 def page_text(path: Path, number: int) -> str:
-    """The text of a page as it can be seen, lines ended by a line feed; "" for a page that holds none or is damaged."""
+    """The text of a page as it can be seen, lines ended by a line feed, then what was filled into its form fields.
+
+    "" for a page that holds none or is damaged.
+    """
     try:
         with _DOCUMENTS.opened(path) as document, _page(document, path, number) as page:
-            return _tidy(_raw_text(page))
+            return "\n".join(filter(None, (_tidy(text) for text in (_raw_text(page), *_field_values(document, page)))))
     except ImageError:
         return ""  # its picture says what is wrong
 
@@ -219,6 +224,29 @@ def _raw_text(page: Any) -> str:
         return text
     finally:
         text_page.close()
+
+
+def _field_values(document: Any, page: Any) -> Iterator[str]:
+    """What stands in a page's form fields, in the order of the file."""
+    from pypdfium2 import raw
+
+    kinds = (raw.FPDF_FORMFIELD_COMBOBOX, raw.FPDF_FORMFIELD_LISTBOX, raw.FPDF_FORMFIELD_TEXTFIELD)
+    if document.formenv is None:
+        return
+    for index in range(min(raw.FPDFPage_GetAnnotCount(page), MOST_FIELDS)):
+        field = raw.FPDFPage_GetAnnot(page, index)
+        if not field:
+            continue
+        try:
+            if raw.FPDFAnnot_GetFormFieldType(document.formenv, field) in kinds:
+                size = raw.FPDFAnnot_GetFormFieldValue(
+                    document.formenv, field, None, 0
+                )  # bytes of UTF-16, a zero at its end
+                value = create_string_buffer(size)
+                raw.FPDFAnnot_GetFormFieldValue(document.formenv, field, cast(value, POINTER(raw.FPDF_WCHAR)), size)
+                yield value.raw[:-2].decode("utf-16-le", "ignore")
+        finally:
+            raw.FPDFPage_CloseAnnot(field)
 
 
 def _tidy(text: str) -> str:

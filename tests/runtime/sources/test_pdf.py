@@ -200,6 +200,17 @@ def test_the_text_of_a_page_is_read_where_it_is_wanted_only(tmp_path: Path) -> N
     assert [item.text for item in pdf_items(path, wanted)] == ["A line\nand (another)", ""]
 
 
+@pytest.mark.parametrize("form", ["/AcroForm << /Fields [] >>", ""], ids=["form", "page taken out of a form"])
+def test_what_was_filled_in_is_text_behind_that_of_the_page(form: str, tmp_path: Path) -> None:
+    kinds = ["/FT /Tx /V (Ada \\\\ Lovelace)", "/FT /Tx", "/FT /Ch /V (blue)", "/FT /Btn /V /Yes /AS /Yes"]
+    fields = " ".join(
+        f"<< /Type /Annot /Subtype /Widget /T (f{n}) /Rect [0 {n} 50 {n + 1}] {kind} >>" for n, kind in enumerate(kinds)
+    )
+    path = written(tmp_path, Page(text_page("Name:").content, extra=f"/Annots [{fields}]"), catalog=form)
+    (item,) = pdf_items(path, PageSettings(fit=PREPROCESS.drawn_size, wants_text=True))
+    assert item.text == "Name:\nAda \\ Lovelace\nblue"
+
+
 def test_a_word_that_goes_on_in_the_next_line_is_one_word(tmp_path: Path) -> None:
     path = written(tmp_path, text_page("exam-", "ple text"))
     (item,) = pdf_items(path, PageSettings(fit=PREPROCESS.drawn_size, wants_text=True))
