@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-PATIENCE_S = 60.0
+PATIENCE_S = 8.0
 KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "End": (35, ""), "Home": (36, ""), "ArrowUp": (38, ""),
         "ArrowDown": (40, "")}  # fmt: skip
 SHIFT, CONTROL = 8, 2
@@ -44,6 +44,7 @@ class Page:
     complaints: list[str] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     _loaded: set[str] = field(default_factory=set)
+    _downloads: set[str] = field(default_factory=set)
     _held: bytes = b""
     _number: int = 0
 
@@ -117,13 +118,13 @@ class Page:
 
     def downloaded(self, folder: Path, script: str) -> Path:
         """The file that a script lets the browser download into an empty folder."""
-        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder))
+        self._downloads.clear()
+        self.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(folder), eventsEnabled=True)
         self.run(script)
-        deadline_s = time.monotonic() + PATIENCE_S
-        while not (done := [path for path in folder.glob("[!.]*") if path.suffix != ".crdownload"]):
-            assert time.monotonic() < deadline_s, "nothing was downloaded"
-            time.sleep(0.01)
-        return done[0]
+        while "completed" not in self._downloads:
+            self._next()
+        (found,) = folder.iterdir()
+        return found
 
     def _next(self) -> dict[str, Any]:
         deadline_s = time.monotonic() + PATIENCE_S
@@ -139,6 +140,8 @@ class Page:
                 self._loaded.add(loader)
             case {"method": "Log.entryAdded", "params": {"entry": entry}}:
                 self.complaints.append(entry["text"])
+            case {"method": "Browser.downloadProgress", "params": {"state": state}}:
+                self._downloads.add(state)
             case {"method": "Page.javascriptDialogOpening", "params": {"type": kind}}:
                 self.warnings.append(kind)
                 self._send("Page.handleJavaScriptDialog", accept=True)

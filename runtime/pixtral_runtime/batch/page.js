@@ -108,6 +108,7 @@ function row(index) {
   body.append(element("p", "question", record.question));
   if (record.error !== null) body.append(element("p", "error", record.error), element("p", "facts", record.hint ?? ""));
   if (record.error === null || edits.has(index) || index === editing) body.append(captionOf(index));
+  if (index === editing) body.append(element("p", "facts", "Ctrl+Enter, or leaving the field, saves · Esc does not"));
   if (edits.has(index)) body.append(element("p", "facts", `before: ${originalOf(record)}`));
   else if (record.sidecar && record.answer?.trim() !== record.sidecar[1]) {
     body.append(element("p", "facts", `the model's answer: ${record.answer}`));
