@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-PATIENCE_S = 8.0
+PATIENCE_S = 60.0
 KEYS = {"Enter": (13, "\r"), "Escape": (27, ""), "Tab": (9, ""), "End": (35, ""), "Home": (36, ""), "ArrowUp": (38, ""),
         "ArrowDown": (40, "")}  # fmt: skip
 SHIFT, CONTROL = 8, 2
