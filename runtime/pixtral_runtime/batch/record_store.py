@@ -8,13 +8,17 @@ from __future__ import annotations
 import os
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from pixtral_runtime.batch.record_lines import line_of, record_in
 from pixtral_runtime.batch.records import Record
+from pixtral_runtime.errors import unwritable
 
 BLOCK_BYTES = 4096  # read at a time; a record has about a thousand
+ANOTHER_TEMPORARY = "TMPDIR=FOLDER in front of the command"
 
 
 class RecordStore(Mapping[str, Record]):
@@ -73,3 +77,27 @@ class RecordStore(Mapping[str, Record]):
                 raise OSError(f"a record of {len(line)} bytes has no end")
             line += block[: block.find(b"\n") + 1 or len(block)]
         return line
+
+
+def temporary_store() -> RecordStore:
+    """A store in the system's place for such files. Raises InputError or MachineError where it cannot be there."""
+    try:
+        return RecordStore()
+    except OSError as error:
+        raise unwritable(Path(tempfile.gettempdir()), error, ANOTHER_TEMPORARY) from error
+
+
+@dataclass(frozen=True)
+class InOrder(Sequence[Record]):
+    """Records by the order of their ids, read when they are wanted."""
+
+    records: Mapping[str, Record]
+    order: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.order)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return InOrder(self.records, self.order[index])
+        return self.records[self.order[index]]

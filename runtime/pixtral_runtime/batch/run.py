@@ -5,33 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from tempfile import gettempdir
 from typing import Any
 
 from pixtral_runtime.batch.job import Job
 from pixtral_runtime.batch.ray_job import RayJob
-from pixtral_runtime.batch.record_store import RecordStore
+from pixtral_runtime.batch.record_store import InOrder, temporary_store
 from pixtral_runtime.batch.records import Record
 from pixtral_runtime.batch.results_file import ResultsFile
 from pixtral_runtime.batch.sidecars import Sidecars
-from pixtral_runtime.errors import unwritable
-
-
-@dataclass(frozen=True)
-class InOrder(Sequence[Record]):
-    """Records by the order of their ids, read when they are wanted."""
-
-    records: Mapping[str, Record]
-    order: Sequence[str]
-
-    def __len__(self) -> int:
-        return len(self.order)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return InOrder(self.records, self.order[index])
-        return self.records[self.order[index]]
 
 
 @dataclass
@@ -105,7 +86,7 @@ def run_job(
     `on_record` is called with each record, written and counted already, its sidecar too. Raises what the job and the
     files raise.
     """
-    records = _store() if file is None else file.done
+    records = temporary_store() if file is None else file.done
     tally = Tally(requests, records=records, order=job.order)
     started = time.monotonic()
     if file is not None:
@@ -129,10 +110,3 @@ def run_job(
     tally.image_wait_s = job.idle_s
     tally.requests = len(job.order) if requests is None else requests
     return tally
-
-
-def _store() -> RecordStore:
-    try:
-        return RecordStore()
-    except OSError as error:
-        raise unwritable(Path(gettempdir()), error, "TMPDIR=FOLDER in front of the command") from error

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import gettempdir
 from typing import overload
 
 from pixtral_runtime.batch.item_requests import Requests
-from pixtral_runtime.batch.record_lines import read_results
+from pixtral_runtime.batch.record_lines import RecordLines
+from pixtral_runtime.batch.record_store import ANOTHER_TEMPORARY, InOrder, RecordStore, temporary_store
 from pixtral_runtime.batch.records import Record, Request
 from pixtral_runtime.batch.results_file import setting_differences
 from pixtral_runtime.batch.tables import table_format, write_table
-from pixtral_runtime.errors import InputError, Option, SettingError
+from pixtral_runtime.errors import InputError, Option, SettingError, unwritable
 from pixtral_runtime.files import Output, check_outputs
 
 
@@ -39,30 +41,46 @@ def merge_results(
     """
     table_format(target, format)
     check_outputs([Output(target, Option("output", "ANOTHER_FILE"), force)], paths)
-    merged: dict[str, tuple[Record, Path]] = {}
+    merged = temporary_store()
+    origins: dict[str, Path] = {}  # of the records that are merged, in their order
     torn: dict[str, int] = {}
-    duplicates = recovered = 0
+    failed = duplicates = recovered = 0
     first: tuple[Record, Path] | None = None
     for path in paths:
-        contents = read_results(path)
-        if contents.torn:
-            torn[str(path)] = contents.torn
-        for record in contents.records.values():
+        for record in _last_records(path, torn):
             first = first or (record, path)
             _check_same_settings(*first, record, path)
-            other = merged.setdefault(record.id, (record, path))
-            if other[0] is record:
-                continue
-            _check_same_answer(*other, record, path)
-            if other[0].error is not None and record.error is None:
-                merged[record.id] = (record, path)
+            if record.id in origins:
+                other = merged[record.id]
+                _check_same_answer(other, origins[record.id], record, path)
+                if other.error is None or record.error is not None:
+                    duplicates += 1
+                    continue
                 recovered += 1
-            else:
-                duplicates += 1
-    records = [record for record, _ in merged.values()]
-    write_table(records, target, format, formulas=formulas)
-    failed = sum(record.error is not None for record in records)
-    return MergeSummary(len(paths), len(records), failed, duplicates, recovered, torn)
+                failed -= 1
+            origins[record.id] = path
+            failed += record.error is not None
+            _keep(merged, record)
+    write_table(InOrder(merged, list(origins)), target, format, formulas=formulas)
+    return MergeSummary(len(paths), len(origins), failed, duplicates, recovered, torn)
+
+
+def _last_records(path: Path, torn: dict[str, int]) -> Iterator[Record]:
+    """A file's records, of several for one id the last. Notes in `torn` the lines that a crash left unfinished."""
+    lines = RecordLines(path)
+    records = temporary_store()
+    for record in lines:
+        _keep(records, record)
+    if lines.torn:
+        torn[str(path)] = lines.torn
+    yield from records.values()
+
+
+def _keep(store: RecordStore, record: Record) -> None:
+    try:
+        store.add(record)
+    except OSError as error:
+        raise unwritable(Path(gettempdir()), error, ANOTHER_TEMPORARY) from error
 
 
 def _check_same_settings(first: Record, first_path: Path, record: Record, path: Path) -> None:

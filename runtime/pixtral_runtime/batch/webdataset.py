@@ -26,7 +26,8 @@ MOST_SAMPLES = 10_000  # of a shard
 MOST_BYTES = 3_000_000_000  # the sample that reaches them is the shard's last
 IN_ARCHIVE = re.compile(r".*?\.(?:tar|tar\.gz|tgz|tar\.bz2|tbz2|tar\.xz|txz|zip)/(.+)", re.DOTALL | re.IGNORECASE)
 FRAGMENTS = re.compile(r"(.*?)((?:#(?:[a-z]+=[^#/]*|[0-9]+))*)", re.DOTALL)  # page, time, and number of a question
-SKIPPED = re.compile(r"^__+")  # readers pass over what begins so
+HIDDEN_NAME = re.compile(r"^__+")  # `datasets` pass over it, as over a dot
+HIDDEN_FOLDER = re.compile(r"^__(?=[^/]*__/)")  # webdataset passes over what is in it
 CONTROL_CHARACTERS = re.compile(r"[\x00-\x1f\x7f]")
 
 Sample = tuple[str, list[tuple[str, bytes]]]
@@ -113,24 +114,21 @@ def sample_key(request: Request) -> str:
     WebDataset takes what is before the first dot of a name. Of an id that goes without its suffix, and other dots of
     the name become `_`, as does `#` before a page, a time or the number of a question.
     """
-    archived = IN_ARCHIVE.fullmatch(request.id) if _is_stored(request.images) else None
-    whole = FRAGMENTS.fullmatch(archived[1] if archived else request.id)
+    id = CONTROL_CHARACTERS.sub("_", request.id.encode("utf-8", "replace").decode())
+    archived = IN_ARCHIVE.fullmatch(id) if _is_stored(request.images) else None
+    whole = FRAGMENTS.fullmatch(archived[1] if archived else id)
     assert whole is not None  # it matches everything
     path, fragments = whole.groups()
     folders, _, name = path.rpartition("/")
-    name = name.partition(".")[0] if archived else _made_name(name)
-    key = "/".join([*(one for one in folders.split("/") if one not in ("", ".", "..")), name or "_"])
-    key += fragments.replace("#", "_").replace(".", "_")
-    return SKIPPED.sub("_", CONTROL_CHARACTERS.sub("_", key.encode("utf-8", "replace").decode()))
+    stem = name.partition(".")[0] if archived else (name.rpartition(".")[0] or name).replace(".", "_")
+    name = (stem or "_") + fragments.replace("#", "_").replace(".", "_")
+    name = name if archived else HIDDEN_NAME.sub("_", name)
+    key = "/".join([*(one for one in folders.split("/") if one not in ("", ".", "..")), name])
+    return HIDDEN_FOLDER.sub("_", key)
 
 
 def _is_stored(images: Sequence[Path | StoredPicture]) -> bool:
     return bool(images) and isinstance(images[0], StoredPicture)
-
-
-def _made_name(name: str) -> str:
-    stem = name.rpartition(".")[0] or name
-    return SKIPPED.sub("_", stem.replace(".", "_"))
 
 
 def _unique(key: str, taken: Counter[str]) -> str:
