@@ -18,6 +18,8 @@ LINES = {
         "bundle photos --max-new-tokens 2",
         "bundle photos --max-new-tokens 2 -o results.jsonl --resume",
         "bundle photos --max-new-tokens 2 -o new.jsonl --report new.html --format parquet",
+        "bundle photos --max-new-tokens 2 -o new.jsonl --format webdataset",
+        "bundle --requests requests.jsonl --max-new-tokens 2 -o new.jsonl --format parquet --embed",
         "bundle --requests requests.jsonl --max-new-tokens 2",
         "bundle photos/a.png --json-schema schema.json --max-new-tokens 4",
         "built - -p @prompts.txt --max-new-tokens 2",

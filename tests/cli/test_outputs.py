@@ -42,6 +42,7 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.new("RGB", (32, 16), color).save(tmp_path / "photos" / name)
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "mine.csv").write_text("mine")
+    (tmp_path / "mine-000003.tar").write_text("mine")
     row = {"question": "Which?", "answer": "red", "image": "photos/a.png"}
     for name in ("rows.jsonl", "data/rows.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
@@ -62,6 +63,8 @@ COMPARE = "compare BUNDLE BUNDLE --images photos"
         (f"{RUN} -o r.jsonl --report mine", "mine exists"),
         (f"{RUN} --report mine", "mine exists"),
         (f"{RUN} -o mine.jsonl --format csv", "mine.csv exists"),
+        (f"{RUN} -o mine.jsonl --format webdataset", "mine-000003.tar exists"),
+        ("run BUNDLE photos mine-000003.tar -o mine.jsonl --format webdataset --force", "mine-000003.tar is read"),
         (f"{RUN} -o r.csv --format csv", "r.csv would be written twice"),
         (f"{RUN} -o r.jsonl --report ./r.jsonl", "./r.jsonl would be written twice".removeprefix("./")),
         (f"{RUN} -o photos/a.png --force", "photos/a.png is read"),

@@ -45,6 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("run bundle a.png", "--suffix !", "without --sidecar", "run bundle a.png --sidecar .txt"),
         ("run bundle a.png", "--as-written", "without --sidecar", "run bundle a.png --sidecar .txt"),
         ("run bundle a.png -o r.jsonl --resume", "--force", "with --resume", "run bundle a.png -o r.jsonl"),
+        ("run bundle a.png -o r.jsonl", "--embed", "without --format parquet", "run bundle a.png --format parquet"),
         ("run bundle a.png --backend rtx", "--threads 4", "with --backend rtx", "run bundle a.png"),
         ("run bundle a.png --backend trt", "--threads 0", "with --backend trt", "run bundle a.png --backend ort-cpu"),
         ("run bundle a.png --backend rtx", "--drafts 4", "with --backend rtx", "run bundle a.png --backend ort-cpu"),

@@ -161,6 +161,7 @@ def test_a_file_is_never_merged_into_itself(shards: list[Path]) -> None:
         (["nowhere.jsonl", "-o", "OUT"], "cannot be read"),
         (["NOTES", "-o", "OUT"], "is no results file: line 1"),
         (["SHARD", "-o", "SHARD/all.jsonl"], "cannot be written"),
+        (["SHARD", "-o", "OUT", "--format", "webdataset"], "shards of WebDataset hold pictures"),
         (["SHARD", "-o", "OUT", "--format", "xlsx"], "--format jsonl|csv|parquet"),
     ],
 )
