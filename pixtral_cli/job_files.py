@@ -96,7 +96,7 @@ class JobFiles:
             outputs += [Output(path, elsewhere, replaces, resumable=True) for path in shards]
         if self.sidecars is not None:
             beside = Option("sidecar_dir", "FOLDER")
-            outputs += [Output(self.sidecars.places[request.id], beside, replaces=True) for request in outline(asked)]
+            outputs += [Output(self.sidecars.place_of(request.id), beside, replaces=True) for request in outline(asked)]
         check_outputs(outputs, inputs)
 
 
@@ -168,8 +168,8 @@ class Asked:
     requests: Requests
     files: Sequence[Path]
     sidecars: Sidecars | None
-    has_documents: bool
-    has_datasets: bool
+    has_documents: bool = False
+    has_datasets: bool = False
 
 
 def read_asked(
@@ -201,10 +201,8 @@ def read_asked(
     folders: Mapping[Path, Path] = {}
     if (requests is None) == (not paths):
         raise InputError("name either images or a file of requests", "pixtral run BUNDLE photos/, or --requests FILE")
-    questions = [] if requests else [read_prompt(text) for text in prompts]
+    questions = [] if requests else read_questions(prompts)
     templates = [PromptTemplate(question) for question in questions]
-    for unknown in dict.fromkeys(found for template in templates for found in template.unknown):
-        output.warn(f"{unknown} stays in the prompt as it is; {KNOWN_PLACEHOLDERS} are filled in")
     has_tags = any(template.has_tags for template in templates)
     wants_records = captions is not None or has_tags
     done = read_results(before).records if wants_records and before is not None and before.exists() else {}
@@ -213,7 +211,9 @@ def read_asked(
         """As they were when it was asked: the sidecar may have the answer by now."""
         if id in done and (asked_with := done[id].tags) is not None:
             return asked_with
-        return read_tags(picture, None if captions is None else captions.place(picture, folders[picture]))
+        return read_tags(
+            picture, None if captions is None else captions.place(picture, folders.get(picture, picture.parent))
+        )
 
     asked: Requests
     files: Sequence[Path]
@@ -240,6 +240,16 @@ def read_asked(
     share = share if limit is None else share[:limit]
     left = share if sidecars is None else sidecars.left_to_ask(list(share), done)
     return Asked(left, files, sidecars, has_documents, has_datasets)
+
+
+def read_questions(prompts: Iterable[str]) -> list[str]:
+    """What to ask; what looks like a placeholder and is none is warned of. Raises InputError."""
+    from pixtral_runtime.batch.prompt_template import PromptTemplate
+
+    questions = [read_prompt(text) for text in prompts]
+    for unknown in dict.fromkeys(found for text in questions for found in PromptTemplate(text).unknown):
+        output.warn(f"{unknown} stays in the prompt as it is; {KNOWN_PLACEHOLDERS} are filled in")
+    return questions
 
 
 def _pictures_of(requests: Iterable[Request]) -> list[Path]:

@@ -53,6 +53,9 @@ FramesOption = Annotated[
 RayOption = Annotated[
     str | None, typer.Option(metavar="ADDRESS|local", help="Share the work out to a Ray cluster's workers.")
 ]
+WatchOption = Annotated[
+    bool, typer.Option("--watch", help="Go on with what comes into the folders, until Ctrl-C. Needs --output.")
+]
 SidecarOption = Annotated[
     str | None, typer.Option(metavar="SUFFIX", help="Write each answer beside its picture, as in a.jpg and a.txt.")
 ]

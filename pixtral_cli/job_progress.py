@@ -73,11 +73,13 @@ def answer_requests(
     bars: output.Bars,
     tell: Callable[[Record], None] = tell_nothing,
     sidecars: Sidecars | None = None,
+    is_endless: bool = False,
 ) -> Tally:
     """Run a job: write each record to `path`, where there is one, and `tell` it as it comes.
 
     `start` makes the job of the requests and of the file at `path`, which may have records already. The first Ctrl-C
-    finishes what runs; then, or at the second one, this raises KeyboardInterrupt.
+    finishes what runs; then, or at the second one, this raises KeyboardInterrupt. The end of a job that `is_endless` is
+    the first one.
     """
     from pixtral_runtime.batch.item_requests import total_of
     from pixtral_runtime.batch.run import run_job
@@ -99,7 +101,7 @@ def answer_requests(
         bars.stage("requests", 0, total)
         with _stopping(job) as stopped:
             tally = run_job(job, total if isinstance(asked, Sequence) else None, file, show, sidecars)
-        if stopped.is_set():
+        if stopped.is_set() and not is_endless:
             raise KeyboardInterrupt
     return tally
 

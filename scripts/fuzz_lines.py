@@ -46,7 +46,7 @@ LINES = {
 """What works, file by file as `fuzz_files` lays them out. `api` is Python's face, see `call_api`."""
 WEIGHTS = {"run": 6, "bench": 2, "eval": 3, "api": 4, "inspect": 2, "plan": 2, "export": 3, "doctor": 0.1}
 """How often beside the others."""
-NEVER = {"ray": "every value looks for a cluster, for ten seconds"}
+NEVER = {"ray": "every value looks for a cluster, for ten seconds", "watch": "it has no end"}
 NUMBERS = (
     *("0", "-1", "1", "2", "3", "16", "100", "1000", "2147483648", "9223372036854775808", "1" + "0" * 30),
     *("0.5", "-0.0", "1e-320", "1e308", "inf", "-inf", "nan", "", "x", "٣", " 2", "1_0", "0x10"),

@@ -11,6 +11,7 @@ import typer
 from pixtral_cli import job_options, output
 from pixtral_cli.job_files import JobFiles, read_asked, read_captions, read_source_settings
 from pixtral_cli.job_progress import answer_requests, finish, tell_answer, tell_nothing, tell_record
+from pixtral_cli.job_watch import read_watched
 from pixtral_cli.options import (
     STDOUT,
     BackendOption,
@@ -77,6 +78,7 @@ def run(
     ray: job_options.RayOption = None,
     ray_workers: Annotated[int, typer.Option(min=1, help="Copies of the model on the cluster.")] = 1,
     recursive: Annotated[bool, typer.Option("--recursive", "-r", help="Look into sub-folders.")] = False,
+    watch: job_options.WatchOption = False,
     column: job_options.ColumnOption = None,
     fetch: job_options.FetchOption = False,
     pages: job_options.PagesOption = None,
@@ -117,6 +119,8 @@ def run(
     from pixtral_runtime.errors import InputError
     from pixtral_runtime.inputs.text_file import read_text
 
+    if watch:
+        refuse_unused(context, ("requests", "shard", "ray", "ray_workers"), "with --watch")
     if requests is not None:
         own = ("prompt", "recursive", "column", "fetch", "pages", "per", "every", "frames")
         refuse_unused(context, own, "with --requests")
@@ -151,8 +155,11 @@ def run(
     worker = Worker(bundle, settings, options)
     before = results if resume else None
     sources = read_source_settings(worker.prompts, recursive, column, fetch, pages, per or (), every, frames)
-    asked = read_asked(
-        paths or [], prompt or [QUESTION], requests, system, max_new_tokens, sources, shard, limit, captions, before
+    names, questions = paths or [], prompt or [QUESTION]
+    asked = (
+        read_watched(names, questions, system, max_new_tokens, recursive, limit, captions, results, report)
+        if watch
+        else read_asked(names, questions, requests, system, max_new_tokens, sources, shard, limit, captions, before)
     )
     if not asked.has_documents:
         refuse_unused(context, ("pages", "per", "every", "frames"), "where nothing has pages or frames")
@@ -186,5 +193,6 @@ def run(
             bars=bars,
             tell=tell,
             sidecars=asked.sidecars,
+            is_endless=watch,
         )
     finish(tally, asked.requests, files, title=f"pixtral run {bundle}", as_json=as_json)

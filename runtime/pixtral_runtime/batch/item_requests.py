@@ -91,21 +91,17 @@ class StreamedRequests:
         return StreamedRequests(self._source, self._questions, (*self._parts, part))
 
     def __iter__(self) -> Iterator[Request]:
-        count = len(self._questions.texts)
-        items = _each_once(self._source)
-        requests: Iterator[Request] = (self._questions.request(item, index) for item in items for index in range(count))
+        requests: Iterator[Request] = (request for item in self._source for request in self._requests_of(item))
         for part in self._parts:
             requests = islice(requests, part.start, part.stop, part.step)
         return requests
 
+    def _requests_of(self, item: Item) -> Iterable[Request]:
+        return (self._questions.request(item, index) for index in range(len(self._questions.texts)))
 
-def _each_once(items: Iterable[Item]) -> Iterator[Item]:
-    """Items without those that were there before, as where a list names a file of a folder that is named too."""
-    seen = set[str]()
-    for item in items:
-        if item.id not in seen:
-            seen.add(item.id)
-            yield item
+    def outline(self) -> Sequence[Request]:
+        """Some that stand for all."""
+        return list(islice(self, OUTLINE))
 
 
 Requests = Sequence[Request] | StreamedRequests
@@ -135,4 +131,4 @@ def requests_of_images(
 
 def outline(requests: Requests) -> Sequence[Request]:
     """The requests that stand for all where something is judged beforehand: all of a list, the first of a stream."""
-    return requests if isinstance(requests, Sequence) else list(islice(requests, OUTLINE))
+    return requests if isinstance(requests, Sequence) else requests.outline()

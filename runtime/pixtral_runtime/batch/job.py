@@ -111,7 +111,7 @@ class Job:
                     break
                 loaded = self._idle(loading.popleft().result)
                 if loaded.known:
-                    self.kept += 1
+                    self._keep(loaded.record)
                 elif not self._waits_for_twin(loaded) and not self._submitted(loaded, scheduler):
                     yield loaded.record
             if scheduler.busy:
@@ -130,6 +130,10 @@ class Job:
             self._is_alone = request.id in suspects
             self.order.append(request.id)
             loading.append(pool.submit(self._loader.load, feed.take()))
+
+    def _keep(self, record: Record) -> None:
+        """The record of before still holds; this one has nothing but its question."""
+        self.kept += 1
 
     def _waits_for_twin(self, loaded: Loaded) -> bool:
         """Whether the same is being answered already, so that this one need not be."""

@@ -94,7 +94,8 @@ class RequestLoader:
             if isinstance(error, ImageMemoryError):
                 record.key = None  # so that the next run tries again
                 return Loaded(request, record)
-            return Loaded(request, record, known=before is not None and before.key == record.key)
+            is_same = before is not None and (before.key, before.asked) == (record.key, record.asked)
+            return Loaded(request, record, known=is_same)
 
     def _prompt(self, request: Request, record: Record, files: Sequence[bytes], started: float) -> Prompt:
         pictures = []

@@ -232,8 +232,11 @@ def _check_same_questions(path: Path, records: RecordStore, requests: Iterable[R
 
 
 def check_same_question(before: Record, request: Request, asked: str, path: Path | None = None) -> None:
-    """Raises InputError where a record is the answer to something else than what is asked now under its id."""
-    if before.asked == asked:
+    """Raises InputError where a record is the answer to something else than what is asked now under its id.
+
+    One without a key is no answer: its pictures could not be read, so that nothing was asked.
+    """
+    if before.asked == asked or before.key is None:
         return
     what = (
         f"the question was {before.question!r} and is {request.question!r}"

@@ -47,7 +47,7 @@ class Tally:
 
     def in_order(self) -> InOrder:
         """The records of what was asked, in the order in which it was."""
-        return InOrder(self.records, [id for id in self.order if id in self.records])
+        return InOrder(self.records, [id for id in dict.fromkeys(self.order) if id in self.records])
 
     def summary(self, records: Iterable[Record]) -> dict[str, Any]:
         """Counts over `records`; rates over what this run made."""
@@ -108,5 +108,5 @@ def run_job(
         on_record(record, tally)
     tally.kept = job.kept  # all of them may have been, without a record to tell
     tally.image_wait_s = job.idle_s
-    tally.requests = len(job.order) if requests is None else requests
+    tally.requests = len(tally.in_order()) if requests is None else requests
     return tally

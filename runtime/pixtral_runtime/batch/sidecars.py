@@ -29,6 +29,7 @@ OUTCOMES = {
     "skipped": "there already and left alone",
     "withheld": "not written, for want of a whole answer",
     "changed": "changed by somebody since and left alone",
+    "gone": "not written, as their pictures had gone",
 }
 SHOWN_CLASHES = 3
 ANOTHER_FOLDER = Option("sidecar_dir", "FOLDER")
@@ -126,6 +127,10 @@ class Sidecars:
     outcomes: dict[str, str] = field(default_factory=dict)
     _notes: dict[str, SidecarNote] = field(default_factory=dict)  # of this job and its earlier runs, by place
 
+    def place_of(self, id: str) -> Path:
+        """The sidecar of a request. Raises KeyError where it is none of this job's."""
+        return self.places[id]
+
     def left_to_ask(self, requests: Sequence[Request], done: Mapping[str, Record]) -> list[Request]:
         """The requests without those whose sidecar is there already and is to stay, but for those of records.
 
@@ -136,35 +141,37 @@ class Sidecars:
             self._remember(earlier)
         left = []
         for request in requests:
-            place, record = self.places[request.id], done.get(request.id)
+            place, record = self.place_of(request.id), done.get(request.id)
             is_there = os.path.lexists(place)
             if is_there and record is None and self.settings.existing == "skip":
                 self.outcomes[request.id] = "skipped"
                 continue
-            if is_there and self.settings.existing in ("append", "prepend"):
-                self._check_text(place)
+            if is_there:
+                self.check_text(place)
             if record is not None:
-                self._check_same(record, place)
+                self.check_same(record, place)
             left.append(request)
         return left
 
     def catch_up(self, file: ResultsFile) -> None:
         """Write what is missing of the sidecars of records that a file has. Raises as `note` and `write`."""
         for record in [record for id, record in file.done.items() if id in self.places]:
-            if record.sidecar is None or not _is_same(record.sidecar.path, self.places[record.id]):
-                noted = replace(record, sidecar=None)
-                self.note(noted)
-                if noted.sidecar is not None:
-                    file.append(noted)
-                    file.sync()
-                self.write(noted)
-            else:
-                self.write(record)
+            self.restore(record, file)
+
+    def restore(self, record: Record, file: ResultsFile) -> None:
+        """Write the sidecar of a record that a file has, if it is missing. Raises as `note` and `write`."""
+        if record.sidecar is None or not _is_same(record.sidecar.path, self.place_of(record.id)):
+            record = replace(record, sidecar=None)
+            self.note(record)
+            if record.sidecar is not None:
+                file.append(record)
+                file.sync()
+        self.write(record)
 
     def note(self, record: Record) -> None:
         """Let a record say what its sidecar gets, if it gets something. Raises InputError where it cannot be read."""
-        place = self.places[record.id]
-        ours = self._notes.get(os.path.realpath(place))
+        place = self.place_of(record.id)
+        ours = self._noted_at(place)
         if not record.is_whole:
             record.sidecar = ours  # of the picture before it was changed; what stood before that is not to be forgotten
             return
@@ -213,11 +220,16 @@ class Sidecars:
         counts = Counter(self.outcomes.values())
         return {name: counts[name] for name in OUTCOMES}
 
+    def _noted_at(self, place: Path) -> SidecarNote | None:
+        """What this job or an earlier run of it has noted last of a sidecar."""
+        return self._notes.get(os.path.realpath(place))
+
     def _remember(self, record: Record) -> None:
         if record.sidecar is not None:
             self._notes[os.path.realpath(record.sidecar.path)] = record.sidecar
 
-    def _check_same(self, record: Record, place: Path) -> None:
+    def check_same(self, record: Record, place: Path) -> None:
+        """Raises InputError where a record notes a caption that these settings would have written otherwise."""
         note = record.sidecar
         if note is None or not record.is_whole or not _is_same(note.path, place):
             return
@@ -228,7 +240,10 @@ class Sidecars:
                 Option("output", "another/place.jsonl"),
             )
 
-    def _check_text(self, place: Path) -> None:
+    def check_text(self, place: Path) -> None:
+        """Raises InputError where something is to be added to a sidecar that is no text."""
+        if self.settings.existing not in ("append", "prepend"):
+            return
         try:
             (_read(place) or "").encode()
         except UnicodeEncodeError as error:

@@ -12,6 +12,8 @@ from pixtral_runtime.batch.item_requests import Requests, outline
 from pixtral_runtime.batch.job import Job, JobOptions
 from pixtral_runtime.batch.records import Record, Settings
 from pixtral_runtime.batch.under_way import UnderWay
+from pixtral_runtime.batch.watch_job import WatchJob
+from pixtral_runtime.batch.watched_requests import WatchedRequests
 from pixtral_runtime.bundle.manifest import open_bundle
 from pixtral_runtime.errors import BundleError, HintWriter, python_hint
 from pixtral_runtime.generation.feature_cache import DEFAULT_LIMIT_BYTES, FeatureCache
@@ -85,9 +87,9 @@ class Worker:
         if judged and self.prompts.bundle.engines:
             self._make_room(most_rows(self.prompts, judged))
         slots = choose_slots(self.model, judged, options.batch, options.memory_bytes)
-        return Job(
-            self.model,
-            requests,
-            self.settings,
-            JobOptions(slots, options.drafts, self._schema, self._features, done, under_way, options.write_hint),
+        job_options = JobOptions(
+            slots, options.drafts, self._schema, self._features, done, under_way, options.write_hint
         )
+        if isinstance(requests, WatchedRequests):
+            return WatchJob(self.model, requests, self.settings, job_options)
+        return Job(self.model, requests, self.settings, job_options)

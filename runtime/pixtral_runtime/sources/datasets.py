@@ -178,7 +178,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 class JoinedSources:
-    """One source after the other."""
+    """One source after the other. What is in several, as where a list names a picture of a folder, is there once."""
 
     def __init__(self, sources: Sequence[Source]) -> None:
         self._sources = sources
@@ -193,8 +193,12 @@ class JoinedSources:
         return None if None in counts else sum(count or 0 for count in counts)
 
     def __iter__(self) -> Iterator[Item]:
+        seen = set[str]()
         for source in self._sources:
-            yield from source
+            for item in source:
+                if item.id not in seen:
+                    seen.add(item.id)
+                    yield item
 
 
 class AddressSource:

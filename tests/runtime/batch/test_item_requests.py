@@ -20,6 +20,7 @@ from pixtral_runtime.batch.item_requests import (
 from pixtral_runtime.batch.records import Request
 from pixtral_runtime.batch.shards import share_of
 from pixtral_runtime.inputs.image_files import picture_file
+from pixtral_runtime.sources.datasets import JoinedSources
 from pixtral_runtime.sources.item import BrokenPicture, Item, PictureData
 from pixtral_runtime.sources.pictures import Pictures
 
@@ -64,11 +65,11 @@ def test_a_stream_is_read_no_further_than_it_is_wanted() -> None:
     assert source.given == OUTLINE + 3
 
 
-def test_what_is_named_twice_is_asked_about_once() -> None:
-    items = [Item(name, (Path(name),), name) for name in ("a", "b", "a", "c", "b")]
-    requests = requests_of_items(Stream(items, 5), TWO)
-    assert [request.id for request in requests] == [f"{name}#{n}" for name in "abc" for n in (1, 2)]
-    assert [request.id for request in requests[1::2]] == ["a#2", "b#2", "c#2"]
+def test_what_is_in_two_sources_is_asked_about_once() -> None:
+    first, second = (Stream([Item(name, (Path(name),), name) for name in names], 3) for names in ("abc", "cda"))
+    requests = requests_of_items(JoinedSources([first, second]), TWO)
+    assert [request.id for request in requests] == [f"{name}#{n}" for name in "abcd" for n in (1, 2)]
+    assert [request.id for request in requests[1::2]] == ["a#2", "b#2", "c#2", "d#2"]
 
 
 def test_what_an_item_brings_stands_in_its_prompt() -> None:

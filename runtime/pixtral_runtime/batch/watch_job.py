@@ -1,0 +1,51 @@
+"""A job whose pictures come while it runs, and may go or change before their turn."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from pixtral_runtime.batch.job import Job, JobOptions
+from pixtral_runtime.batch.records import Record, Settings
+from pixtral_runtime.batch.watched_requests import WatchedRequests
+from pixtral_runtime.generation.model import Model
+
+
+class WatchJob(Job):
+    """Requests about pictures as they come. One whose picture has gone before it was read gets no record.
+
+    Raises as `WatchedRequests.go_on`.
+    """
+
+    def __init__(self, model: Model, requests: WatchedRequests, settings: Settings, options: JobOptions) -> None:
+        super().__init__(model, requests, settings, options)
+        self._watched = requests
+        self._made = set[str]()
+        requests.go_on(options.done, settings)
+
+    def records(self) -> Iterator[Record]:
+        try:
+            for record in super().records():
+                if _has_gone(record):
+                    self._watched.watch.pass_over(Path(record.images[0].path))
+                else:
+                    self._made.add(record.id)
+                    yield record
+                self._watched.under_way.discard(record.id)
+        finally:
+            self._watched.watch.close()
+
+    def _keep(self, record: Record) -> None:
+        if record.id not in self._made:
+            self._made.add(record.id)
+            super()._keep(record)
+        if self._watched.sidecars is not None:
+            self._watched.sidecars.restore_of(record.id)
+        self._watched.under_way.discard(record.id)
+
+
+def _has_gone(record: Record) -> bool:
+    """Whether its picture could not be read because it is not there any more."""
+    (image,) = record.images
+    return record.error is not None and image.sha256 is None and not os.path.lexists(image.path)
