@@ -48,7 +48,7 @@ ORDER = {
         ("main",),
         ("commands",),
         ("engine_report", "eval_files", "golden_report"),
-        ("bench_cases", "bench_tables", "chat", "device_rows", "eval_tables", "job_progress"),
+        ("bench_cases", "bench_tables", "chat", "device_rows", "eval_tables", "job_progress", "job_watch"),
         ("job_files", "job_options", "typed_lines"),
         ("dropped_paths", "options"),
         ("output",),

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +43,8 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         Image.new("RGB", (32, 16), color).save(tmp_path / "photos" / name)
     (tmp_path / "mine").write_text("mine")
     (tmp_path / "mine.csv").write_text("mine")
-    (tmp_path / "mine-000003.tar").write_text("mine")
+    with tarfile.open(tmp_path / "mine-000003.tar", "w") as shard:
+        shard.add(tmp_path / "photos" / "a.png", "a.png")
     row = {"question": "Which?", "answer": "red", "image": "photos/a.png"}
     for name in ("rows.jsonl", "data/rows.jsonl"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
