@@ -239,10 +239,8 @@ def _field_values(document: Any, page: Any) -> Iterator[str]:
             continue
         try:
             if raw.FPDFAnnot_GetFormFieldType(document.formenv, field) in kinds:
-                size = raw.FPDFAnnot_GetFormFieldValue(
-                    document.formenv, field, None, 0
-                )  # bytes of UTF-16, a zero at its end
-                value = create_string_buffer(size)
+                size = raw.FPDFAnnot_GetFormFieldValue(document.formenv, field, None, 0)
+                value = create_string_buffer(size)  # UTF-16, with a zero at its end
                 raw.FPDFAnnot_GetFormFieldValue(document.formenv, field, cast(value, POINTER(raw.FPDF_WCHAR)), size)
                 yield value.raw[:-2].decode("utf-16-le", "ignore")
         finally:
