@@ -66,7 +66,7 @@ def poppler(*words: str) -> str:
 
 def facts(path: Path) -> tuple[str, int]:
     """Producer and pages, as pdfinfo says."""
-    found = dict(re.findall(r"^(Producer|Pages):\s*(.*?)\s*$", poppler("pdfinfo", str(path)), re.MULTILINE))
+    found = dict(re.findall(r"^(Producer|Pages):[ \t]*(.*?)[ \t\r]*$", poppler("pdfinfo", str(path)), re.MULTILINE))
     return found.get("Producer", ""), int(found.get("Pages") or 0)
 
 
@@ -157,7 +157,7 @@ def main() -> int:
     rows = [check(path, given.pages, given.side) for path in sorted(given.folder.rglob("*.pdf"))]
     print(json.dumps([asdict(row) for row in rows], indent=1) if given.json else table(rows))
     wrong = [row for row in rows if not row.is_right]
-    producers = {row.producer for row in rows if row.compared}
+    producers = {row.producer for row in rows if row.compared and row.producer}
     print(f"{len(rows)} files, {len(producers)} producers, {len(wrong)} beyond a tolerance", file=sys.stderr)
     return 1 if wrong else 0
 
