@@ -56,7 +56,8 @@ function sidecarParts(record) {
   const [path] = record.images.length === 1 ? record.images[0] : [null];
   if (record.sidecar) return record.sidecar[0].split("/");
   if (path === null || path.startsWith("data:")) return null;
-  return (path.replace(/(?<=[^/.][^/]*)\.[^/.]*$/, "") + about.ending).split("/");
+  const isPart = /#(page|t)=[^/]*$/.test(path);  // a page or a frame: all of its file have one stem
+  return ((isPart ? path : path.replace(/(?<=[^/.][^/]*)\.[^/.]*$/, "")) + about.ending).split("/");
 }
 
 // How many folders all pictures have in common, where some path does not begin in the folder of work.

@@ -440,6 +440,14 @@ def test_edits_are_downloaded_as_lines(tab: Page, tmp_path: Path) -> None:
         ([r"..\..\win.jpg", "line\nbreak.jpg"], [".._.._win.txt", "line_break.txt"]),
         (["A.jpg", "a.jpg", "a.png"], ["A.txt", "a (2).txt", "a (3).txt"]),
         (["bad\udcff.jpg", "dir.d/plain"], ["bad\ufffd.txt", "dir.d/plain.txt"]),
+        (
+            ["a.pdf#page=3", "a.pdf#page=4", "v.mp4#t=2.0", "a#1.jpg"],
+            ["a.pdf#page=3.txt", "a.pdf#page=4.txt", "v.mp4#t=2.0.txt", "a#1.txt"],
+        ),
+        (
+            ["/data/x.tar/01.jpg", "/data/x.tar/02.jpg", "/data/rows.parquet/17"],
+            ["x.tar/01.txt", "x.tar/02.txt", "rows.parquet/17.txt"],
+        ),
         (["data:image/png;base64,iVBOR", "photos/1.jpg"], ["id_0.txt", "photos/1.txt"]),
     ],
 )
