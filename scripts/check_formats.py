@@ -4,8 +4,9 @@
     python scripts/check_formats.py BUNDLE --input shards/ scan.pdf --formats webdataset    # any input that run takes
 
 Each format gets its share of the kills. A job is begun, killed at a random moment and taken up by `--resume`, until it
-has ended by itself before its kill; then all is thrown away and begun anew. A third of the kills falls into the writing
-at the end, the others anywhere. At the end of each round everything must be what an undisturbed run has written:
+has ended by itself before its kill, or was killed when all its records were there; then all is thrown away and begun
+anew. A sixth of the kills falls before the first answer, half of them when a random number of answers is there, a third
+into the writing at the end. At the end of each round everything must be what an undisturbed run has written:
 
 - sidecars, shards of WebDataset and `metadata.jsonl` byte for byte;
 - rows of Parquet, with their pictures, and of CSV but for the columns of times and of `reused_tokens`, and records but
@@ -60,6 +61,16 @@ def make_pictures(folder: Path, count: int) -> None:
         picture.save(folder / f"{number:04}.png")
 
 
+@dataclass(frozen=True)
+class Length:
+    """Of an undisturbed run: its records, its seconds, those to the first record, and those from the last one on."""
+
+    records: int
+    seconds: float
+    start_s: float
+    end_s: float
+
+
 @dataclass
 class Trial:
     """One format, in one folder after the other: `command` is the same each time."""
@@ -94,40 +105,45 @@ class Trial:
         summary: dict[str, Any] = json.loads(said)
         return summary
 
-    def timed(self, folder: Path) -> tuple[float, float, int]:
-        """An undisturbed run: its seconds, those of the writing at its end, and its records."""
+    def timed(self, folder: Path) -> Length:
+        """How long an undisturbed run takes."""
         process = self.start(folder, "--resume")
-        started = changed = time.monotonic()
-        count = 0
+        started = last = time.monotonic()
+        first, count = 0.0, 0
         while process.poll() is None:
             if (now := lines(folder)) != count:
-                count, changed = now, time.monotonic()
+                count, last = now, time.monotonic()
+                first = first or last - started
             time.sleep(POLL_S)
         errors = process.communicate()[1]
         if process.returncode not in (0, 5):
             raise SystemExit(f"exit {process.returncode}: {errors[-2000:]}")
-        return time.monotonic() - started, time.monotonic() - changed, count
+        ended = time.monotonic()
+        return Length(count, ended - started, first, ended - last)
 
-    def kill(self, folder: Path, seconds: float, at_end_s: float, records: int) -> bool:
+    def kill(self, folder: Path, length: Length) -> bool:
         """Go on, and kill it; False where it has ended before."""
-        before = (folder / RESULTS).read_bytes() if (folder / RESULTS).exists() else b""
-        into_end = self.random.random() < 1 / 3
-        moment_s = self.random.uniform(0, at_end_s if into_end else seconds)
+        random, there = self.random, lines(folder)
+        before = (folder / RESULTS).read_bytes() if there else b""
+        until, moment_s, phase = 0, random.uniform(0, length.start_s), "start"
+        if there == length.records:
+            moment_s, phase = random.uniform(0, length.seconds), "end"
+        elif (dice := random.random()) < 1 / 3:
+            until, moment_s, phase = length.records, random.uniform(0, length.end_s), "end"
+        elif dice < 5 / 6:
+            until, moment_s, phase = random.randint(there + 1, length.records), random.uniform(0, 0.02), "answers"
         process = self.start(folder, "--resume")
-        if into_end:
-            while process.poll() is None and lines(folder) < records:
-                time.sleep(POLL_S)
+        while process.poll() is None and lines(folder) < until:
+            time.sleep(POLL_S)
         with suppress(subprocess.TimeoutExpired):
             process.wait(moment_s)
         was_running = process.poll() is None
         process.kill()
         process.communicate()
-        if not was_running:
-            return False
-        count = lines(folder)
-        self.struck["start" if not before and not count else "answers" if count < records else "end"] += 1
-        self._judge(folder, before)
-        return True
+        if was_running:
+            self.struck[phase] += 1
+            self._judge(folder, before)
+        return was_running
 
     def _judge(self, folder: Path, before: bytes) -> None:
         """Look at the file that a kill has left: all records of before, each id once."""
@@ -143,11 +159,13 @@ class Trial:
         in_flight = {id for line in noted if (id := json.loads(line)) not in ids}
         self.most_in_flight = max(self.most_in_flight, len(in_flight))
 
-    def round(self, folder: Path, most: int, length: tuple[float, float, int], whole: dict[str, object]) -> int:
+    def round(self, folder: Path, most: int, length: Length, whole: dict[str, object]) -> int:
         """Kill a job at most so often, let it end, and compare. Returns how often it was killed."""
         kills = 0
-        while kills < most and self.kill(folder, *length):
+        while kills < most and self.kill(folder, length):
             kills += 1
+            if lines(folder) == length.records and self.random.random() < 0.5:
+                break
         records = lines(folder)
         summary = self.finish(folder)
         if summary["kept"] != records:
@@ -204,8 +222,8 @@ def check(format: str, options: argparse.Namespace, inputs: Sequence[Path], kill
         rounds += 1
         shutil.rmtree(folder)
     return {
-        "kills": done, "killed_in": dict(trial.struck), "rounds": rounds, "records": length[2],
-        "seconds": round(length[0], 2), "seconds_of_writing": round(length[1], 3), "files": len(whole),
+        "kills": done, "killed_in": dict(trial.struck), "rounds": rounds, "records": length.records,
+        "seconds": round(length.seconds, 2), "seconds_of_writing": round(length.end_s, 3), "files": len(whole),
         "most_in_flight": trial.most_in_flight, "temporary_files_left": trial.litter, "faults": trial.faults[:20],
     }  # fmt: skip
 
