@@ -61,7 +61,12 @@ def written(format: str, records: int, picture_bytes: int, folder: Path) -> dict
     def record(number: int) -> Record:
         words = " ".join(random.choice(("a", "red", "blue", "square", "on", "the", "left")) for _ in range(40))
         info = ImageInfo(str(folder / f"{number:08d}.bmp"), digest, 8, 8)
-        counts: dict[str, Any] = {"prompt_tokens": 900, "image_tokens": 800, "reused_tokens": 0, "new_tokens": number % 90}
+        counts: dict[str, Any] = {
+            "prompt_tokens": 900,
+            "image_tokens": 800,
+            "reused_tokens": 0,
+            "new_tokens": number % 90,
+        }
         times = {"image": random.random(), "vision": random.random(), "decode": random.random()}
         said = {"bundle": "made up", "temperature": 0.0}
         return Record(

@@ -110,6 +110,7 @@ def run(
     """
     from hashlib import sha256
 
+    from pixtral_runtime.batch.asked_pictures import RecordedRequests
     from pixtral_runtime.batch.fit import check_fit
     from pixtral_runtime.batch.item_requests import outline
     from pixtral_runtime.batch.ray_job import RayJob
@@ -195,4 +196,5 @@ def run(
             sidecars=asked.sidecars,
             is_endless=watch,
         )
-    finish(tally, asked.requests, files, title=f"pixtral run {bundle}", as_json=as_json)
+    again = RecordedRequests(tally.in_order()) if watch else asked.requests
+    finish(tally, again, files, title=f"pixtral run {bundle}", as_json=as_json)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import csv
 import json
 import shutil
+import tarfile
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -112,6 +114,16 @@ def test_a_stopped_job_that_goes_on_writes_what_an_undisturbed_one_does(
     done = invoke(*asked, "--resume")
     assert "8 were done before" in done.stderr
     assert {path: contents(path) for path in written} == whole
+
+
+def test_what_came_to_a_watched_folder_is_in_the_shards_and_on_the_page(bundle: Path, photos: Path) -> None:
+    asked = "-o", "r.jsonl", "--format", "webdataset", "--report", "r.html", "--limit", 2
+    invoke("run", bundle, photos, "--watch", *asked)
+    keys = [id.removesuffix(".png") for id in by_id(Path("r.jsonl"))]
+    with tarfile.open("r-000000.tar") as tar:
+        assert sorted(tar.getnames()) == sorted(f"{key}.{name}" for key in keys for name in ("png", "txt", "json"))
+    jpeg = base64.b64encode(b"\xff\xd8\xff\xe0").decode()[:5]
+    assert Path("r.html").read_text().count(f">{jpeg}") == len(keys) == 2
 
 
 def contents(path: Path) -> object:
