@@ -108,12 +108,14 @@ class ResultsFile:
         self.under_way.close()
         if self._file.closed:
             return
-        with self._file:
+        try:
             self.sync()
             if self._replaces:
                 return  # there was nothing to replace it with
             if self._superseded or not self._is_whole():
                 self._rewrite()
+        finally:
+            self._file.close()  # which may be the one that was written anew
 
     def __enter__(self) -> ResultsFile:
         return self

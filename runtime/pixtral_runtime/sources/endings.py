@@ -32,6 +32,8 @@ def has_end(path: Path) -> bool:
 
 
 def _is_whole(head: bytes, tail: bytes, size: int) -> bool:
+    if size < HEAD_BYTES:
+        return False
     padded = tail.rstrip(b"\0")
     if head.startswith(JPEG):
         return padded.endswith(JPEG_END)

@@ -1,7 +1,7 @@
 """Folders into which a camera, a scanner or a program puts pictures: each is worked off once it is complete, for ever.
 
 The folders are looked at twice a second: on a network's or a memory card's file system nothing tells of changes, and
-looking works everywhere. A look takes at most a tenth of the time, however many files there are.
+looking works everywhere. The more files there are, the longer it rests in between.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ from pixtral_runtime.sources.watched_folder import Settled, WatchedFolder
 POLL_S = 0.5
 SETTLE_S = 1.0  # unchanged for so long, and with its end: complete
 PATIENCE_S = 10.0  # unchanged for so long: as complete as it will be
-REST = 10  # times as long as the look before, at least
+REST = 10  # times as long as a look, at least, until the next one
+MOST_REST_S = 5.0
 
 
 class Watch:
@@ -81,7 +82,8 @@ class Watch:
         while not self._closed.is_set():
             started = time.monotonic()
             settled = self._look(started)
-            rest_s = max(self._poll_s, REST * (time.monotonic() - started))
+            looked = time.monotonic()
+            rest_s = max(self._poll_s, min(REST * (looked - started), MOST_REST_S))
             if gave_some:
                 settled.sort(key=lambda found: (found.mtime_ns, found.path))
             for found in settled:
@@ -95,7 +97,7 @@ class Watch:
             if is_idle and not is_told:
                 self._note(f"waiting for pictures in {', '.join(map(str, self.folders))}")
                 is_told = True
-            self._closed.wait(rest_s)
+            self._closed.wait(max(0.0, looked + rest_s - time.monotonic()))
 
     def _look(self, now: float) -> list[Settled]:
         """What is settled in all folders, folder by folder as they were named, sorted by name."""
