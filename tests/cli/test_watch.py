@@ -125,6 +125,11 @@ def test_it_ends_by_itself_after_so_many(bundle: Path, cam: Path) -> None:
     result = run(bundle, "cam --watch --limit 2 -o cam/metadata.jsonl")
     assert result.exit_code == 3
     assert "--resume to go on with it; --force" in result.stderr
+    (cam / "0.png").unlink()
+    (cam / "1.png").unlink()
+    result = run(bundle, "cam --watch --limit 1 -o cam/metadata.jsonl -p {name}? --resume --format csv")
+    assert result.exit_code == 0, result.output
+    assert Path("cam/metadata.csv").read_text().count("\ncam/") == 3  # of those that have gone, too
 
 
 @pytest.mark.parametrize(

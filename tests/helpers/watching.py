@@ -1,4 +1,4 @@
-"""A watch whose thread puts what it finds into a queue, with looks so short after each other that tests need not wait."""
+"""A watch whose thread puts what it finds into a queue, and looks so often that tests need not wait."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from PIL import Image
 
 from pixtral_runtime.sources.watch import Watch
 
-SHORT = {"poll_s": 0.01, "settle_s": 0.05, "patience_s": 0.2}
+SHORT: dict[str, Any] = {"poll_s": 0.01, "settle_s": 0.05, "patience_s": 0.2}
 GIVE_UP_S = 20.0
 
 

@@ -15,14 +15,14 @@ from pixtral_runtime.generation.model import Model
 class WatchJob(Job):
     """Requests about pictures as they come. One whose picture has gone before it was read gets no record.
 
-    Raises as `WatchedRequests.go_on`.
+    `order` begins with the records of earlier runs, whose pictures may have gone. Raises as `WatchedRequests.go_on`.
     """
 
     def __init__(self, model: Model, requests: WatchedRequests, settings: Settings, options: JobOptions) -> None:
         super().__init__(model, requests, settings, options)
         self._watched = requests
         self._made = set[str]()
-        requests.go_on(options.done, settings)
+        self.order = requests.go_on(options.done, settings)
 
     def records(self) -> Iterator[Record]:
         try:

@@ -51,26 +51,28 @@ class WatchedRequests(StreamedRequests):
         stand_ins = (folder / f"picture-{number}" for number, folder in enumerate(self.watch.folders))
         return [request for path in stand_ins for request in self._about(replace(picture_item(path), tags=""))]
 
-    def go_on(self, records: Mapping[str, Record], settings: Settings) -> None:
+    def go_on(self, records: Mapping[str, Record], settings: Settings) -> list[str]:
         """Know the records of the job, of earlier runs, and of this one once they are there.
 
-        Raises InputError where one is the answer to something else than what would be asked.
+        The ids of those about pictures in these folders, whether these are still there or not. Raises InputError where
+        one is the answer to something else than what would be asked.
         """
         self._records = records
-        for record in records.values():
-            self._check_same(record, settings)
+        ours = [record.id for record in records.values() if self._is_ours(record, settings)]
         if self.sidecars is not None:
             self.sidecars.go_on(records)
+        return ours
 
-    def _check_same(self, record: Record, settings: Settings) -> None:
+    def _is_ours(self, record: Record, settings: Settings) -> bool:
         path = Path(record.images[0].path) if record.images else Path()
         if self.watch.root_of(path) is None or str(path) not in (record.id, record.id.rpartition("#")[0]):
-            return
+            return False
         requests = self._about(replace(picture_item(path), tags=record.tags or ""))
         fitting = [request for request in requests if request.id == record.id]
         fitting += [request for request in requests if request.asked(settings) == record.asked]  # under another number
         request = (fitting or requests)[0]
         check_same_question(record, request, request.asked(settings))
+        return True
 
     def _about(self, item: Item) -> list[Request]:
         return list(super()._requests_of(item))

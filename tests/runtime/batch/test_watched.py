@@ -1,9 +1,10 @@
-"""Jobs over watched folders: what changes, goes or comes back while it is worked on gets the right record and sidecar."""
+"""Jobs over watched folders: what changes, goes or comes back meanwhile has the right record and sidecar."""
 
 from __future__ import annotations
 
 import shutil
 import threading
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -125,7 +126,7 @@ def test_one_that_changes_while_it_is_worked_on_is_asked_about_after_that(cam: P
     write_picture(cam / "a.png")
     requests = WatchedRequests(Watch([cam], **SHORT), ["What?"])
     found: Queue[Request] = Queue()
-    threading.Thread(target=lambda: [found.put(request) for request in requests], daemon=True).start()
+    threading.Thread(target=lambda: deque(map(found.put, requests), 0), daemon=True).start()
     assert found.get(timeout=GIVE_UP_S).id == "cam/a.png"
     for number in range(3):
         write_picture(cam / "a.png", ("blue", "green", "black")[number])
