@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,7 @@ def watch(bundle: Path, arguments: str) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def wait_until(found: Any) -> None:
+def wait_until(found: Callable[[], object]) -> None:
     started = time.monotonic()
     while not found():
         assert time.monotonic() - started < GIVE_UP_S, Path("said").read_text()
@@ -94,7 +94,7 @@ def test_killed_it_goes_on_and_asks_nothing_twice(bundle: Path, cam: Path) -> No
     for name in ("red_triangle_64x64.png", "blue_circle_64x64.png"):
         shutil.copy(IMAGES / name, cam)
     with watch(bundle, "-o r.jsonl --resume --batch 1") as process:
-        wait_until(lambda: len(records()) == 1)
+        wait_until(records)
         process.kill()
         process.wait(GIVE_UP_S)
     before = len(records())
