@@ -134,6 +134,8 @@ def finish(
         output.print_json(summary)
     else:
         text = f"{summary['answered']} of {summary['requests']} requests answered"
+        if summary["cut_off"]:
+            text += f", {summary['cut_off']} of them cut off at the limit of new tokens"
         if summary["kept"]:
             text += f", {summary['kept']} were done before"
         if summary["shared"]:

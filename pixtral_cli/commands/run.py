@@ -112,7 +112,6 @@ def run(
 
     from pixtral_runtime.batch.asked_pictures import RecordedRequests
     from pixtral_runtime.batch.fit import check_fit
-    from pixtral_runtime.batch.item_requests import outline
     from pixtral_runtime.batch.ray_job import RayJob
     from pixtral_runtime.batch.records import Settings
     from pixtral_runtime.batch.worker import Worker, WorkerOptions
@@ -170,7 +169,7 @@ def run(
     read += [*worker.prompts.bundle.own_files, *asked.files, *([json_schema] if json_schema else ())]
     files = JobFiles(results, table, report, resume, force, formulas, embed, asked.sidecars)
     files.check(asked.requests, read)
-    check_fit(worker.prompts, outline(asked.requests))
+    check_fit(worker.prompts, asked.requests)
 
     def start(requests: Requests, file: ResultsFile | None) -> Job | RayJob:
         if ray is None:

@@ -121,6 +121,15 @@ def test_a_document_is_one_record_where_that_is_wanted(bundle: Path, inbox: Path
     assert [image["path"] for image in records["inbox/c.tif"]["images"]] == [f"inbox/c.tif#page={n}" for n in (1, 2)]
 
 
+def test_a_document_that_is_too_long_stops_no_other(bundle: Path, inbox: Path) -> None:
+    done = run(bundle, "inbox", "--per", "document", "-o", "r.jsonl")
+    assert done.exit_code == 5, done.output
+    records = by_id(Path("r.jsonl"))
+    assert [id for id, record in records.items() if record["error"]] == ["inbox/b.pdf"]
+    assert "1024" in records["inbox/b.pdf"]["error"] and "--image-tokens" in records["inbox/b.pdf"]["hint"]
+    assert len(records) == 3
+
+
 def test_what_is_broken_is_a_record_and_the_rest_is_answered(bundle: Path, inbox: Path) -> None:
     Path("inbox/b.pdf").write_bytes(b"%PDF-1.7\nnothing")
     shard = Path("shard.tar").read_bytes()

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from pixtral_runtime.backends.device_buffers import whole_rows
+from pixtral_runtime.batch.item_requests import Requests, outline
 from pixtral_runtime.batch.records import Request
 from pixtral_runtime.bundle.device_catalog import CPU_RESERVE_BYTES, KnownDevice
 from pixtral_runtime.bundle.footprint import Footprint
@@ -24,13 +25,15 @@ SMALLER_IMAGES = Option("image_tokens", "N", "for smaller images")
 SHARE_FOR_CACHES = 0.7  # of a device's free memory; the rest is for a prompt's chunk, images and the cache that grows
 
 
-def check_fit(prompts: PromptBuilder, requests: Sequence[Request]) -> None:
+def check_fit(prompts: PromptBuilder, asked: Requests) -> None:
     """Refuse a job that cannot be done, before any work: raises ContextError.
 
     Each text must fit the context alone and with its images. Image headers are read only where the largest possible
-    images would not fit; what cannot be read is left for the run to record.
+    images would not fit; what cannot be read is left for the run to record. Of a stream only the first texts are
+    judged: of its documents one may be too long, which its record then says.
     """
     context = prompts.bundle.limits.max_context
+    requests = asked if isinstance(asked, Sequence) else [_without_images(request) for request in outline(asked)]
     for request, text in _with_text_tokens(prompts, requests):
         room = context - text - 1
         if len(request.images) * prompts.preprocess.largest_block <= room:
@@ -61,6 +64,14 @@ def _size(image: Path | StoredPicture) -> tuple[int, int] | None:
         return None
 
 
+def _without_images(request: Request) -> Request:
+    return replace(request, messages=_texts_of(request))
+
+
+def _texts_of(request: Request) -> tuple[Message, ...]:
+    return tuple(replace(m, content=tuple(p for p in m.content if isinstance(p, str))) for m in request.messages)
+
+
 def most_rows(prompts: PromptBuilder, requests: Sequence[Request]) -> int:
     """Cache rows that none of these requests exceeds, whatever sizes its images have."""
     block = prompts.preprocess.largest_block
@@ -74,7 +85,7 @@ def _with_text_tokens(prompts: PromptBuilder, requests: Sequence[Request]) -> It
     """Each request with the tokens of its prompt without images."""
     texts: dict[tuple[Message, ...], int] = {}
     for request in requests:
-        text = tuple(replace(m, content=tuple(p for p in m.content if isinstance(p, str))) for m in request.messages)
+        text = _texts_of(request)
         if text not in texts:
             texts[text] = len(prompts.build(text).token_ids)
         yield request, texts[text]
