@@ -6,9 +6,13 @@ import json
 import os
 import random as random_module
 import shutil
+import tarfile
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 QUESTION = "Which colour?"
 ODD_VALUES: tuple[Any, ...] = (
@@ -20,11 +24,21 @@ NAME_OF_ANY_BYTES = os.fsdecode(b"caf\xe9.png")
 HEADER_BYTES = 8  # of a safetensors file: the length of its JSON
 
 
+def _write_sources(world: Path) -> None:
+    """An archive, a shard, a list and a document; tables are there already."""
+    with tarfile.open(world / "shard.tar", "w") as shard, zipfile.ZipFile(world / "album.zip", "w") as album:
+        for name in ("a.png", "b.jpg"):
+            shard.add(world / "photos" / name, name)
+            album.write(world / "photos" / name, name)
+    (world / "list.csv").write_text("image,text\nphotos/a.png,red\nphotos/b.jpg,blue\n")
+    pages = [Image.new("RGB", (40, 56), colour) for colour in ("white", "red")]
+    pages[0].save(world / "scan.pdf", save_all=True, append_images=pages[1:])
+
+
 def make_world(target: Path) -> None:
     """Write one of each file that commands read. Imports torch."""
     import pyarrow as pa
     import pyarrow.parquet as pq
-    from PIL import Image
     from typer.testing import CliRunner
 
     from helpers.bundles import export_tiny
@@ -77,6 +91,7 @@ def make_world(target: Path) -> None:
     for name, entries in texts.items():
         (world / name).write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
     (world / "prompts.txt").write_text(f"# a comment\n{QUESTION}\n")
+    _write_sources(world)
     before = Path.cwd()
     os.chdir(world)
     for line in (
@@ -119,7 +134,19 @@ def odd_paths() -> tuple[str, ...]:
         "questions",
         "requests.jsonl",
     )
-    good += ("samples.jsonl", "schema.json", "prompts.txt", "results.jsonl", "bench.json", "eval.json", "new/file.x")
+    good += (
+        "shard.tar",
+        "album.zip",
+        "list.csv",
+        "scan.pdf",
+        "samples.jsonl",
+        "schema.json",
+        "prompts.txt",
+        "results.jsonl",
+        "bench.json",
+        "eval.json",
+        "new/file.x",
+    )
     odd: tuple[str, ...] = (
         "folder",
         "empty",

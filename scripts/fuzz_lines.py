@@ -19,6 +19,8 @@ LINES = {
         "bundle photos --max-new-tokens 2 -o results.jsonl --resume",
         "bundle photos --max-new-tokens 2 -o new.jsonl --report new.html --format parquet",
         "bundle photos --max-new-tokens 2 -o new.jsonl --format webdataset",
+        "bundle shard.tar album.zip tables --max-new-tokens 2 -o new.jsonl --format webdataset",
+        "bundle scan.pdf photos list.csv -p {name} --pages 1- --per document --max-new-tokens 2",
         "bundle --requests requests.jsonl --max-new-tokens 2 -o new.jsonl --format parquet --embed",
         "bundle --requests requests.jsonl --max-new-tokens 2",
         "bundle photos/a.png --json-schema schema.json --max-new-tokens 4",
