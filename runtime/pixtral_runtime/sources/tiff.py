@@ -30,11 +30,7 @@ UNREADABLE = (*DECODER_ERRORS, Image.DecompressionBombError)
 
 def tiff_items(path: Path, settings: PageSettings) -> Iterator[Item] | None:
     """The pages of a TIFF file, or the whole of it; None unless it has several that can be found."""
-    try:
-        with open_file(path) as file:
-            frames = _pages(file)
-    except (ImageError, *UNREADABLE):  # what is wrong is said when it is read as a picture
-        return None
+    frames = frames_of_pages(path)
     if len(frames) < 2:
         return None
     return page_items(
@@ -43,6 +39,15 @@ def tiff_items(path: Path, settings: PageSettings) -> Iterator[Item] | None:
         settings,
         lambda number: TiffPage(name=page_name(path, number), file=path, frame=frames[number - 1]),
     )
+
+
+def frames_of_pages(path: Path) -> list[int]:
+    """Which of the pictures in a TIFF file are pages, from 0; none where it cannot be read as one."""
+    try:
+        with open_file(path) as file:
+            return _pages(file)
+    except (ImageError, *UNREADABLE):  # what is wrong is said when it is read as a picture
+        return []
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,12 +12,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.inputs.image_files import Note
-from pixtral_runtime.sources.item import Item
+from pixtral_runtime.sources.item import BrokenPicture, Item
 from pixtral_runtime.sources.pictures import picture_item
+from pixtral_runtime.sources.tiff import TIFF_SUFFIXES, frames_of_pages
 from pixtral_runtime.sources.watched_folder import Settled, WatchedFolder
 
 POLL_S = 0.5
@@ -25,6 +27,7 @@ SETTLE_S = 1.0  # unchanged for so long, and with its end: complete
 PATIENCE_S = 10.0  # unchanged for so long: as complete as it will be
 REST = 10  # times as long as a look, at least, until the next one
 MOST_REST_S = 5.0
+A_RUN_OF_ITS_OWN = "ask about this file in a run of its own, which takes its pages"
 
 
 class Watch:
@@ -90,7 +93,7 @@ class Watch:
                 if found.is_complete(started, self._patience_s):
                     found.take()
                     gave_some = True
-                    yield picture_item(found.path)
+                    yield _item(found.path)
                     if self._closed.is_set():
                         return
             is_idle = not self._missing and not any(folder.growing for folder in self._known.values())
@@ -149,6 +152,15 @@ class Watch:
         if path not in self._missing:
             self._missing.add(path)
             self._note(f"{path} cannot be read: {error.strerror}; it is waited for")
+
+
+def _item(path: Path) -> Item:
+    """A picture; one that is broken for a file of several pages, whose first one would stand for all."""
+    item = picture_item(path)
+    if path.suffix.lower() not in TIFF_SUFFIXES or len(frames_of_pages(path)) < 2:
+        return item
+    problem = "it has several pages, which are not read while a folder is watched"
+    return replace(item, parts=(BrokenPicture(name=item.id, problem=problem, remedies=(A_RUN_OF_ITS_OWN,)),))
 
 
 def _check_folder(folder: Path) -> None:

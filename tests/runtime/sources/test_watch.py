@@ -5,13 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import time
+from itertools import islice
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from helpers.watching import SHORT, watching, write_picture
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.errors import ImageError, InputError
+from pixtral_runtime.inputs.image_files import picture_file
 from pixtral_runtime.sources import watched_folder
 from pixtral_runtime.sources.endings import has_end
 from pixtral_runtime.sources.watch import Watch
@@ -175,6 +177,16 @@ def test_each_folder_is_looked_into_once_whatever_leads_there(cam: Path, tmp_pat
         found.nothing_before(cam / "c.png")
         assert found.watch.root_of(cam / "sub" / "a.png") == cam
         assert found.watch.root_of(tmp_path / "a.png") is None
+
+
+def test_several_pages_are_not_taken_for_their_first_one(cam: Path) -> None:
+    pages = [Image.new("RGB", (48, 48), colour) for colour in ("red", "blue")]
+    pages[0].save(cam / "one.tif")
+    pages[0].save(cam / "two.TIFF", "TIFF", save_all=True, append_images=pages[1:])
+    one, two = islice(Watch([cam], **SHORT), 2)
+    assert one.parts == (cam / "one.tif",)
+    with pytest.raises(ImageError, match=r"two\.TIFF: it has several pages"):
+        picture_file(two.parts[0])  # type: ignore[arg-type]
 
 
 def test_only_folders_can_be_watched(cam: Path) -> None:
