@@ -70,6 +70,26 @@ def test_both_libraries_read_pictures_and_captions_of_shards(bundle: Path, photo
     assert data[0]["json"]["sha256"] == [image["sha256"] for image in records[data[0]["json"]["id"]]["images"]]
 
 
+@needs_webdataset
+def test_shards_keep_the_keys_of_the_shards_that_were_read(bundle: Path, photos: Path) -> None:
+    from webdataset import ShardWriter, WebDataset
+
+    with ShardWriter("in-%06d.tar", maxcount=5, verbose=0) as writer:
+        for number, file in enumerate(sorted(photos.iterdir())):
+            writer.write({"__key__": f"deep/{number:09d}", "png": file.read_bytes(), "txt": "old"})
+    shards = ["in-000000.tar", "in-000001.tar"]
+    invoke("run", bundle, *shards, "-o", "new.jsonl", "--format", "webdataset", "--max-new-tokens", 40)
+    old, new = (list(WebDataset(files, shardshuffle=False)) for files in (shards, "new-000000.tar"))
+    assert [(one["__key__"], one["png"]) for one in new] == [(one["__key__"], one["png"]) for one in old]
+    answers = [record["answer"] for record in sorted(by_id(Path("new.jsonl")).values(), key=lambda one: one["id"])]
+    assert [one["txt"].decode() for one in new] == answers
+    invoke(
+        "run", bundle, *shards, "-o", "new.jsonl", "--format", "parquet", "--embed", "--resume", "--max-new-tokens", 40
+    )
+    pictures = pq.read_table("new.parquet")["image"].to_pylist()
+    assert [picture["bytes"] for picture in pictures] == [one["png"] for one in old]
+
+
 @needs_datasets
 def test_datasets_read_pictures_within_parquet(bundle: Path, photos: Path) -> None:
     invoke("run", bundle, photos, "-o", "r.jsonl", "--format", "parquet", "--embed")
@@ -124,6 +144,24 @@ def test_what_came_to_a_watched_folder_is_in_the_shards_and_on_the_page(bundle: 
         assert sorted(tar.getnames()) == sorted(f"{key}.{name}" for key in keys for name in ("png", "txt", "json"))
     jpeg = base64.b64encode(b"\xff\xd8\xff\xe0").decode()[:5]
     assert Path("r.html").read_text().count(f">{jpeg}") == len(keys) == 2
+
+
+def test_an_answer_outlives_its_picture_and_shards_say_which_is_gone(bundle: Path, photos: Path) -> None:
+    asked = "run", bundle, "red.png", "blue.png", "-o", "r.jsonl"
+    for name in ("red", "blue"):
+        next(photos.glob(f"{name}_*")).rename(f"{name}.png")
+    invoke(*asked)
+    records = by_id(Path("r.jsonl"))
+    Path("red.png").rename("elsewhere.png")
+    again = "run", bundle, "-", "-o", "r.jsonl", "--resume", "--format", "webdataset"
+    done = CliRunner().invoke(app, [str(argument) for argument in again], input="red.png\nblue.png\n")
+    assert done.exit_code == 3, done.output
+    assert "red.png: No such file or directory; it was there when it was asked about" in done.stderr
+    assert by_id(Path("r.jsonl")) == records
+    Path("elsewhere.png").rename("red.png")
+    invoke(*asked, "--resume", "--format", "webdataset")
+    with tarfile.open("r-000000.tar") as tar:
+        assert tar.getnames()[::3] == ["red.png", "blue.png"]
 
 
 def contents(path: Path) -> object:

@@ -21,7 +21,8 @@ from pixtral_runtime.inputs.image_files import picture_file
 
 EXTENSIONS = {"JPEG": "jpg", "MPO": "jpg", "TIFF": "tif", "JPEG2000": "jp2"}  # others are what Pillow calls them
 MOST_HELD = 32  # requests; more than threads take pictures of at a time
-AGAIN = Option("resume", note="asks again what has changed and goes on: all answers are in the results file")
+GO_ON = Option("resume", note="goes on then: all answers are in the results file")
+AGAIN = Option("resume", note="asks again what has changed, and goes on: all answers are in the results file")
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def _copy(picture: Path | StoredPicture, info: ImageInfo) -> PictureCopy:
     try:
         data = picture_file(picture)
     except ImageError as error:
-        raise ImageError(f"{error}; it was there when it was asked about", *error.remedies, AGAIN) from error
+        raise ImageError(f"{error}; it was there when it was asked about", "put it back", GO_ON) from error
     if hashlib.sha256(data).hexdigest() != info.sha256:
         raise ImageError(f"{info.path}: it has changed since it was asked about", AGAIN)
     format = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS).format or ""  # which it had: it was decoded

@@ -90,6 +90,8 @@ class RequestLoader:
                 prompt = self._prompt(request, record, files, started)
             return Loaded(request, record, prompt, self._schema_of(request), can_share=not is_drawn)
         except InputError as error:
+            if before is not None and before.error is None and record.key is None:
+                return Loaded(request, record, known=True)  # an answer outlives its picture
             self.fail(record, error)
             if isinstance(error, ImageMemoryError):
                 record.key = None  # so that the next run tries again
