@@ -22,8 +22,9 @@ def read_watched(
     captions: SidecarSettings | None,
     results: Path | None,
     report: Path | None,
+    copies: str | None,
 ) -> Asked:
-    """The questions about pictures as they come. Raises InputError."""
+    """The questions about pictures as they come; `copies` is an option that wants them again. Raises InputError."""
     from pixtral_runtime.batch.watched_requests import WatchedRequests
     from pixtral_runtime.batch.watched_sidecars import WatchedSidecars
     from pixtral_runtime.errors import InputError
@@ -37,6 +38,11 @@ def read_watched(
     for path in filter(None, (results, report)):
         if path.suffix.lower() in IMAGE_SUFFIXES:
             raise InputError(f"{path} would be taken for a picture", f"-o {path.with_suffix('.jsonl')}")
+    if copies is not None:
+        raise InputError(
+            f"{copies} copies pictures at the end, which may have gone by then",
+            "--watch without it, and then the same command with --resume and without --watch",
+        )
     watch = Watch([Path(folder) for folder in folders], recursive=recursive, note=output.talk)
     sidecars = None if captions is None else WatchedSidecars(captions, watch)
     asked = WatchedRequests(watch, read_questions(prompts), system, max_new_tokens, sidecars, limit)

@@ -156,8 +156,9 @@ def run(
     before = results if resume else None
     sources = read_source_settings(worker.prompts, recursive, column, fetch, pages, per or (), every, frames)
     names, questions = paths or [], prompt or [QUESTION]
+    copies = "--embed" if embed else "--format webdataset" if table == "webdataset" else None
     asked = (
-        read_watched(names, questions, system, max_new_tokens, recursive, limit, captions, results, report)
+        read_watched(names, questions, system, max_new_tokens, recursive, limit, captions, results, report, copies)
         if watch
         else read_asked(names, questions, requests, system, max_new_tokens, sources, shard, limit, captions, before)
     )

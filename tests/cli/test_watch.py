@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import signal
 import subprocess
@@ -87,7 +88,9 @@ def test_from_an_empty_folder_to_a_stop(bundle: Path, cam: Path) -> None:
     assert sorted(answers.splitlines()) == sorted(f"{id}: {record['answer']}" for id, record in found.items())
     assert (cam / "slow.txt").read_text() == found["cam/slow.png"]["answer"]
     assert Path("r.csv").read_text().count("cam/") >= 2
-    assert "cam/slow.png" in Path("r.html").read_text()
+    page = Path("r.html").read_text()
+    assert "cam/slow.png" in page
+    assert len(re.findall(r'<script id="p[01]" type="text/plain">.+</script>', page)) == 2  # their thumbnails
 
 
 def test_killed_it_goes_on_and_asks_nothing_twice(bundle: Path, cam: Path) -> None:
@@ -145,6 +148,8 @@ def test_it_ends_by_itself_after_so_many(bundle: Path, cam: Path) -> None:
         ("cam --watch -o r.jsonl --shard 1/2", "--shard would do nothing with --watch"),
         ("cam --watch -o r.jsonl --ray local", "--ray would do nothing with --watch"),
         ("--watch -o r.jsonl --requests asked.jsonl", "--requests would do nothing with --watch"),
+        ("cam --watch -o r.jsonl --format parquet --embed", "--embed copies pictures at the end"),
+        ("cam --watch -o r.jsonl --format webdataset", "without --watch"),
         ("cam --watch -o r.jsonl --sidecar .txt -p A? -p B?", "asked 2 questions"),
         ("cam --watch -o r.jsonl --sidecar .jsonl --sidecar-dir cam/a.png", "cam/a.png"),
     ],

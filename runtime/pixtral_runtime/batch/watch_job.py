@@ -23,6 +23,7 @@ class WatchJob(Job):
         self._watched = requests
         self._made = set[str]()
         self.order = requests.go_on(options.done, settings)
+        requests.order = self.order
 
     def records(self) -> Iterator[Record]:
         try:

@@ -21,6 +21,7 @@ from pixtral_runtime.sources.watch import Watch
 class WatchedRequests(StreamedRequests):
     """Requests about pictures that are still to come. The first `limit` of them, or without an end.
 
+    Once the watch is closed, an iteration gives those that have a record instead, in the order of their ids in `order`.
     `texts` are the questions. One that cannot be made, because tags cannot be read or its sidecar is another picture's,
     is asked about a picture that is broken. Raises SettingError as `Questions`, and InputError for several questions a
     picture with `sidecars`.
@@ -39,12 +40,21 @@ class WatchedRequests(StreamedRequests):
         super().__init__(watch, questions, () if limit is None else (slice(limit),))
         self.watch, self.sidecars = watch, sidecars
         self.under_way = set[str]()  # the ids of requests whose records are to come
+        self.order: Sequence[str] = ()
         self._records: Mapping[str, Record] = {}
         if sidecars is not None:
             sidecar_places(self.outline(), sidecars.settings, {})
 
     def __getitem__(self, part: slice) -> StreamedRequests:
         raise TypeError("what is still to come has no parts")
+
+    def __iter__(self) -> Iterator[Request]:
+        return self._again() if self.watch.is_closed else super().__iter__()
+
+    def _again(self) -> Iterator[Request]:
+        for id in dict.fromkeys(self.order):
+            if (record := self._records.get(id)) is not None:
+                yield from (request for request in self._about_picture_of(record) if request.id == id)
 
     def outline(self) -> Sequence[Request]:
         """The questions about a picture in each folder that need not be there."""
@@ -67,12 +77,15 @@ class WatchedRequests(StreamedRequests):
         path = Path(record.images[0].path) if record.images else Path()
         if self.watch.root_of(path) is None or str(path) not in (record.id, record.id.rpartition("#")[0]):
             return False
-        requests = self._about(replace(picture_item(path), tags=record.tags or ""))
+        requests = self._about_picture_of(record)
         fitting = [request for request in requests if request.id == record.id]
         fitting += [request for request in requests if request.asked(settings) == record.asked]  # under another number
         request = (fitting or requests)[0]
         check_same_question(record, request, request.asked(settings))
         return True
+
+    def _about_picture_of(self, record: Record) -> list[Request]:
+        return self._about(replace(picture_item(Path(record.images[0].path)), tags=record.tags or ""))
 
     def _about(self, item: Item) -> list[Request]:
         return list(super()._requests_of(item))

@@ -76,6 +76,10 @@ class Watch:
         self._note(f"passed over: {picture} had gone before it was read")
         self.forget(picture)
 
+    @property
+    def is_closed(self) -> bool:
+        return self._closed.is_set()
+
     def close(self) -> None:
         """End the iteration. May be called from any thread."""
         self._closed.set()
