@@ -142,6 +142,7 @@ def test_an_address_that_is_taken_is_said_before_the_model_is_loaded(bundle: Pat
         (("--batch", "0"), "--batch"),
         (("--memory-limit", "1kB"), "--max-context N"),
         (("--host", "256.1.1.1"), "256.1.1.1"),
+        (("--host", "a" * 70), "is no host's name"),
         (("--backend", "ort-cpu", "--device", "0"), "--device"),
     ],
 )

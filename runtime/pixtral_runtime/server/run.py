@@ -17,6 +17,7 @@ from pixtral_runtime.errors import MachineError, Option
 from pixtral_runtime.server.service import Service
 
 BACKLOG = 2048  # connections that may wait to be accepted
+SHOWN_CHARACTERS = 80  # of a host's name
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -28,6 +29,8 @@ def open_socket(host: str, port: int) -> socket.socket:
         bound = socket.socket(family, kind)
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         bound.bind(address)
+    except UnicodeError as error:  # of the codec for names: one is too long, or has an empty part
+        raise MachineError(f"{host[:SHOWN_CHARACTERS]!r} is no host's name", Option("host", "127.0.0.1")) from error
     except OSError as error:
         remedy = Option("port", port + 1) if port else Option("host", "127.0.0.1")
         raise MachineError(f"{host}, port {port}: {error.strerror}", remedy) from error
