@@ -18,6 +18,7 @@ from pathlib import Path
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.inputs.image_files import Note
 from pixtral_runtime.sources.item import BrokenPicture, Item
+from pixtral_runtime.sources.pdf import PDF_SUFFIX
 from pixtral_runtime.sources.pictures import picture_item
 from pixtral_runtime.sources.tiff import TIFF_SUFFIXES, frames_of_pages
 from pixtral_runtime.sources.watched_folder import Settled, WatchedFolder
@@ -159,11 +160,12 @@ class Watch:
 
 
 def _item(path: Path) -> Item:
-    """A picture; one that is broken for a file of several pages, whose first one would stand for all."""
+    """A picture; one that is broken for a file that may have several pages, as they are not read here."""
     item = picture_item(path)
-    if path.suffix.lower() not in TIFF_SUFFIXES or len(frames_of_pages(path)) < 2:
+    suffix = path.suffix.lower()
+    if suffix != PDF_SUFFIX and (suffix not in TIFF_SUFFIXES or len(frames_of_pages(path)) < 2):
         return item
-    problem = "it has several pages, which are not read while a folder is watched"
+    problem = "it is a document, whose pages are not read while a folder is watched"
     return replace(item, parts=(BrokenPicture(name=item.id, problem=problem, remedies=(A_RUN_OF_ITS_OWN,)),))
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from pixtral_runtime.inputs.image_files import IMAGE_SUFFIXES
 from pixtral_runtime.sources.endings import has_end
+from pixtral_runtime.sources.pdf import PDF_SUFFIX
 
 RECHECKED = 2000  # files that were complete before, at each look
 TEMPORARY = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".download")
@@ -103,10 +104,10 @@ class WatchedFolder:
 
 
 def is_picture_name(name: str) -> bool:
-    """Whether a file may be a picture, and not one in the making."""
+    """Whether a file may be a picture, or a document that is to be told of, and not one in the making."""
     stem, suffix = os.path.splitext(name)
     return (
-        suffix.lower() in IMAGE_SUFFIXES
+        (suffix.lower() in IMAGE_SUFFIXES or suffix.lower() == PDF_SUFFIX)
         and not name.startswith((".", "~"))
         and not stem.endswith("~")
         and os.path.splitext(stem)[1].lower() not in TEMPORARY

@@ -183,10 +183,12 @@ def test_several_pages_are_not_taken_for_their_first_one(cam: Path) -> None:
     pages = [Image.new("RGB", (48, 48), colour) for colour in ("red", "blue")]
     pages[0].save(cam / "one.tif")
     pages[0].save(cam / "two.TIFF", "TIFF", save_all=True, append_images=pages[1:])
-    one, two = islice(Watch([cam], **SHORT), 2)
+    pages[0].save(cam / "scan.pdf")
+    one, *documents = islice(Watch([cam], **SHORT), 3)
     assert one.parts == (cam / "one.tif",)
-    with pytest.raises(ImageError, match=r"two\.TIFF: it has several pages"):
-        picture_file(two.parts[0])  # type: ignore[arg-type]
+    for item, name in zip(documents, ("scan.pdf", "two.TIFF"), strict=True):
+        with pytest.raises(ImageError, match=f"{name}: it is a document"):
+            picture_file(item.parts[0])  # type: ignore[arg-type]
 
 
 def test_only_folders_can_be_watched(cam: Path) -> None:
