@@ -1,4 +1,4 @@
-"""The options that only `pixtral run` has: what is asked, and what is written."""
+"""The options that only `pixtral run` has: what is asked, what is written, and which of them do not go together."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from pixtral_cli.options import output_file, output_file_or_stdout
+from pixtral_cli.options import STDOUT, output_file, output_file_or_stdout, refuse_unused
 
 PromptsOption = Annotated[
     list[str] | None,
@@ -73,3 +73,26 @@ SuffixOption = Annotated[str, typer.Option(metavar="TEXT", help="Behind each cap
 AsWrittenOption = Annotated[
     bool, typer.Option("--as-written", help="Leave line breaks in sidecars; otherwise they become spaces.")
 ]
+
+
+def refuse_what_does_nothing(context: typer.Context) -> None:
+    """Raise InputError for options of `pixtral run` that would do nothing beside the others."""
+    given = context.params
+    results = given["results"]
+    if given["watch"]:
+        refuse_unused(context, ("requests", "shard", "ray", "ray_workers"), "with --watch")
+    if given["requests"] is not None:
+        of_pictures = ("prompt", "recursive", "column", "fetch", "pages", "per", "every", "frames")
+        refuse_unused(context, of_pictures, "with --requests")
+    if given["ray"] is None:
+        refuse_unused(context, ("ray_workers",), "without --ray", "--ray local")
+    if results == STDOUT:
+        refuse_unused(context, ("as_json",), "with --output -, which prints records")
+    if results in (None, STDOUT) and given["report"] is None:
+        refuse_unused(context, ("force",), "without --output", "-o results.jsonl")
+    if given["resume"]:
+        refuse_unused(context, ("force",), "with --resume, which keeps the file")
+    if given["table"] != "csv":
+        refuse_unused(context, ("formulas",), "without --format csv", "--format csv")
+    if given["table"] != "parquet":
+        refuse_unused(context, ("embed",), "without --format parquet", "--format parquet")

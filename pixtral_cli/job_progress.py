@@ -118,6 +118,8 @@ def finish(
     from pixtral_runtime.batch.asked_pictures import PicturesAgain
     from pixtral_runtime.batch.page import write_report
 
+    if not tally.requests:
+        output.warn("nothing was asked about: there are no pictures in what was named, or not for this part of it")
     records = tally.in_order()
     files.write_table(asked, tally)
     summary = tally.summary(records) | {"output": None if files.results is None else str(files.results)}

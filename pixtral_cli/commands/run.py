@@ -119,26 +119,10 @@ def run(
     from pixtral_runtime.errors import InputError
     from pixtral_runtime.inputs.text_file import read_text
 
-    if watch:
-        refuse_unused(context, ("requests", "shard", "ray", "ray_workers"), "with --watch")
-    if requests is not None:
-        own = ("prompt", "recursive", "column", "fetch", "pages", "per", "every", "frames")
-        refuse_unused(context, own, "with --requests")
-    if ray is None:
-        refuse_unused(context, ("ray_workers",), "without --ray", "--ray local")
-    as_lines = results == STDOUT
-    if as_lines:
-        results = None
-        refuse_unused(context, ("as_json",), "with --output -, which prints records")
-    if results is None and report is None:
-        refuse_unused(context, ("force",), "without --output", "-o results.jsonl")
-    if resume:
-        refuse_unused(context, ("force",), "with --resume, which keeps the file")
-    if table != "csv":
-        refuse_unused(context, ("formulas",), "without --format csv", "--format csv")
-    if table != "parquet":
-        refuse_unused(context, ("embed",), "without --format parquet", "--format parquet")
+    job_options.refuse_what_does_nothing(context)
     refuse_unused_by_backend(context, backend)
+    as_lines = results == STDOUT
+    results = None if as_lines else results
     captions = read_captions(context, sidecar, sidecar_dir, existing, prefix, suffix, as_written, results)
     schema = None if json_schema is None else read_text(json_schema, "--json-schema FILE.json")
     digest = None if schema is None else sha256(schema.encode()).hexdigest()
