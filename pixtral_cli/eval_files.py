@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING
 
 from pixtral_cli import output
 from pixtral_cli.job_progress import answer_requests
-from pixtral_cli.options import start_job
+from pixtral_cli.options import refuse_unused, start_job
 
 if TYPE_CHECKING:
+    import typer
+
     from pixtral_runtime.batch.records import Record, Request
     from pixtral_runtime.batch.run import Tally
     from pixtral_runtime.batch.worker import Worker
@@ -92,6 +94,20 @@ def judge_options(task: Task, url: str | None, model: str, save: Path | None) ->
         return None
     output.require("openai", "eval", "Asking a judge")
     return JudgeOptions(url, model)
+
+
+def refuse_unused_by_task(context: typer.Context, task: Task) -> None:
+    """Raise InputError for an option that would do nothing for this task."""
+    if not task.has_pictures:
+        pictures = ("cache", "max_image_side", "image_tokens", "preprocess")
+        refuse_unused(context, pictures, f"with {task.name}, which has no pictures")
+    if task.asks != "answer":
+        answers = ("max_new_tokens", "batch", "memory_limit")
+        refuse_unused(context, answers, f"with {task.name}, which is read and not answered")
+    if task.asks != "tokens":
+        refuse_unused(context, ("window",), f"with {task.name}", "--task perplexity")
+    if task.shots is None:
+        refuse_unused(context, ("shots",), f"with {task.name}", "--task mmlu")
 
 
 def evaluate_bundle(

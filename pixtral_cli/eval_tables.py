@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from pixtral_runtime.evaluation.result import Evaluation
     from pixtral_runtime.evaluation.score import Score
 
+DIGITS = 4  # of ratings and nats
 SHOWN_ROWS = 8  # rows of a list on the terminal; all of them are in the file and on the page
 
 
@@ -34,30 +35,30 @@ def print_evaluation(evaluation: Evaluation, comparison: ScoreComparison | None,
 
 
 def _print_tables(evaluation: Evaluation, comparison: ScoreComparison | None) -> None:
-    from pixtral_runtime.evaluation.result import RATING_METRIC
-
-    share = evaluation.headline != RATING_METRIC
+    share = evaluation.is_share
     rows = [(name, *_cells(score, share)) for name, score in evaluation.scores.items()]
     output.print_table((evaluation.task, "score", "95 % interval", "examples"), rows)
     if groups := evaluation.groups:
         rows = [(name or "-", *_cells(score, share)) for name, score in groups.items()]
         output.print_table((f"{evaluation.headline} by group", "score", "95 % interval", "examples"), rows)
     if averages := evaluation.averages:
-        output.print_table(("average", "rating"), [(name, f"{value:.2f}") for name, value in averages.items()])
+        shown = [(name, f"{value:.2%}" if share else f"{value:.2f}") for name, value in averages.items()]
+        output.print_table(("average", "score" if share else "rating"), shown)
     if comparison is None:
         return
-    scale, unit = (100, " points") if share else (1, "")
+    scale, unit, digits = (100, " points", 2) if share else (1, "", DIGITS)
     output.print_table(
         ("against the other", "change", "95 % interval", "p", "better", "worse", "test"),
         [
             (
-                name, f"{scale * c.difference:+.2f}{unit}", f"{scale * c.low:+.2f} to {scale * c.high:+.2f}",
+                name, f"{scale * c.difference:+.{digits}f}{unit}",
+                f"{scale * c.low:+.{digits}f} to {scale * c.high:+.{digits}f}",
                 f"{c.p_value:.2g}", str(c.better), str(c.worse), c.test,
             )
             for name, c in comparison.changes.items()
         ],
     )  # fmt: skip
-    if comparison.flips:
+    if comparison.flips and all(flip.references for flip in comparison.flips):
         output.print_table(
             ("flipped", "reference", "other", "this"),
             [
@@ -93,7 +94,7 @@ def write_page(
 def _cells(score: Score, share: bool) -> tuple[str, str, str]:
     if share:
         return f"{score.mean:.2%}", f"{score.low:.2%} to {score.high:.2%}", str(score.n)
-    return f"{score.mean:.2f}", f"{score.low:.2f} to {score.high:.2f}", str(score.n)
+    return f"{score.mean:.{DIGITS}f}", f"{score.low:.{DIGITS}f} to {score.high:.{DIGITS}f}", str(score.n)
 
 
 def _short(text: str) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from pixtral_cli import output
-from pixtral_cli.eval_files import Files, evaluate_bundle, image_cache, judge_options
+from pixtral_cli.eval_files import Files, evaluate_bundle, image_cache, judge_options, refuse_unused_by_task
 from pixtral_cli.eval_tables import print_evaluation, write_page
 from pixtral_cli.options import (
     BackendOption,
@@ -35,11 +35,22 @@ EPILOG = "Example: pixtral eval bundle-int4 --task chartqa --data ChartQA/ --sav
 def eval(
     context: typer.Context,
     bundle: BundleArgument,
-    task: Annotated[str, typer.Option(help="mm_mt_bench, mmmu, mathvista, chartqa, docvqa, vqav2, easy_vqa, custom.")],
+    task: Annotated[
+        str,
+        typer.Option(
+            help="Of pictures: mm_mt_bench, mmmu, mathvista, chartqa, docvqa, vqav2, easy_vqa, custom. "
+            "Of texts: perplexity, mmlu, gsm8k, math, ifeval."
+        ),
+    ],
     data: Annotated[
-        Path | None, typer.Option(help="The dataset's folder, as published, or JSONL; else it is downloaded.")
+        Path | None,
+        typer.Option(help="The dataset's folder, as published, or JSONL, or your texts; else it is downloaded."),
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many rows.")] = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many rows, or windows of texts.")] = None,
+    shots: Annotated[
+        int | None, typer.Option(min=0, help="Solved questions before each, of mmlu and gsm8k; 5 by default.")
+    ] = None,
+    window: Annotated[int | None, typer.Option(help="Tokens that perplexity reads at a time; 2048 by default.")] = None,
     save: Annotated[
         Path | None,
         typer.Option(parser=output_file, metavar="PATH", help="Write scores and answers to this JSON file."),
@@ -80,7 +91,7 @@ def eval(
     from pixtral_runtime.batch.worker import WorkerOptions
     from pixtral_runtime.bundle.manifest import open_bundle
     from pixtral_runtime.evaluation.comparison import compare_evaluations
-    from pixtral_runtime.evaluation.dataset import download_dataset, read_examples
+    from pixtral_runtime.evaluation.dataset import download_dataset, read_examples, with_shots
     from pixtral_runtime.evaluation.result import read_evaluation
     from pixtral_runtime.evaluation.row_images import ImageStore
     from pixtral_runtime.evaluation.run import EvaluationOptions, Questions
@@ -94,6 +105,7 @@ def eval(
         refuse_unused(context, ("judge_model",), "without --judge-url", "--judge-url URL")
     refuse_unused_by_backend(context, backend)
     chosen = task_named(task)
+    refuse_unused_by_task(context, chosen)
     wanted, memory_bytes = slots_wanted(batch, memory_limit)
     worker = WorkerOptions(backend, threads, wanted, memory_bytes, write_hint=output.hint_of)
     files = Files(save, html, resume, force)
@@ -104,8 +116,11 @@ def eval(
     read += [against] if against else []
     files.check(read, data, is_rated=judge is not None, against_bundle=other is not None)
     folder = download_dataset(chosen) if data is None else data
-    found, broken = read_examples(chosen, folder, ImageStore(cache or image_cache(), folder), limit)
-    questions = Questions(chosen, found, broken, max_new_tokens)
+    chosen = with_shots(chosen, folder, shots)
+    is_text = chosen.asks == "tokens"
+    images = ImageStore(cache or image_cache(), folder)
+    found, broken = read_examples(chosen, folder, images, None if is_text else limit)
+    questions = Questions(chosen, found, broken, max_new_tokens, window, limit if is_text else None)
     options = EvaluationOptions(preprocess, max_image_side, image_tokens, worker, judge)
     evaluation, records = evaluate_bundle(bundle, questions, options, files)
     warn_of_unused(context, evaluation.setting["backend"])

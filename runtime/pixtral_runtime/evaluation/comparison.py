@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.evaluation.result import RATING_METRIC, Evaluation, Scored
-from pixtral_runtime.evaluation.score import Paired, paired, verdict, wording_points
+from pixtral_runtime.evaluation.metrics import LOSSES
+from pixtral_runtime.evaluation.result import NATS_METRIC, RATING_METRIC, Evaluation, Scored
+from pixtral_runtime.evaluation.score import (
+    PERPLEXITY_PERCENT,
+    Paired,
+    paired,
+    perplexity_verdict,
+    verdict,
+    wording_points,
+)
 
 
 @dataclass(frozen=True)
@@ -55,15 +64,24 @@ def compare_evaluations(old: Evaluation, new: Evaluation) -> ScoreComparison:
         raise InputError("the two evaluations have no scored example in common", hint)
     changes = {new.headline: paired([a.score or 0.0 for a, _ in pairs], [b.score or 0.0 for _, b in pairs])}
     for name in new.scores:
-        if name != new.headline and all(name in example.scores for pair in pairs for example in pair):
-            changes[name] = paired([a.scores[name] for a, _ in pairs], [b.scores[name] for _, b in pairs])
+        if all(name in example.scores for pair in pairs for example in pair):
+            changes[name] = _change(name, pairs)
     headline = changes[new.headline]
-    words, allowed = _rated(headline), 0.0
-    if new.headline != RATING_METRIC:
+    words, allowed, loss = _rated(headline), 0.0, -headline.difference
+    if new.headline == NATS_METRIC:
+        words, allowed, loss = perplexity_verdict(headline), math.log1p(PERPLEXITY_PERCENT / 100), headline.difference
+    elif new.headline != RATING_METRIC:
         words, allowed = verdict(new.task, headline), wording_points(new.task) / 100
-    regressed = headline.significant and headline.difference < -allowed
+    regressed = headline.significant and loss > allowed
     unpaired = len(before) + len(new.scored) - 2 * len(pairs)
     return ScoreComparison(changes, [_flip(a, b) for a, b in pairs if a.score != b.score], unpaired, words, regressed)
+
+
+def _change(name: str, pairs: Sequence[tuple[Scored, Scored]]) -> Paired:
+    """Of one metric. The weights are the same in both, as they are the question's."""
+    weights = [new.weights.get(name, 1.0) for _, new in pairs]
+    old, new = ([example.scores[name] for example in side] for side in zip(*pairs, strict=True))
+    return paired(old, new, weights, less_is_better=name in LOSSES)
 
 
 def _flip(old: Scored, new: Scored) -> Flip:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from pixtral_runtime.errors import InputError, MachineError, Option, Remedy, extra_missing
+from pixtral_runtime.errors import InputError, MachineError, Option, Remedy, SettingError, extra_missing
 from pixtral_runtime.evaluation.fields import is_own
-from pixtral_runtime.evaluation.parquet_files import parquet_parts, parquet_rows
+from pixtral_runtime.evaluation.parquet_files import parquet_parts, parquet_rows, split_parts
 from pixtral_runtime.evaluation.parts import with_gaps
 from pixtral_runtime.evaluation.result import read_evaluation
 from pixtral_runtime.evaluation.row_images import ImageStore
@@ -54,10 +55,14 @@ def read_examples(
 
 def read_rows(folder: Path, task: Task) -> Iterator[Row | BrokenRow]:
     """Rows in the dataset's order. Raises InputError and MachineError as `read_examples` does."""
+    if task.asks == "tokens" and task.read is not None:  # one file will do
+        return iter(task.read(folder))
     if not os.path.isdir(folder):
         raise InputError(f"{folder} is no folder", _other_data(task))
     if parts := parquet_parts(folder, task):
         return parquet_rows(parts, task, _other_data(task))
+    if lines := _split_lines(folder, task.split):
+        return _json_lines(with_gaps(lines))
     files = sorted(folder.glob("*.jsonl"))
     if lines := [path for path in files if not _is_own(path)]:
         return _json_lines(with_gaps(lines))
@@ -65,6 +70,53 @@ def read_rows(folder: Path, task: Task) -> Iterator[Row | BrokenRow]:
         return iter(task.read(folder))
     others = ", only results that pixtral wrote" if files else ""
     raise InputError(f"{folder} has no {_wanted(task)}{others}", _other_data(task), *_by_hand(task))
+
+
+def with_shots(task: Task, folder: Path, number: int | None = None) -> Task:
+    """The task with solved questions before each of its own: so many, or the usual number.
+
+    Raises SettingError where the task has none, InputError where the folder does not hold them.
+    """
+    if task.shots is None:
+        if number is not None:
+            raise SettingError(f"{task.name} has no solved questions to begin with", Option("shots", 0, "or leave it"))
+        return task
+    shots = replace(task.shots, number=task.shots.number if number is None else number)
+    if not shots.number:
+        return replace(task, shots=shots)
+    rows = list(_solved_rows(replace(task, split=shots.split, read=shots.read), folder))
+    if broken := [row for row in rows if isinstance(row, BrokenRow)]:
+        raise InputError(f"{folder}: {broken[0].id} cannot be a solved question: {broken[0].reason}", *_no_shots(task))
+    try:
+        examples = shots.before([row for row in rows if not isinstance(row, BrokenRow)], shots.number)
+    except RowError as error:
+        raise InputError(f"{folder}: a solved question cannot be used: {error}", *_no_shots(task)) from error
+    return replace(task, shots=shots, examples=examples)
+
+
+def _solved_rows(source: Task, folder: Path) -> Iterator[Row | BrokenRow]:
+    """Rows of one split and no other. Raises InputError."""
+    if parts := split_parts(folder, source):
+        return parquet_rows(parts, source, _other_data(source))
+    if lines := _split_lines(folder, source.split):
+        return _json_lines(with_gaps(lines))
+    try:
+        return iter(source.read(folder) if source.read is not None else ())
+    except InputError as error:
+        raise InputError(
+            f"{folder} has no split {source.split!r}, whose questions stand solved before each", *_no_shots(source)
+        ) from error
+
+
+def _no_shots(task: Task) -> tuple[Remedy, ...]:
+    return Option("shots", 0), *_by_hand(task)
+
+
+def _split_lines(folder: Path, split: str) -> list[Path]:
+    """The split's own JSON lines, where files are named so."""
+    if not split:
+        return []
+    return sorted(path for name in (f"{split}.jsonl", f"{split}-*.jsonl") for path in folder.glob(name))
 
 
 def may_hold_rows(path: Path, folder: Path) -> bool:
@@ -82,7 +134,9 @@ def download_dataset(task: Task) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise extra_missing("huggingface-hub", "eval", "Downloading a dataset") from error
-    patterns = [f"{task.config}/{task.split}-*.parquet"] if task.config else [f"**/{task.split}-*.parquet"]
+    splits = [task.split] if task.shots is None else [task.split, task.shots.split]
+    place = task.config or "**"
+    patterns = list(task.files) or [f"{place}/{split}-*.parquet" for split in splits]
     by_hand: list[Remedy] = [*_by_hand(task), Option("data", "FOLDER")]
     try:
         return Path(snapshot_download(task.dataset, repo_type="dataset", allow_patterns=patterns))
@@ -102,6 +156,10 @@ def _first_line(error: Exception) -> str:
 
 def _wanted(task: Task) -> str:
     """What a folder should hold, for people."""
+    if task.asks == "tokens":
+        return ".txt, .md or .jsonl files"
+    if task.files:
+        return f"{' or '.join(task.files)} of {task.dataset}"
     if task.dataset:
         return f"{task.split}-*.parquet of {task.dataset}"
     return "JSON lines such as rows.jsonl" if task.read is None else f"the files of {task.name}"

@@ -19,6 +19,12 @@ benchmarks' own, stricter ones are in `official_metrics`. A score means nothing 
 | `mathvista` | MathVista | the choice nearest to the answer found, or the number, rounded |
 | `chartqa_relaxed` | ChartQA | as its scorers since pix2struct: numbers may be off by 5 % |
 | `exact` | here | the same text, whatever its case |
+| `nats_per_token`, `bits_per_byte` | here | how unlikely a text was; not from 0 to 1, and less is better |
+| `mmlu` | MMLU | the likeliest of the four letters |
+| `gsm8k_strict`, `gsm8k_flexible` | lm-evaluation-harness | the number after "####", the last number |
+| `math_equivalent` | MATH | the formula in the last box, but for typesetting |
+| `prompt_strict`, `prompt_loose` | IFEval | all instructions were followed, loosely: by some part of the answer |
+| `instruction_strict`, `instruction_loose` | IFEval | how many of them |
 """
 
 from __future__ import annotations
@@ -26,7 +32,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from pixtral_runtime.evaluation import author_metrics, official_metrics
+from pixtral_runtime.evaluation import author_metrics, official_metrics, text_metrics
 from pixtral_runtime.evaluation.answer_text import (
     baseline_answer,
     edit_distance,
@@ -186,4 +192,26 @@ METRICS: dict[str, Callable[[str, Example], float]] = {
     "mathvista": _mathvista,
     "chartqa_relaxed": _chartqa_relaxed,
     "exact": _of(official_metrics.exact),
+    "nats_per_token": text_metrics.nats_per_token,
+    "bits_per_byte": text_metrics.bits_per_byte,
+    "mmlu": _of(text_metrics.mmlu),
+    "gsm8k_strict": _of(text_metrics.gsm8k_strict),
+    "gsm8k_flexible": _of(text_metrics.gsm8k_flexible),
+    "math_equivalent": _of(text_metrics.math_equivalent),
+    "prompt_strict": text_metrics.prompt_strict,
+    "instruction_strict": text_metrics.instruction_strict,
+    "prompt_loose": text_metrics.prompt_loose,
+    "instruction_loose": text_metrics.instruction_loose,
 }
+
+WEIGHTS: dict[str, Callable[[str, Example], float]] = {
+    "nats_per_token": text_metrics.tokens_of,
+    "bits_per_byte": text_metrics.bytes_of,
+    "instruction_strict": text_metrics.instructions_of,
+    "instruction_loose": text_metrics.instructions_of,
+}
+"""How much an example counts in a metric's mean; 1 where it is not here."""
+LOSSES = frozenset({"nats_per_token", "bits_per_byte"})
+"""Metrics of which less is better."""
+OF_THEIR_TASK = LOSSES | {"prompt_strict", "instruction_strict", "prompt_loose", "instruction_loose"}
+"""Metrics that need what only their own task knows."""

@@ -18,11 +18,18 @@ BATCH_ROWS = 16  # read at a time: images are inside
 def parquet_parts(folder: Path, task: Task) -> list[Path | BrokenRow]:
     """The split's files, with what is missing between them; all files where none is named so, but for tables of
     results. Raises InputError, MachineError."""
+    if found := split_parts(folder, task):
+        return found
+    return [path for path in sorted(folder.rglob("*.parquet")) if not is_own(_columns(path))]
+
+
+def split_parts(folder: Path, task: Task) -> list[Path | BrokenRow]:
+    """The split's files alone, in order and with what is missing between them. Raises InputError."""
     if task.split:
         for below in (f"{task.config}/", "") if task.config else ("",):
             if found := sorted(folder.rglob(f"{below}{task.split}-*.parquet")):
                 return with_gaps(found)
-    return [path for path in sorted(folder.rglob("*.parquet")) if not is_own(_columns(path))]
+    return []
 
 
 def parquet_rows(parts: Iterable[Path | BrokenRow], task: Task, other_data: Option) -> Iterator[Row | BrokenRow]:

@@ -7,15 +7,16 @@ and the number that a mean is over is always beside it.
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.batch.records import Record, Request
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.evaluation.judge import rating_averages
-from pixtral_runtime.evaluation.metrics import METRICS
+from pixtral_runtime.evaluation.metrics import LOSSES, METRICS, WEIGHTS
 from pixtral_runtime.evaluation.score import Score
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Task
 from pixtral_runtime.files import write_atomically
@@ -23,11 +24,16 @@ from pixtral_runtime.json_data import from_json, sealed, unsealed
 
 RESULT_SCHEMA = 1
 RATING_METRIC = "rating"
+NATS_METRIC, PERPLEXITY = "nats_per_token", "perplexity"
+MEAN_OF_GROUPS = frozenset({"mmlu"})  # tasks whose groups count alike in a second average
 
 
 @dataclass(frozen=True)
 class Scored:
-    """An example, what was answered, and its score by each metric, the headline first; none where `error` says why."""
+    """An example, what was answered, and its score by each metric, the headline first; none where `error` says why.
+
+    `weights` say how much it counts, by metric, where that is not 1.
+    """
 
     id: str
     question: str
@@ -38,6 +44,7 @@ class Scored:
     scores: Mapping[str, float] = field(default_factory=dict)
     error: str | None = None
     turn: int | None = None  # of a conversation, from 1
+    weights: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def score(self) -> float | None:
@@ -69,25 +76,32 @@ class Evaluation:
         return " and ".join(dict.fromkeys(next(iter(example.scores)) for example in self.scored))
 
     @property
+    def is_share(self) -> bool:
+        """Whether scores are shares of 1, and neither ratings nor nats."""
+        return self.headline != RATING_METRIC and self.headline not in LOSSES
+
+    @property
     def scores(self) -> dict[str, Score]:
         """By metric, each over the examples that have it."""
-        values: dict[str, list[float]] = {}
-        for example in self.scored:
-            for name, value in example.scores.items():
-                values.setdefault(name, []).append(value)
-        return {name: Score.of(each) for name, each in values.items()}
+        names = dict.fromkeys(name for example in self.scored for name in example.scores)
+        found = {name: _score(name, [each for each in self.scored if name in each.scores]) for name in names}
+        return found | ({PERPLEXITY: found[NATS_METRIC].exponential()} if NATS_METRIC in found else {})
 
     @property
     def groups(self) -> dict[str, Score]:
         """The headline score of each group, where there are several."""
-        values: dict[str, list[float]] = {}
+        members: dict[str, list[Scored]] = {}
         for example in self.scored:
-            values.setdefault(example.group, []).append(next(iter(example.scores.values())))
-        return {name: Score.of(values[name]) for name in sorted(values)} if len(values) > 1 else {}
+            members.setdefault(example.group, []).append(example)
+        if len(members) < 2:
+            return {}
+        return {name: _score("", members[name]) for name in sorted(members)}
 
     @property
     def averages(self) -> dict[str, float]:
-        """Of a judge's ratings, the means that `judge.rating_averages` names."""
+        """Of a judge's ratings, the means that `judge.rating_averages` names; of MMLU, that over its subjects."""
+        if self.task in MEAN_OF_GROUPS and (groups := self.groups):
+            return {"mean of groups": statistics.fmean(score.mean for score in groups.values())}
         rated = [
             (each.scores[RATING_METRIC], each.group, each.turn or 1)
             for each in self.scored
@@ -151,7 +165,10 @@ def score_answers(task: Task, examples: Iterable[Example], records: Mapping[str,
         scored = _answered(example, records.get(example.id))
         if scored.error is None:
             names = task.metrics if example.metric is None else (example.metric,)
-            scored = _with_scores(scored, {name: METRICS[name](scored.answer or "", example) for name in names})
+            said = scored.answer or ""
+            scored = _with_scores(scored, {name: METRICS[name](said, example) for name in names})
+            weights = {name: WEIGHTS[name](said, example) for name in names if name in WEIGHTS}
+            scored = replace(scored, weights=weights)
         result.append(scored)
     return result
 
@@ -172,6 +189,13 @@ def score_ratings(
             )
         result.append(scored)
     return result
+
+
+def _score(name: str, examples: Sequence[Scored]) -> Score:
+    """By a metric, or by each one's headline where it has no name."""
+    names = [name or next(iter(example.scores)) for example in examples]
+    values = [example.scores[one] for one, example in zip(names, examples, strict=True)]
+    return Score.of(values, [example.weights.get(one, 1.0) for one, example in zip(names, examples, strict=True)])
 
 
 def _answered(example: Example, record: Record | None) -> Scored:

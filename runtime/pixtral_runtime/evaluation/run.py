@@ -15,8 +15,10 @@ from pixtral_runtime.batch.run import Tally, run_job
 from pixtral_runtime.batch.worker import Worker, WorkerOptions
 from pixtral_runtime.bundle.manifest import open_bundle
 from pixtral_runtime.evaluation.judge import JudgeOptions, rate_answers
+from pixtral_runtime.evaluation.reading import Reader
 from pixtral_runtime.evaluation.result import Evaluation, Scored, requests_of, score_answers, score_ratings
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Task
+from pixtral_runtime.inputs.text_windows import window_size
 
 Answering = Callable[[Worker, Sequence[Request]], Tally]
 """Answers requests with a worker; the tally has the records of all of them."""
@@ -26,12 +28,17 @@ Progress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class Questions:
-    """What a bundle is asked: a task's examples, and the rows that gave none. Answers end at `max_new_tokens`."""
+    """What a bundle is asked: a task's examples, and the rows that gave none. Answers end at `max_new_tokens`.
+
+    Where it reads texts, `window` is how many tokens it reads at a time, and `windows` the most of them.
+    """
 
     task: Task
     examples: Sequence[Example]
     broken_rows: Sequence[BrokenRow] = ()
     max_new_tokens: int | None = None  # None: the task's own
+    window: int | None = None
+    windows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -69,14 +76,15 @@ def evaluate(
     task, opened = questions.task, open_bundle(bundle)
     limit = task.max_new_tokens if questions.max_new_tokens is None else questions.max_new_tokens
     settings = Settings(opened.fingerprint, options.preprocess, options.max_image_side, options.image_tokens)
-    asked = requests_of(questions.examples, limit)
-    worker = Worker(bundle, settings, options.worker)
-    check_fit(worker.prompts, asked)
+    worker, examples = _worker(bundle, settings, questions, options.worker)
+    asked = requests_of(examples, limit)
+    if task.asks == "answer":
+        check_fit(worker.prompts, asked)
     tally = answer(worker, asked)
     if task.metrics:
-        scored = score_answers(task, questions.examples, tally.records)
+        scored = score_answers(task, examples, tally.records)
     else:
-        scored = _rated(questions.examples, tally.records, options.judge, ratings, progress)
+        scored = _rated(examples, tally.records, options.judge, ratings, progress)
     setting = {
         "bundle": str(bundle),
         "fingerprint": opened.fingerprint,
@@ -89,11 +97,23 @@ def evaluate(
         "preprocess": options.preprocess,
         "max_image_side": options.max_image_side,
         "image_tokens": options.image_tokens,
+        "window": window_size(opened.limits.max_context, questions.window) if task.asks == "tokens" else None,
+        "shots": None if task.shots is None else task.shots.number,
         "judge": None if options.judge is None else options.judge.model,
         "seconds": round(tally.seconds, 1),
         "kept": tally.kept,
     }
     return Evaluation(task.name, setting, scored, questions.broken_rows), tally.records
+
+
+def _worker(
+    bundle: Path, settings: Settings, questions: Questions, options: WorkerOptions
+) -> tuple[Worker, Sequence[Example]]:
+    """Who answers or reads, and what: the windows of texts are those of the bundle's tokens."""
+    if questions.task.asks == "answer":
+        return Worker(bundle, settings, options), questions.examples
+    reader = Reader(bundle, settings, options, questions.task, questions.examples, questions.window)
+    return reader, reader.examples[: questions.windows]
 
 
 def _rated(

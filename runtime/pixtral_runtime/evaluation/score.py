@@ -1,12 +1,14 @@
 """How sure a score is, and whether two bundles' scores differ.
 
-Scores are numbers from 0 to 1 (or ratings), one per example. Intervals are by bootstrap over examples, with a fixed
-seed: the same scores give the same interval, always. Examples count as independent; questions about one picture are
-not quite, so intervals of tasks that ask many are a little too narrow.
+Scores are numbers from 0 to 1 (or ratings, or nats), one per example, which may have weights, such as a text's tokens.
+Intervals are by bootstrap over examples, with a fixed seed: the same scores give the same interval, always. Examples
+count as independent; questions about one picture are not quite, nor windows of one text, so intervals of tasks that
+have many are a little too narrow.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,11 +22,12 @@ NUMBERS_DRAWN_AT_A_TIME = 1 << 22  # 32 MB
 WORDING_POINTS = {"mathvista": 1.0, "mmmu": 1.5, "chartqa": 0.4}
 """Standard deviation of Pixtral's score over ten wordings of the prompt, in points (paper, table 7)."""
 WORDING_MOST_POINTS = 1.5  # for tasks that the paper did not try
+PERPLEXITY_PERCENT = 1.0  # more of it than this is a loss: our own bound, as no wording is in the way
 
 
 @dataclass(frozen=True)
 class Score:
-    """The mean of `n` examples' scores, with its 95 % interval."""
+    """The mean of `n` examples' scores, weighted or not, with its 95 % interval."""
 
     mean: float
     low: float
@@ -32,26 +35,31 @@ class Score:
     n: int
 
     @classmethod
-    def of(cls, values: Samples) -> Score:
+    def of(cls, values: Samples, weights: Samples | None = None) -> Score:
         """Raises ValueError where there are none.
 
         Where all are 0 or all are 1 a bootstrap would claim certainty; the interval is then Wilson's.
         """
-        scores = finite_values(values)
-        mean = float(scores.mean())
+        scores, heavy = finite_values(values), _unequal(weights)
+        mean = float(np.average(scores, weights=heavy))
         if mean in (0, 1) and (scores == mean).all():
             low, high = wilson(int(mean) * len(scores), len(scores))
         else:
-            low, high = map(float, np.percentile(_means(scores), (2.5, 97.5)))
+            means = _means(scores) if heavy is None else _weighted_means(scores, heavy)
+            low, high = map(float, np.percentile(means, (2.5, 97.5)))
         return cls(mean, low, high, len(scores))
+
+    def exponential(self) -> Score:
+        """A perplexity of nats, with their interval."""
+        return Score(math.exp(self.mean), math.exp(self.low), math.exp(self.high), self.n)
 
 
 @dataclass(frozen=True)
 class Paired:
     """New minus old over the examples that both scored, with its 95 % interval.
 
-    `better` and `worse` count examples whose score rose and fell. `test` names where `p_value` is from: McNemar's exact
-    test where scores are 0 or 1, a paired bootstrap for others.
+    `better` and `worse` count examples whose score rose and fell, or fell and rose where less is better. `test` names
+    where `p_value` is from: McNemar's exact test where scores are 0 or 1, a paired bootstrap for others.
     """
 
     n: int
@@ -68,16 +76,18 @@ class Paired:
         return self.p_value < ALPHA
 
 
-def paired(old: Samples, new: Samples) -> Paired:
+def paired(old: Samples, new: Samples, weights: Samples | None = None, *, less_is_better: bool = False) -> Paired:
     """Compare scores of the same examples in the same order. Raises ValueError where they are not as many, or none."""
     before, after = finite_values(old), finite_values(new)
     if len(before) != len(after):
         raise ValueError(f"{len(before)} and {len(after)} scores are no pairs")
-    change = after - before
-    mean, better, worse = float(change.mean()), int((change > 0).sum()), int((change < 0).sum())
-    means = _means(change)
+    change, heavy = after - before, _unequal(weights)
+    mean, better, worse = float(np.average(change, weights=heavy)), int((change > 0).sum()), int((change < 0).sum())
+    if less_is_better:
+        better, worse = worse, better
+    means = _means(change) if heavy is None else _weighted_means(change, heavy)
     low, high = map(float, np.percentile(means, (2.5, 97.5)))
-    if np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
+    if heavy is None and np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
         p_value, test = mcnemar(better, worse), "McNemar"
     else:
         as_far = np.abs(means - mean) >= abs(mean) - 1e-12  # as if there were no difference
@@ -104,6 +114,39 @@ def verdict(task: str, change: Paired) -> str:
     if abs(points) <= wording:
         return f"{size}, not luck, but within the {beside}"
     return f"{size}, more than the {beside}"
+
+
+def perplexity_verdict(change: Paired) -> str:
+    """What a difference in nats a token means: a factor of the perplexity."""
+    percent, most = (100 * (math.exp(nats) - 1) for nats in (change.difference, max(abs(change.low), abs(change.high))))
+    if not change.significant:
+        return f"no difference can be shown (p = {change.p_value:.2g}); at most {most:.2f} % of the perplexity"
+    size = (
+        f"{'better' if percent < 0 else 'worse'} by {abs(percent):.2f} % of the perplexity (p = {change.p_value:.2g})"
+    )
+    if percent < 0:
+        return f"{size}, not luck"
+    beside = "less" if percent <= PERPLEXITY_PERCENT else "more"
+    return f"{size}, not luck, and {beside} than the {PERPLEXITY_PERCENT:g} % that is no loss here"
+
+
+def _unequal(weights: Samples | None) -> npt.NDArray[np.float64] | None:
+    """Weights as an array; None where they are all the same, as if there were none."""
+    if weights is None:
+        return None
+    heavy = finite_values(weights)
+    return heavy if (heavy != heavy[0]).any() else None
+
+
+def _weighted_means(values: npt.NDArray[np.float64], weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Weighted means of `MEAN_RESAMPLES` samples of as many values with their weights, drawn with replacement."""
+    rng = np.random.default_rng(SEED)
+    rows = max(1, NUMBERS_DRAWN_AT_A_TIME // len(values))
+    blocks = []
+    for done in range(0, MEAN_RESAMPLES, rows):
+        drawn = rng.integers(0, len(values), (min(rows, MEAN_RESAMPLES - done), len(values)))
+        blocks.append((values[drawn] * weights[drawn]).sum(1) / weights[drawn].sum(1))
+    return np.concatenate(blocks)
 
 
 def _means(values: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -6,10 +6,10 @@ and how answers are scored. One that cannot be understood becomes a broken row, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from pixtral_runtime.inputs.conversation import Message
 
@@ -60,6 +60,20 @@ relative to the dataset's folder, base64. Raises RowError where there is none.""
 
 
 @dataclass(frozen=True)
+class Shots:
+    """Solved questions that stand before each one: the usual number, and the split that they are the first rows of.
+
+    `before` puts these rows and their number before the questions: it gives what is to take the place of
+    `Task.examples`, and raises RowError. `read` finds them in files of the authors' own kind.
+    """
+
+    number: int
+    split: str
+    before: Callable[[Sequence[Row], int], Callable[[Row, int, SaveImage], list[Example]]]
+    read: Callable[[Path], Iterable[Row | BrokenRow]]
+
+
+@dataclass(frozen=True)
 class Task:
     """A benchmark (specification section 5.3).
 
@@ -68,6 +82,10 @@ class Task:
     tuple where another edition names one otherwise. `examples` makes a row's examples, one each but for conversations;
     `number` is the row's place in the dataset, from 0. It raises RowError. `read` takes the place of
     `dataset.read_rows` for a dataset in files of its own kind.
+
+    `asks` says what the model does: it answers, or reads the question and has its `choice` of letters, or reads a text
+    and is told how well it predicts the `tokens`. `shots` are solved questions before each. `files` name what the hub
+    has in the place of parquet files.
     """
 
     name: str
@@ -79,3 +97,7 @@ class Task:
     columns: tuple[str | tuple[str, ...], ...]
     examples: Callable[[Row, int, SaveImage], list[Example]]
     read: Callable[[Path], Iterable[Row | BrokenRow]] | None = None
+    asks: Literal["answer", "choice", "tokens"] = "answer"
+    has_pictures: bool = True
+    shots: Shots | None = None
+    files: tuple[str, ...] = ()

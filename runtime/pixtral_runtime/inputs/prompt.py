@@ -215,6 +215,12 @@ class PromptBuilder:
         """The token ids of a text, with nothing around it."""
         return [int(token) for token in self.tokenizer.instruct_tokenizer.tokenizer.encode(text, bos=False, eos=False)]
 
+    def plain(self, token_ids: Sequence[int]) -> Prompt:
+        """A text's tokens as the model reads a text that nobody asked: after <s>, with no question around it."""
+        start = int(self.tokenizer.instruct_tokenizer.tokenizer.bos_id)
+        ids = np.array([start, *token_ids], np.int64)
+        return Prompt(ids, np.full(len(ids), -1), (), 0)
+
     def token_bytes(self, token_id: int) -> bytes:
         """What a token stands for, control tokens by their names."""
         from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
