@@ -72,7 +72,8 @@ def make_world(target: Path) -> None:
     for number, name in enumerate(("a.png", "b.jpg", "c.webp", "d.tiff", "e.gif", "f.bmp")):
         Image.new("RGB", (40, 24), (40 * number, 99, 5)).save(world / "photos" / name)
     row = {"question": QUESTION, "answer": "red", "image": "../photos/a.png"}
-    (world / "questions").mkdir()
+    for name in ("questions", "texts", "problems", "choices"):
+        (world / name).mkdir()
     (world / "tables").mkdir()
     picture = {"bytes": (world / "photos/a.png").read_bytes(), "path": "a.png"}
     answers = [{"answer": "red", "answer_confidence": "yes", "answer_id": n} for n in range(10)]
@@ -84,12 +85,17 @@ def make_world(target: Path) -> None:
     schema = {"type": "object", "properties": {"colour": {"type": "string", "maxLength": 3}}, "required": ["colour"]}
     texts: dict[str, list[Any]] = {
         "questions/rows.jsonl": [row, row | {"id": "second"}],
+        "texts/lines.jsonl": [{"text": QUESTION}, {"text": "A longer text. " * 9}],
+        "problems/test.jsonl": [{"question": "1 + 1?", "answer": "#### 2"}],
+        "problems/train.jsonl": [{"question": "1 + 2?", "answer": "#### 3"}],
+        "choices/test.jsonl": [{"question": QUESTION, "subject": "art", "choices": list("abcd"), "answer": 1}],
         "requests.jsonl": [request, talk],
         "samples.jsonl": [{"prompt": QUESTION, "image": "photos/a.png"}],
         "schema.json": [schema],
     }
     for name, entries in texts.items():
         (world / name).write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
+    (world / "texts/notes.md").write_text("# Notes\n\nA short text.\n")
     (world / "prompts.txt").write_text(f"# a comment\n{QUESTION}\n")
     _write_sources(world)
     before = Path.cwd()
@@ -132,6 +138,8 @@ def odd_paths() -> tuple[str, ...]:
         "photos/a.png",
         "tables",
         "questions",
+        "texts",
+        "texts/notes.md",
         "requests.jsonl",
     )
     good += (

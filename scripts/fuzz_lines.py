@@ -35,6 +35,9 @@ LINES = {
         "bundle --task custom --data questions --max-new-tokens 2",
         "bundle --task custom --data questions --max-new-tokens 2 --against eval.json --html new.html",
         "bundle --task vqav2 --data tables --max-new-tokens 2 --save new.json",
+        "bundle --task perplexity --data texts --window 16 --against built --save new.json",
+        "bundle --task gsm8k --data problems --shots 1 --max-new-tokens 2 --html new.html",
+        "bundle --task mmlu --data choices --shots 0",
     ],
     "serve": ["bundle --host 256.1.1.1"],  # it would answer for ever at an address that is one
     "merge": ["results.jsonl -o merged.jsonl", "results.jsonl other.jsonl -o merged.parquet"],

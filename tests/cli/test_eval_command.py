@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 import time
@@ -16,7 +17,7 @@ from typer.testing import CliRunner
 from demo_bundles import easy_vqa_data
 from helpers.bundles import exported
 from helpers.judge_stub import Reply, judge_server
-from helpers.places import DEMO
+from helpers.places import DEMO, ROOT
 from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
 
@@ -155,6 +156,28 @@ def test_turns_of_mm_mt_bench_are_answered_then_rated_and_nothing_is_paid_for_tw
     assert "a-key" not in "".join(path.read_text(encoding="utf-8") for path in tmp_path.glob("r.*"))
 
 
+def test_perplexity_of_a_text_is_kept_compared_and_resumed(bundle: Path, int4: Path, tmp_path: Path) -> None:
+    text = tmp_path / "notes.md"
+    text.write_text("The red square is left of the blue one. " * 60, encoding="utf-8")
+    asked = ("--task", "perplexity", "--data", text, "--window", 64, "--save", tmp_path / "a.json", "--json")
+    done = invoke(bundle, *asked, "--limit", 5)
+    assert done.exit_code == 0, done.stderr
+    more = invoke(bundle, *asked, "--resume", "--limit", 8, "--html", tmp_path / "page.html")
+    assert more.exit_code == 0, more.stderr
+    seen = json.loads(more.stdout)
+    assert (seen["scored"], seen["setting"]["kept"], seen["setting"]["window"]) == (8, 5, 64)
+    scores = seen["scores"]
+    assert scores["perplexity"]["mean"] == pytest.approx(math.exp(scores["nats_per_token"]["mean"]))
+    assert scores["nats_per_token"]["low"] < scores["nats_per_token"]["mean"] < scores["nats_per_token"]["high"]
+    both = invoke(int4, *asked[:6], "--limit", 8, "--against", tmp_path / "a.json")
+    assert both.exit_code in (0, 6), both.stderr
+    assert "of the perplexity" in both.stdout and "paired bootstrap" in both.stdout and "flipped" not in both.stdout
+    other = invoke(int4, *asked[:4], "--window", 32, "--against", tmp_path / "a.json")
+    assert other.exit_code == 3 and "another question" in other.stderr
+    clash = invoke(bundle, *asked[:6], "--save", text, "--force")
+    assert clash.exit_code == 3 and text.read_text(encoding="utf-8").startswith("The red")
+
+
 def test_a_bundle_that_lost_its_answers_ends_with_exit_6(bundle: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "data", 20)
     assert invoke(bundle, "--task", "custom", "--data", data, "--save", tmp_path / "a.json").exit_code == 0
@@ -175,6 +198,10 @@ def test_a_bundle_that_lost_its_answers_ends_with_exit_6(bundle: Path, tmp_path:
         (["--task", "custom", "--data", "{data}", "--against", "{tmp}/none.json"], "none.json"),
         (["--task", "custom", "--data", "{data}", "--judge-url", "http://localhost"], "--judge-url"),
         (["--task", "mm_mt_bench", "--data", "{data}"], "--save"),
+        (["--task", "perplexity", "--data", str(ROOT / "README.md"), "--window", "1"], "--window"),
+        (["--task", "perplexity", "--data", "{data}/000.png"], ".jsonl"),
+        (["--task", "mmlu", "--data", "{data}"], "--shots 0"),
+        (["--task", "perplexity"], "--data"),
     ],
 )
 def test_what_cannot_be_is_refused_before_any_work(

@@ -22,8 +22,9 @@ from pixtral_runtime.evaluation.result import read_evaluation
 from pixtral_runtime.evaluation.row_images import ImageStore
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Row, RowError, Task
 from pixtral_runtime.inputs.text_file import parsed_json, read_lines
+from pixtral_runtime.inputs.text_windows import PLAIN
 
-TABLES, TEXTS = (".parquet", ".csv"), (".json", ".jsonl")  # where datasets have their rows
+TABLES, TEXTS = (".parquet", ".csv", *PLAIN), (".json", ".jsonl")  # where datasets have their rows
 
 
 def read_examples(
@@ -64,7 +65,7 @@ def read_rows(folder: Path, task: Task) -> Iterator[Row | BrokenRow]:
     if lines := _split_lines(folder, task.split):
         return _json_lines(with_gaps(lines))
     files = sorted(folder.glob("*.jsonl"))
-    if lines := [path for path in files if not _is_own(path)]:
+    if lines := [path for path in files if not is_own_file(path)]:
         return _json_lines(with_gaps(lines))
     if task.read is not None:
         return iter(task.read(folder))
@@ -101,11 +102,9 @@ def _solved_rows(source: Task, folder: Path) -> Iterator[Row | BrokenRow]:
     if lines := _split_lines(folder, source.split):
         return _json_lines(with_gaps(lines))
     try:
-        return iter(source.read(folder) if source.read is not None else ())
+        return iter([] if source.read is None else list(source.read(folder)))
     except InputError as error:
-        raise InputError(
-            f"{folder} has no split {source.split!r}, whose questions stand solved before each", *_no_shots(source)
-        ) from error
+        raise InputError(f"there are no solved questions to begin with: {error}", *_no_shots(source)) from error
 
 
 def _no_shots(task: Task) -> tuple[Remedy, ...]:
@@ -122,7 +121,7 @@ def _split_lines(folder: Path, split: str) -> list[Path]:
 def may_hold_rows(path: Path, folder: Path) -> bool:
     """Whether a file is part of a dataset in this folder, as far as its place, its name and its beginning tell."""
     is_inside = path.is_file() and path.resolve().is_relative_to(folder.resolve())
-    return is_inside and (path.suffix in TABLES or (path.suffix in TEXTS and not _is_own(path)))
+    return is_inside and (path.suffix in TABLES or (path.suffix in TEXTS and not is_own_file(path)))
 
 
 def download_dataset(task: Task) -> Path:
@@ -179,7 +178,7 @@ def _json_lines(parts: Iterable[Path | BrokenRow]) -> Iterator[Row | BrokenRow]:
                 yield _json_row(line, f"{path.name}, line {number}")
 
 
-def _is_own(path: Path) -> bool:
+def is_own_file(path: Path) -> bool:
     """Whether pixtral wrote the file: results and ratings, by the first line, or a whole evaluation's result."""
     first = next((line for line in read_lines(path) if line.strip()), "")
     if first == "{":  # a document over many lines

@@ -89,7 +89,7 @@ def _sentences(answer: str, told: Instruction) -> bool:
 def _paragraphs(answer: str, told: Instruction) -> bool:
     """Between lines of three asterisks; an empty one counts nowhere at the ends, and is wrong elsewhere."""
     parts = [bool(part.strip()) for part in re.split(r"\s?\*\*\*\s?", answer)]
-    return all(parts[1:-1]) and sum(parts) == told["num_paragraphs"]
+    return all(parts[1:-1]) and bool(sum(parts) == told["num_paragraphs"])
 
 
 def _words(answer: str, told: Instruction) -> bool:
@@ -103,11 +103,11 @@ def _first_word_of_paragraph(answer: str, told: Instruction) -> bool:
     if place > count or not (part := parts[place - 1].strip()):
         return False
     first = _FIRST_WORD.match(part.split()[0].lstrip("'").lstrip('"').lower())
-    return count == told["num_paragraphs"] and first is not None and first[0] == told["first_word"].lower()
+    return first is not None and (count, first[0]) == (told["num_paragraphs"], told["first_word"].lower())
 
 
 def _placeholders(answer: str, told: Instruction) -> bool:
-    return len(re.findall(r"\[.*?\]", answer)) >= told["num_placeholders"]
+    return _enough(len(re.findall(r"\[.*?\]", answer)), told["num_placeholders"], AT_LEAST)
 
 
 def _postscript(answer: str, told: Instruction) -> bool:
@@ -118,7 +118,7 @@ def _postscript(answer: str, told: Instruction) -> bool:
 def _bullets(answer: str, told: Instruction) -> bool:
     stars = re.findall(r"^\s*\*[^*].*$", answer, re.MULTILINE)
     dashes = re.findall(r"^\s*-.*$", answer, re.MULTILINE)
-    return len(stars) + len(dashes) == told["num_bullets"]
+    return bool(len(stars) + len(dashes) == told["num_bullets"])
 
 
 def _fixed_answer(answer: str, told: Instruction) -> bool:
@@ -128,12 +128,12 @@ def _fixed_answer(answer: str, told: Instruction) -> bool:
 def _highlights(answer: str, told: Instruction) -> bool:
     single = [one.strip("*") for one in re.findall(r"\*[^\n*]*\*", answer)]
     double = [one[2:-2] for one in re.findall(r"\*\*[^\n*]*\*\*", answer)]
-    return sum(bool(one.strip()) for one in single + double) >= told["num_highlights"]
+    return _enough(sum(bool(one.strip()) for one in single + double), told["num_highlights"], AT_LEAST)
 
 
 def _sections(answer: str, told: Instruction) -> bool:
     marks = re.findall(rf"\s?{told['section_spliter'].strip()}\s?\d+\s?", answer)
-    return len(marks) >= told["num_sections"]
+    return _enough(len(marks), told["num_sections"], AT_LEAST)
 
 
 def _json(answer: str, told: Instruction) -> bool:

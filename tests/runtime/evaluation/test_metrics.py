@@ -11,6 +11,8 @@ from pixtral_runtime.inputs.conversation import user_message
 NAMES = {
     *("mistral_vqa_match", "mistral_anls", "relaxed_correctness", "baseline", "level_1", "level_2", "level_3"),
     *("vqa_accuracy", "anls", "exact_choice", "exact", "mmmu", "mathvista", "chartqa_relaxed"),
+    *("nats_per_token", "bits_per_byte", "mmlu", "gsm8k_strict", "gsm8k_flexible", "math_equivalent"),
+    *("prompt_strict", "prompt_loose", "instruction_strict", "instruction_loose"),
 }
 LEVELS = ("baseline", "level_1", "level_2", "level_3")
 GOLD = [  # answer, reference, explicit (level 2), anywhere (level 3)

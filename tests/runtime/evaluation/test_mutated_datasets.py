@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from pixtral_runtime.errors import PixtralError
 from pixtral_runtime.evaluation.dataset import read_examples
-from pixtral_runtime.evaluation.metrics import METRICS
+from pixtral_runtime.evaluation.metrics import LOSSES, METRICS, OF_THEIR_TASK
 from pixtral_runtime.evaluation.row_images import ImageStore
 from pixtral_runtime.evaluation.tasks.registry import TASKS
 
@@ -33,6 +33,13 @@ ROW: dict[str, dict[str, Any]] = {
     "chartqa": {"image": "a.png", "query": "What?", "label": ["14"], "human_or_machine": 0},
     "easy_vqa": {"image": "a.png", "question": "What?", "answer": "yes", "id": 3},
     "mm_mt_bench": {"image": "a.png", "category": "charts", "conversation": json.dumps(TALK)},
+    "perplexity": {"text": "Some words."},
+    "mmlu": {"question": "Which?", "subject": "world_religions", "choices": ["one", "two", "three", "four"],
+             "answer": 1},
+    "gsm8k": {"question": "How many?", "answer": "Two.\n#### 14"},
+    "math": {"problem": "What?", "solution": "So $\\boxed{\\frac12}$.", "answer": "1", "subject": "Algebra"},
+    "ifeval": {"key": 1, "prompt": "Write.", "instruction_id_list": ["keywords:frequency", "punctuation:no_comma"],
+               "kwargs": [{"keyword": "a", "frequency": 1, "relation": "at least", "num_words": None}, {}]},
 }  # fmt: skip
 OWN: dict[str, dict[str, Any]] = {
     "mathvista": {"testmini.json": {"1": ROW["mathvista"] | {"image": "a.png"}}, "query.json": {"1": "Which?"}},
@@ -45,6 +52,10 @@ OWN: dict[str, dict[str, Any]] = {
         "v2_mscoco_val2014_annotations.json": {"annotations": [{"question_id": 7, "answers": [{"answer": "x"}]}]},
     },
     "easy_vqa": {"questions.json": [["What?", "yes", 1]]},
+    "math": {"test/algebra/1.json": ROW["math"]},
+    "gsm8k": {"grade_school_math/data/test.jsonl": ROW["gsm8k"]},
+    "mmlu": {"data/test/art_test.csv": "Which?,1,2,3,4,A"},
+    "perplexity": {"notes.md": "# Some words"},
 }
 OWN_PICTURES = {
     "chartqa": ["test/png/a.png"],
@@ -138,8 +149,8 @@ def outcomes(count: int, seed: int) -> Counter[str]:
             found["examples"] += 1
             for example in examples:
                 json.dumps(example.details)
-                for metric in METRICS.values():
-                    assert 0 <= metric(rng.choice(ANSWERS), example) <= 1
+                for metric in {*METRICS} - OF_THEIR_TASK | {*TASKS[task].metrics} - LOSSES:
+                    assert 0 <= METRICS[metric](rng.choice(ANSWERS), example) <= 1
     return found
 
 

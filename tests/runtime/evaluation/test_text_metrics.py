@@ -1,7 +1,7 @@
 """Scores of text tasks against what the benchmarks' own programs gave for the same answers.
 
-`tests/data/text_scores.json` holds answers made up for it, and what was computed of them by lm-evaluation-harness 0.4.13
-(GSM8K, IFEval) and by MATH's `math_equivalence.py`.
+`tests/data/text_scores.json` holds answers made up for it, and what was computed of them by lm-evaluation-harness
+0.4.13 (GSM8K, IFEval, NLTK for sentences and words) and by MATH's `math_equivalence.py`.
 """
 
 from __future__ import annotations
@@ -52,10 +52,8 @@ def test_gsm8k_is_scored_as_by_the_harness(answer: str, reference: str, strict: 
 def test_the_gold_cases_are_of_every_instruction_and_both_outcomes() -> None:
     assert {case["id"] for case in IFEVAL["cases"]} == set(CHECKS) and len(CHECKS) == 25
     for name in CHECKS:
-        seen = {
-            answer in case["strict"] for case in IFEVAL["cases"] if case["id"] == name for answer in IFEVAL["answers"]
-        }
-        assert seen == {True, False}, name
+        kept = [len(case["strict"]) for case in IFEVAL["cases"] if case["id"] == name]
+        assert 0 < sum(kept) < len(kept) * len(IFEVAL["answers"]), name
 
 
 @pytest.mark.parametrize("case", IFEVAL["cases"], ids=lambda case: case["id"])

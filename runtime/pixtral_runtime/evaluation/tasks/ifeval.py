@@ -24,29 +24,30 @@ def examples(row: Row, number: int, save: SaveImage) -> list[Example]:
 
 def _instruction(name: object, told: object) -> dict[str, Any]:
     """A table has every argument of any instruction, empty where it is another's. Raises RowError."""
-    if name not in CHECKS:
+    if not isinstance(name, str) or name not in CHECKS:
         raise RowError(f"there is no instruction {name!r:.80}")
     given = {key: value for key, value in told.items() if value is not None} if isinstance(told, Mapping) else {}
-    wanted = ARGUMENTS.get(str(name), {})
+    wanted = ARGUMENTS.get(name, {})
     for key, kind in wanted.items():
         value = given.get(key)
         if isinstance(value, float) and value.is_integer():
             given[key] = value = int(value)
-        if not isinstance(value, kind):
+        if not isinstance(value, kind) or isinstance(value, bool):
             raise RowError(f"{name} has no {key}, seen {value!r:.80}")
         if key in RELATIONS and value not in (LESS, AT_LEAST):
             raise RowError(f"{name}: {key} is {value!r:.80}, expected {LESS!r} or {AT_LEAST!r}")
-    for pattern in _patterns(given):
+    arguments = {key: given[key] for key in wanted}
+    for pattern in _patterns(arguments):
         try:
             re.compile(pattern)
         except re.error as error:
             raise RowError(f"{name}: {pattern!r:.80} is no pattern: {error}") from error
-    return {"id": name, **{key: given[key] for key in wanted}}
+    return {"id": name, **arguments}
 
 
-def _patterns(given: Mapping[str, Any]) -> Iterator[str]:
+def _patterns(arguments: Mapping[str, Any]) -> Iterator[str]:
     for key in PATTERNS:
-        value = given.get(key, ())
+        value = arguments.get(key, ())
         for one in [value] if isinstance(value, str) else value:
             if not isinstance(one, str):
                 raise RowError(f"{key} holds {one!r:.80}, which is no text")
