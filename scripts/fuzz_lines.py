@@ -41,7 +41,11 @@ LINES = {
     ],
     "serve": ["bundle --host 256.1.1.1"],  # it would answer for ever at an address that is one
     "merge": ["results.jsonl -o merged.jsonl", "results.jsonl other.jsonl -o merged.parquet"],
-    "compare": ["bundle built --images photos --max-new-tokens 2", "bundle bundle --prompts prompts.txt --html c.html"],
+    "compare": [
+        "bundle built --images photos --max-new-tokens 2",
+        "bundle bundle --prompts prompts.txt --html c.html",
+        "bundle built --texts texts --limit 2",
+    ],
     "plan": ["checkpoint", "hf --precision int8", "bundle --device orin-nx-16"],
     "check": ["bundle --against checkpoint", "built --engine rtx:sm89"],
     "inspect": ["bundle --verify", "built"],

@@ -1,4 +1,4 @@
-"""`pixtral compare`: how much a second bundle of a model differs from the first, on the user's own images."""
+"""`pixtral compare`: how much a second bundle of a model differs from the first, on the user's own images and texts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,13 @@ def compare(
     prompts: Annotated[
         Path | None, typer.Option(help="One prompt a line, # for comments; otherwise asks for a short description.")
     ] = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="Stop after this many images, or prompts alone.")] = None,
+    texts: Annotated[
+        list[Path] | None,
+        typer.Option(help="A .txt, .md or .jsonl file or a folder of them, to read and not to answer; repeatable."),
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Stop after this many images, or prompts alone, and pieces of texts.")
+    ] = None,
     max_new_tokens: MaxNewTokensOption = 32,
     max_image_side: MaxImageSideOption = None,
     image_tokens: ImageTokensOption = None,
@@ -56,23 +62,28 @@ def compare(
     from pixtral_runtime.errors import Option
     from pixtral_runtime.files import Output, check_outputs, write_text_atomically
     from pixtral_runtime.inputs.image_files import collect_images
+    from pixtral_runtime.inputs.text_windows import read_texts, text_files
 
     if not images:
         refuse_unused(context, ("max_image_side", "image_tokens", "exif"), "without --images", "--images FOLDER")
+    if texts and not images and prompts is None:
+        refuse_unused(context, ("max_new_tokens",), "with --texts alone", "--images FOLDER")
     if html is None:
         refuse_unused(context, ("force",), "without --html", "--html compare.html")
     reference, candidate = open_bundle(bundle_a), open_bundle(bundle_b)
-    texts = [DEFAULT_PROMPT] if prompts is None else read_prompts(prompts)
+    asked = read_prompts(prompts) if prompts is not None else [] if texts and not images else [DEFAULT_PROMPT]
     paths = collect_images(images, sys.stdin.buffer, note=output.talk)[:limit] if images else []
+    files = [path for place in texts or () for path in text_files(place, Option("texts", "FILE"))]
     if html is not None:
-        read = (*reference.own_files, *candidate.own_files, *paths, *([prompts] if prompts else []))
-        check_outputs([Output(html, Option("html", "compare.html"), force)], read)
-    if not images and prompts is None:
+        named = (*files, *reference.own_files, *candidate.own_files, *paths, *([prompts] if prompts else []))
+        check_outputs([Output(html, Option("html", "compare.html"), force)], named)
+    if not images and prompts is None and not texts:
         output.warn("no images given, so one prompt alone is compared; add --images FOLDER")
-    settings = CompareSettings(max_new_tokens, exif, max_image_side, image_tokens, threads, output.hint_of)
+    settings = CompareSettings(max_new_tokens, exif, max_image_side, image_tokens, threads, limit, output.hint_of)
     with output.progress() as bars:
+        read = list(read_texts(files))
         report = compare_bundles(
-            reference, candidate, paths, texts if paths else texts[:limit], settings, progress=bars.stage
+            reference, candidate, paths, asked if paths else asked[:limit], settings, progress=bars.stage, read=read
         )
     if as_json:
         output.print_json(report.to_dict())
@@ -91,9 +102,13 @@ def _print(report: BundleComparison) -> None:
     from pixtral_runtime.compare.result import db_text, speed_text
 
     logits, answers = report.logits, report.answers
+    said = {}
+    if answers is not None:
+        said["same_answer"] = f"{answers.exact_match:.2%} of the answers"
+        said["answer_similarity"] = f"{answers.similarity_mean:.3f}"
     output.print_pairs(
         {
-            "kl_mean_nats": f"{logits.kl_mean_nats:.2e} over {logits.positions} tokens of {len(report.cases)} answers",
+            "kl_mean_nats": f"{logits.kl_mean_nats:.2e} over {logits.positions} tokens of {len(report.cases)} cases",
             "kl_median_nats": f"{logits.kl_median_nats:.2e}",
             "kl_p95_nats": f"{logits.kl_p95_nats:.2e}",
             "kl_max_nats": f"{logits.kl_max_nats:.2e}",
@@ -103,9 +118,8 @@ def _print(report: BundleComparison) -> None:
             "worst_layer": "none, all are exact"
             if report.worst_layer is None
             else f"{report.worst_layer.layer}, {report.worst_layer.tensor}: {db_text(report.worst_layer.snr_db)}",
-            "same_answer": f"{answers.exact_match:.2%} of the answers",
-            "answer_similarity": f"{answers.similarity_mean:.3f}",
         }
+        | said
     )
     layers = sorted(report.layers, key=lambda layer: layer.worst_db)[:SHOWN_ROWS]
     output.print_table(
@@ -114,11 +128,12 @@ def _print(report: BundleComparison) -> None:
     )
     cases = sorted(report.cases, key=lambda case: -case.kl_mean_nats)[:SHOWN_ROWS]
     output.print_table(
-        ("image, largest KL first", "prompt", "KL mean", "top-1", "first diverging", "similarity"),
+        ("image or text, largest KL first", "prompt", "KL mean", "top-1", "first diverging", "similarity"),
         [
             (
-                c.image or "-", _short(c.prompt), f"{c.kl_mean_nats:.2e}", f"{c.top1_agreement:.1%}",
-                "-" if c.first_diverging_token is None else str(c.first_diverging_token), f"{c.similarity:.3f}",
+                c.image or c.text or "-", _short(c.prompt), f"{c.kl_mean_nats:.2e}", f"{c.top1_agreement:.1%}",
+                "-" if c.first_diverging_token is None else str(c.first_diverging_token),
+                "-" if c.similarity is None else f"{c.similarity:.3f}",
             )
             for c in cases
         ],
@@ -140,4 +155,5 @@ def _print(report: BundleComparison) -> None:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 32 else text[:31] + "…"
+    line = " ".join(text.split())
+    return line if len(line) <= 32 else line[:31] + "…"

@@ -97,6 +97,8 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("compare bundle other", "--max-image-side 64", "without --images", "compare bundle other --images photos"),
         ("compare bundle other", "--image-tokens 64", "without --images", "compare bundle other --images photos"),
         ("compare bundle other", "--no-exif", "without --images", "compare bundle other --images photos"),
+        ("compare bundle bundle --texts asked.jsonl", "--max-new-tokens 4", "with --texts alone",
+         "compare bundle bundle"),
         ("compare bundle other", "--force", "without --html", "compare bundle other --html page.html"),
         ("check bundle --engine rtx:sm89", "--backend ort-cpu", "without --golden", "check bundle --golden nowhere"),
         ("check bundle --golden nowhere --backend rtx", "--threads 2", "with --backend rtx",

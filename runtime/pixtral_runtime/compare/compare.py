@@ -6,6 +6,7 @@ In: two bundles of one model, the first being the reference, and cases: a prompt
 The measure is the logits. The reference answers greedily; then each bundle reads that same answer token by token
 (teacher forcing), and the two predictions of every token are compared. Free-running answers are compared as well, but
 prove less: where two tokens are nearly tied the smallest change flips one, and all that follows (specification 6.1).
+Of texts that are handed in both bundles predict each token, and answer nothing.
 Where a difference comes from is seen in what both passes leave behind: image features, keys and values of each layer.
 
 Two bundles of 12B do not fit in memory together, so the reference runs over all cases first and what is compared later
@@ -39,14 +40,18 @@ from pixtral_runtime.compare.result import (
     Skipped,
     WorstLayer,
 )
+from pixtral_runtime.compare.texts import TEXT_WINDOW, check_disk, windows_to_read
 from pixtral_runtime.errors import BundleError, HintWriter, ImageError, InputError, python_hint
 from pixtral_runtime.generation.model import Answer, Model, load_bundle
+from pixtral_runtime.generation.text_reading import logits_by_chunk
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image_files import open_image
 from pixtral_runtime.inputs.preprocess import Preprocess, default_preprocess
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 from pixtral_runtime.inputs.text_file import read_lines
+from pixtral_runtime.inputs.text_windows import BadText, Text
 
+SHOWN_TEXT = 200  # characters of a piece of text
 DEFAULT_PROMPT = "Describe this image in one short sentence."
 COMPARED_ROWS = (
     512  # rows of keys and values compared a case, evenly spaced: all rows of 3,000 tokens at 12B are 490 MB
@@ -64,17 +69,19 @@ class CompareSettings:
     max_image_side: int | None = None
     image_tokens: int | None = None
     threads: int = 0
+    most_windows: int | None = None  # of texts that are read
     write_hint: HintWriter = python_hint  # of what is skipped
 
 
 @dataclass(frozen=True)
 class _Case:
-    """A case the reference has answered. `file` holds its prompt and what the forced pass left."""
+    """A case the reference has answered, or a text that it has read. `file` holds the prompt and what the pass left."""
 
     image: str | None
     text: str
-    answer: Answer
+    answer: Answer | None
     file: Path
+    source: str | None = None  # of a text
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,7 @@ class _Pass:
     """What a bundle makes of prompt and forced answer."""
 
     features: Array  # (F, D)
-    logits: npt.NDArray[np.float32]  # (n, V), the prediction of each answer token
+    logits: npt.NDArray[np.float32]  # (n, V), the prediction of each token of the answer or the text
     layers: list[tuple[Array, Array]]  # key and value, (K, rows, E) each
 
 
@@ -112,11 +119,12 @@ def compare_bundles(
     texts: Sequence[str],
     settings: CompareSettings,
     progress: Progress,
+    read: Sequence[Text | BadText] = (),
 ) -> BundleComparison:
-    """Compare on each image with each text, or on the texts alone where there is no image.
+    """Compare on each image with each text, or on the texts alone where there is no image; and on what is only `read`.
 
     Raises InputError where the bundles are not of one model or no case can be used, MachineError where one of them
-    cannot run here.
+    cannot run here or the disk does not hold what is compared later.
     """
     check_comparable(reference, candidate)
     limits = Limits(
@@ -128,17 +136,17 @@ def compare_bundles(
     _, candidate_load_s = _load(candidate, preprocess, settings.threads)  # what cannot run is found before the work
     model, reference_load_s = _load(reference, preprocess, settings.threads)
     with TemporaryDirectory(prefix="pixtral-compare-") as folder:
-        cases, skipped = _record(model, images, texts, settings, Path(folder), progress)
+        cases, skipped = _record(model, images, texts, read, settings, Path(folder), progress)
         del model  # its memory is needed for the candidate
         model, _ = _load(candidate, preprocess, settings.threads)
         totals = _Totals(layers=[(Noise(), Noise()) for _ in range(candidate.model.decoder.n_layers)])
         answers: list[Answer] = []
         differences: list[CaseDifference] = []
         for case in cases:
-            progress("candidate", len(answers), len(cases))
+            progress("candidate", len(differences), len(cases))
             difference, answer = _compare_case(model, case, settings, totals)
             differences.append(difference)
-            answers.append(answer)
+            answers += [] if answer is None else [answer]
         progress("candidate", len(cases), len(cases))
     layers = tuple(LayerDifference(n, key.snr_db, value.snr_db) for n, (key, value) in enumerate(totals.layers))
     return BundleComparison(
@@ -147,11 +155,8 @@ def compare_bundles(
         images=sum(case.image is not None for case in cases),
         layers=layers,
         worst_layer=_worst(layers),
-        answers=AnswersDifference(
-            exact_match=statistics.fmean(d.answer == d.reference_answer for d in differences),
-            similarity_mean=statistics.fmean(d.similarity for d in differences),
-        ),
-        reference=_side(reference, reference_load_s, [case.answer for case in cases]),
+        answers=_answers(differences),
+        reference=_side(reference, reference_load_s, [case.answer for case in cases if case.answer is not None]),
         candidate=_side(candidate, candidate_load_s, answers),
         settings={
             "max_new_tokens": settings.max_new_tokens,
@@ -162,6 +167,7 @@ def compare_bundles(
             "threads": settings.threads,
             "near_tie_nats": NEAR_TIE_NATS,
             "cache_rows_per_case": COMPARED_ROWS,
+            "window": TEXT_WINDOW if read else None,
         },
         cases=tuple(differences),
         skipped=tuple(skipped),
@@ -189,14 +195,17 @@ def _record(
     model: Model,
     images: Sequence[Path],
     texts: Sequence[str],
+    read: Sequence[Text | BadText],
     settings: CompareSettings,
     folder: Path,
     progress: Progress,
 ) -> tuple[list[_Case], list[Skipped]]:
     """Run the reference over all cases. Raises InputError where none can be used."""
     cases: list[_Case] = []
-    skipped: list[Skipped] = []
-    total = max(1, len(images)) * len(texts)
+    windows, skipped = windows_to_read(model, read, settings.most_windows)
+    check_disk(model, folder, sum(len(window.token_ids) for window in windows))
+    asked = max(1, len(images)) * len(texts)
+    total = asked + len(windows)
     progress("reference", 0, total)
     for done, request in enumerate(_requests(model.prompts, images, texts, settings), start=1):
         if isinstance(request, Skipped):
@@ -207,6 +216,13 @@ def _record(
             file = folder / f"{len(cases)}.npz"
             _save(file, prompt, _forced_pass(model, prompt, answer.token_ids))
             cases.append(_Case(image, text, answer, file))
+        progress("reference", done, total)
+    for done, window in enumerate(windows, start=asked + 1):
+        shown = model.prompts.detokenize(window.token_ids)[:SHOWN_TEXT]
+        file = folder / f"{len(cases)}.npz"
+        prompt = model.prompts.plain(window.token_ids[:-1])  # the last one is predicted and not read
+        _save(file, prompt, _reading_pass(model, prompt))
+        cases.append(_Case(None, shown, None, file, window.name))
         progress("reference", done, total)
     if not cases:
         first = skipped[0]
@@ -235,8 +251,19 @@ def _requests(
 def _forced_pass(model: Model, prompt: Prompt, tokens: Sequence[int]) -> _Pass:
     features, logits, cache = forced_pass(model, prompt, tokens)
     filled = len(prompt.token_ids) + len(tokens) - 1
-    kept = np.unique(np.linspace(0, filled - 1, min(filled, COMPARED_ROWS)).round().astype(np.int64))
-    return _Pass(features, logits, _rows(model.bundle, cache, kept))
+    return _Pass(features, logits, _rows(model.bundle, cache, _kept(filled)))
+
+
+def _reading_pass(model: Model, prompt: Prompt) -> _Pass:
+    """As `_forced_pass`, for a text: what is predicted after each of its tokens."""
+    filled = len(prompt.token_ids)
+    cache = model.runner.sessions.decoder.new_cache(slots=1, rows=filled)
+    logits = np.concatenate([rows for _, rows in logits_by_chunk(model, prompt, cache)])
+    return _Pass(model.runner.no_features[:0], logits, _rows(model.bundle, cache, _kept(filled)))
+
+
+def _kept(filled: int) -> npt.NDArray[np.int64]:
+    return np.unique(np.linspace(0, filled - 1, min(filled, COMPARED_ROWS)).round().astype(np.int64))
 
 
 def _rows(bundle: Bundle, cache: KVCache, kept: Array) -> list[tuple[Array, Array]]:
@@ -258,12 +285,13 @@ def _save(file: Path, prompt: Prompt, run: _Pass) -> None:
 
 def _compare_case(
     model: Model, case: _Case, settings: CompareSettings, totals: _Totals
-) -> tuple[CaseDifference, Answer]:
+) -> tuple[CaseDifference, Answer | None]:
     """Run the candidate over a case, add to the totals, and forget the reference's arrays."""
+    before = case.answer
     with np.load(case.file) as stored:
         images = tuple(stored[name] for name in stored.files if name.startswith("image_"))
-        prompt = Prompt(stored["ids"], stored["index"], images, case.answer.image_tokens)
-        run = _forced_pass(model, prompt, case.answer.token_ids)
+        prompt = Prompt(stored["ids"], stored["index"], images, 0 if before is None else before.image_tokens)
+        run = _reading_pass(model, prompt) if before is None else _forced_pass(model, prompt, before.token_ids)
         if images:
             totals.features.add(stored["features"], run.features)
         for layer, (key, value) in enumerate(run.layers):
@@ -271,7 +299,7 @@ def _compare_case(
             totals.layers[layer][1].add(stored[f"value_{layer}"], value)
         expected = stored["logits"]  # (n, V)
     case.file.unlink()
-    answer = model.answer(prompt, settings.max_new_tokens)
+    answer = None if before is None else model.answer(prompt, settings.max_new_tokens)
     kl = [kl_nats(*rows) for rows in zip(expected, run.logits, strict=True)]
     differing = np.flatnonzero(expected.argmax(1) != run.logits.argmax(1))
     totals.kl_nats += kl
@@ -279,18 +307,29 @@ def _compare_case(
     difference = CaseDifference(
         image=case.image,
         prompt=case.text,
-        prompt_tokens=case.answer.prompt_tokens,
+        prompt_tokens=len(prompt.token_ids),
         positions=len(kl),
         kl_mean_nats=statistics.fmean(kl),
         kl_max_nats=max(kl),
         top1_agreement=1 - len(differing) / len(kl),
         first_diverging_token=int(differing[0]) if len(differing) else None,
-        reference_answer=case.answer.text,
-        answer=answer.text,
-        similarity=word_similarity(case.answer.text, answer.text),
-        first_different_token=first_difference(case.answer.token_ids, answer.token_ids),
+        reference_answer=None if before is None else before.text,
+        answer=None if answer is None else answer.text,
+        similarity=None if before is None or answer is None else word_similarity(before.text, answer.text),
+        first_different_token=(
+            None if before is None or answer is None else first_difference(before.token_ids, answer.token_ids)
+        ),
+        text=case.source,
     )
     return difference, answer
+
+
+def _answers(differences: Sequence[CaseDifference]) -> AnswersDifference | None:
+    similar = [difference.similarity for difference in differences if difference.similarity is not None]
+    if not similar:
+        return None
+    same = [each.answer == each.reference_answer for each in differences if each.similarity is not None]
+    return AnswersDifference(exact_match=statistics.fmean(same), similarity_mean=statistics.fmean(similar))
 
 
 def _summarize(totals: _Totals) -> LogitsDifference:
@@ -327,6 +366,6 @@ def _side(bundle: Bundle, load_s: float, answers: Sequence[Answer]) -> Side:
         dtype=bundle.dtype,
         bundle_bytes=sum(entry.bytes for entry in bundle.files.values()),
         load_s=load_s,
-        prefill_tokens_per_s=statistics.median(prefill),
+        prefill_tokens_per_s=statistics.median(prefill) if prefill else None,
         decode_tokens_per_s=statistics.median(decode) if decode else None,
     )

@@ -33,13 +33,13 @@ def compare_page(report: BundleComparison) -> str:
         ),
         "<h2>Logits</h2>",
         note(
-            "Both bundles read the reference's answers and predict each token. KL is that of the candidate from the "
-            f"reference. A near-tie is a disagreement where the reference's two best tokens are less than "
-            f"{NEAR_TIE_NATS} nats apart."
+            "Both bundles read the reference's answers, or your texts, and predict each token. KL is that of the "
+            "candidate from the reference. A near-tie is a disagreement where the reference's two best tokens are less "
+            f"than {NEAR_TIE_NATS} nats apart."
         ),
         _logits_table(report),
         "<h2>KL of each case</h2>",
-        note("Mean over the answer's tokens in nats; the numbers are those of the table of cases."),
+        note("Mean over the tokens of the answer or the text in nats; the numbers are those of the table of cases."),
         _bars([(str(n), [(c.kl_mean_nats, f"{c.kl_mean_nats:.2e}", "key")]) for n, c in enumerate(report.cases, 1)]),
         "<h2>Signal-to-noise ratio of each layer</h2>",
         _layers_note(report),
@@ -50,13 +50,9 @@ def compare_page(report: BundleComparison) -> str:
             ]
         ),
         "<h2>Answers</h2>",
-        note(
-            f"{report.answers.exact_match:.1%} of the free-running answers are the same; the mean similarity of their "
-            f"words is {report.answers.similarity_mean:.3f}. Logits prove more: one flipped near-tie changes the rest "
-            "of a text."
-        ),
+        _answers_note(report),
         table(
-            ("#", "image", "prompt", "KL mean", "KL max", "first diverging token", "reference", "candidate"),
+            ("#", "image or text", "prompt", "KL mean", "KL max", "first diverging token", "reference", "candidate"),
             [_case_row(number, case) for number, case in enumerate(report.cases, start=1)],
         ),
         "<h2>Bundles</h2>",
@@ -86,6 +82,16 @@ def _logits_table(report: BundleComparison) -> str:
     return table((), [[name, Cell(value, "number")] for name, value in rows])
 
 
+def _answers_note(report: BundleComparison) -> str:
+    if report.answers is None:
+        return note("Texts were read, and nothing was answered.")
+    return note(
+        f"{report.answers.exact_match:.1%} of the free-running answers are the same; the mean similarity of their "
+        f"words is {report.answers.similarity_mean:.3f}. Logits prove more: one flipped near-tie changes the rest "
+        "of a text."
+    )
+
+
 def _layers_note(report: BundleComparison) -> str:
     worst = report.worst_layer
     said = "Every layer is exact." if worst is None else f"Layer {worst.layer} has the noisiest {worst.tensor}s: "
@@ -103,14 +109,20 @@ def _case_row(number: int, case: CaseDifference) -> list[str | Cell]:
     first = case.first_diverging_token
     return [
         Cell(str(number), "number"),
-        Cell(case.image or "-", "text"),
+        Cell(case.image or case.text or "-", "text"),
         Cell(case.prompt, "text"),
         Cell(f"{case.kl_mean_nats:.2e}", "number"),
         Cell(f"{case.kl_max_nats:.2e}", "number"),
         Cell("-" if first is None else str(first), "number"),
-        Cell(case.reference_answer, "text"),
-        Cell(case.answer, "text") if case.answer != case.reference_answer else Cell("the same", "soft"),
+        Cell("-" if case.reference_answer is None else case.reference_answer, "text"),
+        _answer_cell(case),
     ]
+
+
+def _answer_cell(case: CaseDifference) -> Cell:
+    if case.answer is None:
+        return Cell("-", "text")
+    return Cell(case.answer, "text") if case.answer != case.reference_answer else Cell("the same", "soft")
 
 
 def _side_rows(reference: Side, candidate: Side) -> list[list[str | Cell]]:

@@ -14,7 +14,7 @@ NEAR_TIE_NATS = 0.1  # specification section 6.1
 
 @dataclass(frozen=True)
 class LogitsDifference:
-    """Both bundles' predictions of the reference's answers, over all positions of all cases."""
+    """Both bundles' predictions of the reference's answers and of the texts, over all positions of all cases."""
 
     positions: int
     kl_mean_nats: float  # KL(reference || candidate)
@@ -71,7 +71,10 @@ class Side:
 
 @dataclass(frozen=True)
 class CaseDifference:
-    """One image with one prompt. Token indices count from the answer's first token; None where there is none."""
+    """One image with one prompt, or the beginning of a piece of text that was read and not answered.
+
+    Token indices count from the answer's first token, or the text's; None where there is none.
+    """
 
     image: str | None
     prompt: str
@@ -81,15 +84,16 @@ class CaseDifference:
     kl_max_nats: float
     top1_agreement: float
     first_diverging_token: int | None  # where the preferred tokens differ first, both reading the same text
-    reference_answer: str
-    answer: str
-    similarity: float
+    reference_answer: str | None
+    answer: str | None
+    similarity: float | None
     first_different_token: int | None  # where the free-running answers differ first
+    text: str | None = None  # where the piece of text is from: its file and first token
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """What could not be used. `prompt` is None where the image itself cannot be read."""
+    """What could not be used. `prompt` is None where the image itself cannot be read, and names a text that is none."""
 
     image: str | None
     prompt: str | None
@@ -106,7 +110,7 @@ class BundleComparison:
     images: int  # cases with an image
     layers: tuple[LayerDifference, ...]
     worst_layer: WorstLayer | None  # None where no layer has noise
-    answers: AnswersDifference
+    answers: AnswersDifference | None  # None where texts were read and nothing was answered
     reference: Side
     candidate: Side
     settings: dict[str, Any]

@@ -107,6 +107,7 @@ def test_a_bundle_equals_itself(exact: Path) -> None:
     assert (report.logits.top1_agreement, report.logits.disagreements) == (1.0, 0)
     assert report.image_features_db is None and report.worst_layer is None
     assert [(n.key_db, n.value_db) for n in report.layers] == [(None, None)] * 3
+    assert report.answers is not None
     assert (report.answers.exact_match, report.answers.similarity_mean) == (1.0, 1.0)
     assert all(case.first_diverging_token is case.first_different_token is None for case in report.cases)
     assert report.cases[0].reference_answer == "A black rectangle on a light background."
@@ -153,7 +154,7 @@ def test_a_free_answer_parts_where_the_first_choices_do(sound: Path, shaken: Pat
     assert any(first)  # some part, and not all of them at once
     parted = [case for case in report.cases if case.first_diverging_token is not None]
     assert all(case.top1_agreement < 1 and case.answer != case.reference_answer for case in parted)
-    assert report.answers.exact_match == 1 - len(parted) / len(report.cases)
+    assert report.answers is not None and report.answers.exact_match == 1 - len(parted) / len(report.cases)
     expected = sum((1 - case.top1_agreement) * case.positions for case in report.cases)
     assert report.logits.disagreements == pytest.approx(expected)
     assert 0 < report.answers.similarity_mean < 1

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from pixtral_runtime.errors import InputError, Option
-from pixtral_runtime.evaluation.fields import items, label, text
+from pixtral_runtime.evaluation.fields import items, label, text, texts
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Row, RowError, SaveImage, Shots, Task
 from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.inputs.text_file import read_text
@@ -38,11 +39,19 @@ def read(folder: Path, split: str = "test") -> Iterator[Row | BrokenRow]:
         raise InputError(f"{folder} has no {split}/*_{split}.csv", published)
     for path in found:
         subject = path.name.removesuffix(f"_{split}.csv")
-        for number, cells in enumerate(csv.reader(read_text(path).splitlines(keepends=True))):
+        for number, cells in enumerate(_cells(path), start=1):
             if len(cells) != 6:
-                yield BrokenRow(f"{path.name}, row {number + 1}", f"it has {len(cells)} cells, expected 6")
+                yield BrokenRow(f"{path.name}, row {number}", f"it has {len(cells)} cells, expected 6")
             else:
                 yield {"subject": subject, "question": cells[0], "choices": cells[1:5], "answer": cells[5]}
+
+
+def _cells(path: Path) -> Iterator[list[str]]:
+    """The rows of a table. Raises InputError where it is none."""
+    try:
+        yield from csv.reader(io.StringIO(read_text(path)))
+    except csv.Error as error:
+        raise InputError(f"{path} is damaged: {error}", "download it again") from error
 
 
 def _example(row: Row, number: int, solved: dict[str, str] | None) -> list[Example]:
@@ -56,7 +65,7 @@ def _example(row: Row, number: int, solved: dict[str, str] | None) -> list[Examp
 
 
 def _question(row: Row) -> str:
-    choices = items(row.get("choices"), "choices")
+    choices = texts(items(row.get("choices"), "choices"), "choices")
     if len(choices) != len(LETTERS):
         raise RowError(f"choices are {len(choices)}, expected {len(LETTERS)}")
     listed = "".join(f"\n{letter}. {choice}" for letter, choice in zip(LETTERS, choices, strict=True))
