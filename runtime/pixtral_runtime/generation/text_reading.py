@@ -20,12 +20,13 @@ def logits_by_chunk(
     its tokens. Rows of the cache before `start` must be there.
 
     Chunks come one at a time, as those of a long text do not fit in memory together: 2,048 rows of a vocabulary of
-    131,072 are a gigabyte. Raises BundleError where logits are not numbers.
+    131,072 are a gigabyte. Engines have no room for more logits than slots, so with them a chunk is one token.
+    Raises BundleError where logits are not numbers.
     """
     cache.reserve(len(prompt.token_ids) + 1)
-    runner = model.runner
-    for first in range(start, len(prompt.token_ids), runner.sessions.chunk):
-        logits = runner.prefill_chunk(prompt, runner.no_features, cache, first, all_logits=True).numpy()
+    sessions = model.runner.sessions
+    for first in range(start, len(prompt.token_ids), sessions.chunk if sessions.slots is None else 1):
+        logits = _logits_from(model, prompt, cache, first)
         _check_finite(model, logits)
         yield first, logits
 
@@ -42,6 +43,14 @@ def text_nats(model: Model, prompt: Prompt, cache: KVCache) -> npt.NDArray[np.fl
     read = Prompt(prompt.token_ids[:-1], prompt.feature_index[:-1], (), 0)  # what follows the last is not asked
     told = [_nats(logits, prompt.token_ids[first + 1 :]) for first, logits in logits_by_chunk(model, read, cache)]
     return np.concatenate(told)
+
+
+def _logits_from(model: Model, prompt: Prompt, cache: KVCache, first: int) -> npt.NDArray[np.float32]:
+    """Of one chunk, (n, V)."""
+    runner = model.runner
+    if runner.sessions.slots is not None:
+        return runner.decode_token(int(prompt.token_ids[first]), first, cache)[None]
+    return runner.prefill_chunk(prompt, runner.no_features, cache, first, all_logits=True).numpy()
 
 
 def _nats(logits: npt.NDArray[np.float32], following: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,8 @@ from pixtral_runtime.evaluation.result import Evaluation, Scored
 from pixtral_runtime.evaluation.row_images import ImageStore
 from pixtral_runtime.evaluation.run import EvaluationOptions, Questions, evaluate
 from pixtral_runtime.evaluation.tasks.registry import TASKS
+from pixtral_runtime.generation.model import load
+from pixtral_runtime.generation.text_reading import text_nats
 from pixtral_runtime.inputs.preprocess import default_preprocess
 from pixtral_runtime.inputs.prompt import PromptBuilder
 
@@ -102,6 +105,17 @@ def test_perplexity_is_that_of_transformers(checkpoint: Path, bundle: Path, text
     assert evaluation.scores["bits_per_byte"].mean == pytest.approx(nats / math.log(2) / size, rel=1e-5)
     assert len(evaluation.scored) == len(records) > 4
     assert evaluation.setting["window"] == WINDOW
+
+
+def test_engines_that_give_few_logits_at_a_time_read_token_by_token(bundle: Path) -> None:
+    model = load(bundle)
+    prompt = model.prompts.plain(model.prompts.encode("Nobody slept, and the rain fell in torrents. " * 30))
+    assert len(prompt.token_ids) > model.runner.sessions.chunk
+    expected = text_nats(model, prompt, model.runner.sessions.decoder.new_cache(1, 1))
+    model.runner.sessions = replace(model.runner.sessions, slots=1)
+    seen = text_nats(model, prompt, model.runner.sessions.decoder.new_cache(1, 1))
+    assert len(seen) == len(prompt.token_ids) - 1
+    np.testing.assert_allclose(seen, expected, atol=1e-4)  # 4e-6 seen
 
 
 def test_windows_are_as_many_as_wanted_and_limits_are_no_texts(bundle: Path, texts: Path) -> None:
