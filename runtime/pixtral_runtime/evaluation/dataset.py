@@ -133,16 +133,19 @@ def download_dataset(task: Task) -> Path:
         from huggingface_hub import snapshot_download
     except ImportError as error:
         raise extra_missing("huggingface-hub", "eval", "Downloading a dataset") from error
-    splits = [task.split] if task.shots is None else [task.split, task.shots.split]
-    place = task.config or "**"
-    patterns = list(task.files) or [f"{place}/{split}-*.parquet" for split in splits]
     by_hand: list[Remedy] = [*_by_hand(task), Option("data", "FOLDER")]
     try:
-        return Path(snapshot_download(task.dataset, repo_type="dataset", allow_patterns=patterns))
+        return Path(snapshot_download(task.dataset, repo_type="dataset", allow_patterns=hub_files(task)))
     except hub.HfHubHTTPError as error:
         raise InputError(f"the hub refuses {task.dataset}: {_first_line(error)}", "hf auth login", *by_hand) from error
     except (OSError, hub.HTTPError) as error:  # type: ignore[attr-defined]  # the base class of its HTTP library
         raise MachineError(f"{task.dataset} cannot be downloaded: {_first_line(error)}", *by_hand) from error
+
+
+def hub_files(task: Task) -> list[str]:
+    """Patterns of what is downloaded of a dataset: its split, and that of the solved questions."""
+    splits = [task.split] if task.shots is None else [task.split, task.shots.split]
+    return list(task.files) or [f"{task.config or '**'}/{split}-*.parquet" for split in splits]
 
 
 def _by_hand(task: Task) -> list[str]:

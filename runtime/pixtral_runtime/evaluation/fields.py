@@ -107,6 +107,12 @@ def is_missing(value: object) -> bool:
     return value is None or value == "" or (isinstance(value, float) and math.isnan(value))
 
 
+def check_enough(solved: Sequence[object], count: int, what: str = "") -> None:
+    """Refuse to begin with fewer solved questions than were wanted. Raises RowError."""
+    if len(solved) < count:
+        raise RowError(f"there are {len(solved)} solved questions{what}, and {count} are wanted")
+
+
 def asked(question: str, images: Sequence[Path], prompt: str = "") -> tuple[Message, ...]:
     """Images, then the question and below it the task's prompt, in one message of the user."""
     return (Message("user", (*images, f"{question}\n{prompt}" if prompt else question)),)

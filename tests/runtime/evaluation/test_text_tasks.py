@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from helpers.places import ROOT
 from pixtral_runtime.errors import InputError, Option, SettingError
-from pixtral_runtime.evaluation.dataset import read_examples, with_shots
+from pixtral_runtime.evaluation.dataset import hub_files, read_examples, with_shots
 from pixtral_runtime.evaluation.row_images import ImageStore
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Task
 from pixtral_runtime.evaluation.tasks.registry import TASKS, TEXTS
@@ -59,7 +61,9 @@ def test_mmlu_is_asked_as_its_authors_ask_it_from_the_hubs_files(tmp_path: Path)
         "world_religions/0", "world_religions", 1,
     )  # fmt: skip
     assert read("mmlu", tmp_path, 0)[0][0].question == HEADER + ASKED
-    assert "Is it 9?" in read("mmlu", tmp_path)[0][0].question
+    assert "Is it 9?" in read("mmlu", tmp_path, 2)[0][0].question
+    with pytest.raises(InputError, match="2 solved questions of world_religions, and 5 are wanted"):
+        read("mmlu", tmp_path)
 
 
 def test_mmlu_is_read_from_its_authors_archive(tmp_path: Path) -> None:
@@ -67,12 +71,23 @@ def test_mmlu_is_read_from_its_authors_archive(tmp_path: Path) -> None:
     mmlu_csv(tmp_path / "data/test/anatomy_test.csv", ['A "quoted", long\nquestion?', *"efgh", "A"])
     mmlu_csv(tmp_path / "data/dev/world_religions_dev.csv", ["Is it 1?", *"abcd", "B"])
     mmlu_csv(tmp_path / "data/dev/anatomy_dev.csv", ["Is it 0?", *"abcd", "B"])
-    found, broken, _ = read("mmlu", tmp_path)
+    found, broken, _ = read("mmlu", tmp_path, 1)
     assert [example.group for example in found] == ["anatomy", "world_religions"]
     assert found[1].question == HEADER + SOLVED + ASKED
     assert 'A "quoted", long\nquestion?\nA. e' in found[0].question
     assert [row.id for row in broken] == ["world_religions_test.csv, row 2"]
-    assert read("mmlu", tmp_path / "data")[0][1].question == HEADER + SOLVED + ASKED
+    assert read("mmlu", tmp_path / "data", 1)[0][1].question == HEADER + SOLVED + ASKED
+
+
+@pytest.mark.parametrize("shots", [0, 1, 2])
+def test_mmlu_prompts_are_those_of_the_authors_script(tmp_path: Path, shots: int) -> None:
+    """Their functions made them of these tables."""
+    gold = json.loads((ROOT / "tests/data/text_scores.json").read_text(encoding="utf-8"))["mmlu"]
+    for split in ("dev", "test"):
+        mmlu_csv(tmp_path / f"data/{split}/{gold['subject']}_{split}.csv", *gold[split])
+    found, _, _ = read("mmlu", tmp_path, shots)
+    seen = [[shots, example.question, *example.references] for example in found]
+    assert seen == [row for row in gold["prompts"] if row[0] == shots]
 
 
 def test_questions_of_the_test_never_stand_solved_before_others(tmp_path: Path) -> None:
@@ -82,7 +97,7 @@ def test_questions_of_the_test_never_stand_solved_before_others(tmp_path: Path) 
     assert Option("shots", 0) in caught.value.options
     write(tmp_path / "all" / "dev-00000-of-00001.parquet", [mmlu_row(1, "abcd", 1, "anatomy")], MMLU)
     with pytest.raises(InputError, match="no solved question of world_religions"):
-        read("mmlu", tmp_path)
+        read("mmlu", tmp_path, 1)
 
 
 @pytest.mark.parametrize("change", [{"choices": ["a"]}, {"answer": 4}, {"answer": None}, {"question": " "}])
@@ -118,6 +133,8 @@ def test_gsm8k_without_a_number_is_a_broken_row(tmp_path: Path) -> None:
         read("gsm8k", tmp_path)
     write(tmp_path / "train.jsonl", [{"question": "?"}])
     with pytest.raises(InputError, match="a solved question cannot be used: answer is no text"):
+        read("gsm8k", tmp_path, 1)
+    with pytest.raises(InputError, match="there are 1 solved questions, and 5 are wanted"):
         read("gsm8k", tmp_path)
 
 
@@ -181,6 +198,25 @@ def test_instructions_that_cannot_be_checked_are_broken_rows(
     write(tmp_path / "train.jsonl", [good, bad, good | {"key": 3, "kwargs": []}])
     found, broken, _ = read("ifeval", tmp_path)
     assert len(found) == 1 and reason in broken[0].reason and "0 sets of arguments" in broken[1].reason
+
+
+PUBLISHED = {  # some of what the hub has of each
+    "mmlu": (
+        "all/test-00000-of-00001.parquet",
+        "all/dev-00000-of-00001.parquet",
+        "anatomy/test-00000-of-00001.parquet",
+    ),
+    "gsm8k": ("main/test-00000-of-00001.parquet", "main/train-00000-of-00001.parquet", "socratic/test-00000.parquet"),
+    "math": ("test.jsonl", "README.md"),
+    "ifeval": ("ifeval_input_data.jsonl", "README.md"),
+}
+
+
+def test_what_is_downloaded_is_the_split_and_that_of_the_solved_questions() -> None:
+    for name, files in PUBLISHED.items():
+        wanted = [file for file in files if any(fnmatch(file, pattern) for pattern in hub_files(TASKS[name]))]
+        assert wanted == list(files[:-1])
+    assert not fnmatch("main/test-00000-of-00001.parquet", hub_files(TASKS["mmlu"])[0])
 
 
 def test_tasks_of_texts_have_no_pictures() -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
-from pixtral_runtime.evaluation.fields import place_of, text
+from pixtral_runtime.evaluation.fields import check_enough, place_of, text
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Row, RowError, SaveImage, Shots, Task
 from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.inputs.text_file import parsed_json, read_lines
@@ -23,6 +23,7 @@ def examples(row: Row, number: int, save: SaveImage) -> list[Example]:
 
 def before(rows: Sequence[Row], count: int) -> Callable[[Row, int, SaveImage], list[Example]]:
     """The solved questions are earlier turns of the conversation."""
+    check_enough(rows, count)
     turns: list[Message] = []
     for row in rows[:count]:
         turns += [_asked(row), Message("assistant", (text(row, "answer"),))]

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from pixtral_runtime.errors import InputError, Option
-from pixtral_runtime.evaluation.fields import items, label, text, texts
+from pixtral_runtime.evaluation.fields import check_enough, items, label, text, texts
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Row, RowError, SaveImage, Shots, Task
 from pixtral_runtime.inputs.conversation import Message
 from pixtral_runtime.inputs.text_file import read_text
@@ -27,6 +27,8 @@ def before(rows: Sequence[Row], count: int) -> Callable[[Row, int, SaveImage], l
     solved: dict[str, list[str]] = {}
     for row in rows:
         solved.setdefault(text(row, "subject"), []).append(f"{_question(row)} {_answer(row)}\n\n")
+    for subject, those in solved.items():
+        check_enough(those, count, f" of {subject}")
     shown = {subject: "".join(those[:count]) for subject, those in solved.items()}
     return lambda row, number, save: _example(row, number, shown)
 
