@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
+from importlib.util import find_spec
 from itertools import product
 from typing import Any
 
@@ -41,15 +42,19 @@ def _versions(answer: str) -> Iterator[str]:
         yield part.replace("*", "") if without else part
 
 
+def check_language_package() -> None:
+    """Raises MissingPackageError where languages cannot be told, before anything is answered."""
+    if find_spec("langdetect") is None:
+        raise extra_missing("langdetect", "eval", "Telling the language of an answer")
+
+
 def language_of(text: str) -> str | None:
-    """Its code, such as `en` or `zh-cn`; None where nothing tells. Raises MissingPackageError.
+    """Its code, such as `en` or `zh-cn`; None where nothing tells. Call `check_language_package` before.
 
     langdetect draws at random: from a fixed seed here, so that the same answer is judged the same way each time.
     """
-    try:
-        from langdetect import DetectorFactory, LangDetectException, detect
-    except ImportError as error:
-        raise extra_missing("langdetect", "eval", "Telling the language of an answer") from error
+    from langdetect import DetectorFactory, LangDetectException, detect
+
     DetectorFactory.seed = 0
     try:
         return str(detect(text))
@@ -234,6 +239,7 @@ ARGUMENTS: dict[str, dict[str, type]] = {
     "change_case:capital_word_frequency": {"capital_frequency": int, "capital_relation": str},
 }
 """What an instruction cannot do without; the others have no arguments."""
+LANGUAGE_CHECKS = ("language:response_language", "change_case:english_capital", "change_case:english_lowercase")
 RELATIONS = ("relation", "let_relation", "capital_relation")
 PATTERNS = ("keywords", "keyword", "forbidden_words", "section_spliter", "postscript_marker")
 """Arguments that are regular expressions to the authors' code, as they are here."""

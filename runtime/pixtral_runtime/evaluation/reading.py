@@ -10,6 +10,7 @@ import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from pixtral_runtime.inputs.prompt import PromptBuilder
 from pixtral_runtime.inputs.text_windows import Text, text_windows, window_size
 
 LETTERS = "ABCD"
+BEFORE_LETTER = "Answer:"  # what a question ends with: some tokenizers write a letter otherwise at the start of a text
 
 
 def windows_of(prompts: PromptBuilder, texts: Sequence[Example], wanted: int | None) -> Iterator[Example]:
@@ -53,7 +55,8 @@ class Letters:
     @classmethod
     def of(cls, prompts: PromptBuilder) -> Letters:
         """Raises BundleError where the tokenizer does not tell the letters apart by one token."""
-        said = [prompts.encode(f" {letter}") for letter in LETTERS]
+        before = len(prompts.encode(BEFORE_LETTER))
+        said = [prompts.encode(f"{BEFORE_LETTER} {letter}")[before:] for letter in LETTERS]
         same = next((n for n, tokens in enumerate(zip(*said, strict=False)) if len(set(tokens)) > 1), 0)
         own = tuple(tokens[same] for tokens in said if len(tokens) == same + 1)
         if len(set(own)) < len(LETTERS):
@@ -65,7 +68,7 @@ class Letters:
 
 
 class Reader(Worker):
-    """A worker whose jobs read. `examples` are what they are about: a task's own, or the windows of its texts.
+    """A worker whose jobs read. `examples` are what they are about: a task's own, or `most` windows of its texts.
 
     Raises SettingError for a window that cannot be, and what `Worker` raises.
     """
@@ -78,9 +81,10 @@ class Reader(Worker):
         task: Task,
         examples: Sequence[Example],
         window: int | None,
+        most: int | None,
     ) -> None:
         super().__init__(bundle, settings, replace(options, batch=1))
-        windows = windows_of(self.prompts, examples, window)
+        windows = islice(windows_of(self.prompts, examples, window), most)
         self.task, self.examples = task, list(windows if task.asks == "tokens" else examples)
 
     def job(self, requests: Requests, done: Mapping[str, Record], under_way: UnderWay | None = None) -> Job:

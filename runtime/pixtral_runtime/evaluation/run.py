@@ -112,8 +112,8 @@ def _worker(
     """Who answers or reads, and what: the windows of texts are those of the bundle's tokens."""
     if questions.task.asks == "answer":
         return Worker(bundle, settings, options), questions.examples
-    reader = Reader(bundle, settings, options, questions.task, questions.examples, questions.window)
-    return reader, reader.examples[: questions.windows]
+    reader = Reader(bundle, settings, options, questions.task, questions.examples, questions.window, questions.windows)
+    return reader, reader.examples
 
 
 def _rated(

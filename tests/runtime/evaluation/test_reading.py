@@ -74,7 +74,7 @@ class OneToken:
         self.bundle = model.bundle
 
     def encode(self, text: str) -> list[int]:
-        return [7]
+        return [7, *([8] if text.endswith(tuple(LETTERS)) else [])]
 
 
 def test_a_tokenizer_that_tells_no_letters_apart_is_refused(model: Model) -> None:

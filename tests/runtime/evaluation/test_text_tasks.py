@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from helpers.places import ROOT
-from pixtral_runtime.errors import InputError, Option, SettingError
+from pixtral_runtime.errors import InputError, MissingPackageError, Option, SettingError
+from pixtral_runtime.evaluation import instructions
 from pixtral_runtime.evaluation.dataset import hub_files, read_examples, with_shots
 from pixtral_runtime.evaluation.row_images import ImageStore
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Task
@@ -221,3 +222,14 @@ def test_what_is_downloaded_is_the_split_and_that_of_the_solved_questions() -> N
 
 def test_tasks_of_texts_have_no_pictures() -> None:
     assert {name for name, task in TASKS.items() if not task.has_pictures} == {module.TASK.name for module in TEXTS}
+
+
+def test_languages_that_could_not_be_told_later_are_refused_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = {"key": 1, "prompt": "?", "instruction_id_list": ["change_case:english_capital"], "kwargs": [{}]}
+    write(tmp_path / "train.jsonl", [row])
+    assert len(read("ifeval", tmp_path)[0]) == 1
+    monkeypatch.setattr(instructions, "find_spec", lambda _: None)
+    with pytest.raises(MissingPackageError, match="langdetect"):
+        read("ifeval", tmp_path)

@@ -7,7 +7,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from pixtral_runtime.evaluation.fields import items, label, text
-from pixtral_runtime.evaluation.instructions import ARGUMENTS, AT_LEAST, CHECKS, LESS, PATTERNS, RELATIONS
+from pixtral_runtime.evaluation.instructions import (
+    ARGUMENTS,
+    AT_LEAST,
+    CHECKS,
+    LANGUAGE_CHECKS,
+    LESS,
+    PATTERNS,
+    RELATIONS,
+    check_language_package,
+)
 from pixtral_runtime.evaluation.task import Example, Row, RowError, SaveImage, Task
 from pixtral_runtime.inputs.conversation import Message
 
@@ -23,10 +32,15 @@ def examples(row: Row, number: int, save: SaveImage) -> list[Example]:
 
 
 def _instruction(name: object, told: object) -> dict[str, Any]:
-    """A table has every argument of any instruction, empty where it is another's. Raises RowError."""
+    """A table has every argument of any instruction, empty where it is another's.
+
+    Raises RowError, and MissingPackageError where it could not be checked later.
+    """
     if not isinstance(name, str) or name not in CHECKS:
         raise RowError(f"there is no instruction {name!r:.80}")
     given = {key: value for key, value in told.items() if value is not None} if isinstance(told, Mapping) else {}
+    if name in LANGUAGE_CHECKS:
+        check_language_package()
     wanted = ARGUMENTS.get(name, {})
     for key, kind in wanted.items():
         value = given.get(key)
