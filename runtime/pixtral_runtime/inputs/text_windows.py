@@ -83,7 +83,10 @@ def text_windows(prompts: PromptBuilder, text: Text, size: int) -> Iterator[Text
     tokens = prompts.encode(text.text)
     for first in range(0, len(tokens), size - 1):
         here = tuple(tokens[first : first + size - 1])
-        yield TextWindow(f"{text.name}@{first}", text.file, here, sum(_size(prompts, token) for token in here))
+        size_bytes = sum(_size(prompts, token) for token in here)
+        if first == 0 and prompts.bundle.tokenizer_name == SENTENCEPIECE:
+            size_bytes -= 1  # the blank that it puts before a text
+        yield TextWindow(f"{text.name}@{first}", text.file, here, size_bytes)
 
 
 def window_size(context: int, wanted: int | None) -> int:

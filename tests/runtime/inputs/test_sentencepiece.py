@@ -25,10 +25,12 @@ from pixtral_runtime import Message, Model, load
 from pixtral_runtime.bundle.config import ImageTokens
 from pixtral_runtime.bundle.manifest import SENTENCEPIECE, open_bundle
 from pixtral_runtime.errors import MissingPackageError, SettingError
+from pixtral_runtime.evaluation.reading import Letters
 from pixtral_runtime.generation.json_schema import compile_schema
 from pixtral_runtime.generation.tool_choice import compile_tools
 from pixtral_runtime.inputs.openai_messages import local_picture, parse_message
 from pixtral_runtime.inputs.prompt import TextStream
+from pixtral_runtime.inputs.text_windows import Text, text_windows
 from pixtral_runtime.inputs.tools import parse_tools
 
 FILE = Path(mistral_common.__file__).parent / "data" / "mistral_instruct_tokenizer_241114.model.v7m1"
@@ -66,6 +68,20 @@ def test_the_golden_prompt_of_its_version(model: Model) -> None:
     prompt = model.prompts.build(messages)
     assert prompt.token_ids.tolist() == [1, 16, 2507, 5939, 29491, 17, 3, 10, 10, 15, 16127, 4]
     assert prompt.image_tokens == 3 and (prompt.feature_index >= 0).sum() == 2
+
+
+@pytest.mark.parametrize("text", ["A dark night.", " two  blanks\n\n", "Käse — 🧀 \t<0x0A>", "x"])
+def test_windows_of_a_text_know_how_many_bytes_they_are(model: Model, text: str) -> None:
+    windows = list(text_windows(model.prompts, Text("a", "a", text * 5), 9))
+    assert sum(window.size_bytes for window in windows) == len((text * 5).encode())
+    assert [token for window in windows for token in window.token_ids] == model.prompts.encode(text * 5)
+
+
+def test_letters_are_tokens_as_they_follow_a_colon(model: Model) -> None:
+    letters = Letters.of(model.prompts)
+    question = model.prompts.encode("Answer:")
+    for letter, token in zip("ABCD", letters.own, strict=True):
+        assert [*question, *letters.shared, token] == model.prompts.encode(f"Answer: {letter}")
 
 
 def test_ids_and_pixels_equal_mistral_commons_on_random_sizes(model: Model) -> None:
