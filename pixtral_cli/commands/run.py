@@ -110,7 +110,6 @@ def run(
     """
     from hashlib import sha256
 
-    from pixtral_runtime.batch.asked_pictures import RecordedRequests
     from pixtral_runtime.batch.fit import check_fit
     from pixtral_runtime.batch.ray_job import RayJob
     from pixtral_runtime.batch.records import Settings
@@ -180,5 +179,4 @@ def run(
             sidecars=asked.sidecars,
             is_endless=watch,
         )
-    again = RecordedRequests(tally.in_order()) if watch else asked.requests
-    finish(tally, again, files, title=f"pixtral run {bundle}", as_json=as_json)
+    finish(tally, asked.requests, files, title=f"pixtral run {bundle}", as_json=as_json)

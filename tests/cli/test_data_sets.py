@@ -136,9 +136,10 @@ def test_a_stopped_job_that_goes_on_writes_what_an_undisturbed_one_does(
     assert {path: contents(path) for path in written} == whole
 
 
-def test_what_came_to_a_watched_folder_is_in_the_shards_and_on_the_page(bundle: Path, photos: Path) -> None:
-    asked = "-o", "r.jsonl", "--format", "webdataset", "--report", "r.html", "--limit", 2
+def test_what_came_to_a_watched_folder_is_on_the_page_and_later_in_shards(bundle: Path, photos: Path) -> None:
+    asked = "-o", "r.jsonl", "--report", "r.html", "--limit", 2
     invoke("run", bundle, photos, "--watch", *asked)
+    invoke("run", bundle, photos, *asked, "--resume", "--format", "webdataset")
     keys = [id.removesuffix(".png") for id in by_id(Path("r.jsonl"))]
     with tarfile.open("r-000000.tar") as tar:
         assert sorted(tar.getnames()) == sorted(f"{key}.{name}" for key in keys for name in ("png", "txt", "json"))

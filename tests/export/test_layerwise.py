@@ -43,9 +43,10 @@ from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 
 PRECISIONS = ("int4", "int8", "fp8")
 SAMPLES = 4
-TOLERANCE = {"int4": 2e-5, "int8": 5e-3, "fp8": 5e-3}
-"""Against the same quantized weights in torch, float32, as a share of the largest value. Seen: 1.5e-6; an input that
-another machine rounds to the other side of a step costs int8 and fp8 some 1e-3."""
+TOLERANCE = 2e-5  # against the same quantized weights in torch, float32, as a share of the largest value; seen 1.5e-6
+STEP = {"int4": 0.0, "int8": 4e-2, "fp8": 4e-2}
+"""What tokens may be off that hold an input which another machine rounds to the other side of a step: a quarter of the
+tokens has none. Seen: 1.6e-2, and the others 3e-7."""
 
 
 @pytest.fixture(scope="module")
@@ -148,24 +149,26 @@ def run(bundle: Bundle, graph: str, feeds: dict[str, NDArray[np.generic]]) -> ND
     return np.asarray(session.run(None, feeds)[0])
 
 
-def close(seen: NDArray[np.float32], expected: Tensor, tolerance: float) -> bool:
-    error = float(np.abs(seen - expected.numpy()).max()) / float(expected.abs().max())
-    print(f"error {error:.1e}, allowed {tolerance:.0e}")
-    return error <= tolerance
+def close(seen: NDArray[np.float32], expected: Tensor, tolerance: float, step: float = 0.0) -> bool:
+    """Whether all tokens are, or a quarter of them where the others are off by one `step`."""
+    errors = np.abs(seen - expected.numpy()).max(axis=-1) / float(expected.abs().max())
+    most, best = float(errors.max()), float(np.quantile(errors, 0.25))
+    print(f"error {best:.1e} to {most:.1e}, allowed {tolerance:.0e}, {step:.0e}")
+    return most <= max(tolerance, step) and best <= tolerance
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_graphs_compute_what_the_quantized_weights_mean(precision: str, checkpoint: Path, tmp_path: Path) -> None:
     bundle = quantized(checkpoint, tmp_path / "b", precision=precision)
     assert bundle.quantization.get("unquantized_inputs") == {}
-    model, tolerance = reference(bundle), TOLERANCE[precision]
+    model, step = reference(bundle), STEP[precision]
     random = np.random.default_rng(0)
     pixels = random.standard_normal((2, 3, 32, 48), np.float32)
     ids = random.integers(0, 512, (2, 6))
     index = np.array([[-1, 0, 1, -1, -1, 2], [-1, -1, 3, -1, 4, -1]])
     with torch.inference_mode():
         features = model.image_features(torch.from_numpy(pixels))
-        assert close(run(bundle, "vision", {"pixels": pixels}), features, tolerance)
+        assert close(run(bundle, "vision", {"pixels": pixels}), features, TOLERANCE, step)
         table = features.flatten(0, 1)
         x = model.tok_embeddings(torch.from_numpy(ids), table, torch.from_numpy(index))
         feeds = {"token_ids": ids, "image_features": table.numpy(), "feature_index": index}
@@ -182,7 +185,7 @@ def test_graphs_compute_what_the_quantized_weights_mean(precision: str, checkpoi
         "hidden": x.numpy(), "position_ids": positions.numpy(), "write_index": np.zeros(2, np.int64),
         "logits_index": np.arange(12), **cache,
     }  # fmt: skip
-    assert close(run(bundle, "decoder", feeds), expected, tolerance)
+    assert close(run(bundle, "decoder", feeds), expected, TOLERANCE, step)
 
 
 @pytest.mark.parametrize("precision", [*PRECISIONS, "nvfp4"])

@@ -8,14 +8,13 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from pixtral_runtime.batch.item_requests import Requests
 from pixtral_runtime.batch.records import ImageInfo, Record, Request
 from pixtral_runtime.errors import ImageError, Option
-from pixtral_runtime.inputs.conversation import StoredPicture, user_message
+from pixtral_runtime.inputs.conversation import StoredPicture
 from pixtral_runtime.inputs.image import IMAGE_FORMATS, decode_image
 from pixtral_runtime.inputs.image_files import picture_file
 
@@ -36,25 +35,6 @@ class AnsweredRequests:
         for request in self.requests:
             if (record := self.records.get(request.id)) is not None:
                 yield request, record
-
-
-@dataclass(frozen=True)
-class RecordedRequests(Sequence[Request]):
-    """Requests as records tell of them, where nobody can ask again, as what came to a folder has come.
-
-    Their pictures are files, and their conversation is the question.
-    """
-
-    records: Sequence[Record]
-
-    def __len__(self) -> int:
-        return len(self.records)
-
-    def __getitem__(self, index: Any) -> Any:
-        if isinstance(index, slice):
-            return RecordedRequests(self.records[index])
-        record = self.records[index]
-        return Request(record.id, user_message(record.question, [Path(image.path) for image in record.images]))
 
 
 class PicturesAgain:
