@@ -22,7 +22,7 @@ import typer
 from typer.core import TyperGroup
 
 from pixtral_cli import output
-from pixtral_cli.commands import ask, bench, build, check, compare, doctor, export, inspect, merge, plan, run, serve
+from pixtral_cli.commands import ask, bench, build, check, compare, doctor, export, inspect, merge, plan, run, serve, sign, verify
 from pixtral_cli.commands import eval as evaluate
 from pixtral_runtime.errors import DISK_HINT, FAILING, FULL, UNWRITABLE, InputError, MachineError, PixtralError
 from pixtral_runtime.version import __version__
@@ -38,15 +38,17 @@ COMMANDS = (
     (serve.serve, serve.EPILOG),
     (check.check, check.EPILOG),
     (compare.compare, compare.EPILOG),
+    (verify.verify, verify.EPILOG),
+    (sign.sign, sign.EPILOG),
     (plan.plan, plan.EPILOG),
     (inspect.inspect, inspect.EPILOG),
     (doctor.doctor, doctor.EPILOG),
 )
 GROUPS = {
-    "Make": ("export", "build"),
+    "Make": ("export", "build", "sign"),
     "Run": ("run", "ask", "serve", "merge"),
     "Measure": ("bench", "eval", "compare"),
-    "Look": ("plan", "check", "inspect", "doctor"),
+    "Look": ("plan", "check", "verify", "inspect", "doctor"),
 }
 """Under which heading of `pixtral -h` a command stands."""
 BUG, INTERRUPTED = 1, 130

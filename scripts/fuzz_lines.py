@@ -48,6 +48,8 @@ LINES = {
     ],
     "plan": ["checkpoint", "hf --precision int8", "bundle --device orin-nx-16"],
     "check": ["bundle --against checkpoint", "built --engine rtx:sm89"],
+    "verify": ["bundle", "built --backend ort-cpu --batch 2", "bundle --certify"],
+    "sign": ["bundle --key key.pem"],
     "inspect": ["bundle --verify", "built"],
     "doctor": [""],
     "api": ["bundle"],

@@ -54,6 +54,7 @@ ORDER = {
         ("output",),
     ),
     "pixtral_export": (
+        ("certify",),
         ("check", "export"),
         ("plan",),
         ("weights",),

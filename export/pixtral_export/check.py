@@ -6,7 +6,7 @@ The reference is the eager model in float32 with the checkpoint's weights, run w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -63,8 +63,16 @@ def check_lora(bundle: Bundle, checkpoint: Checkpoint) -> None:
         )
 
 
-def check_bundle(model: Model, reference: Pixtral) -> Iterator[TensorCheck]:
-    """Compare every stage of a loaded bundle with the reference, case by case."""
+def check_bundle(
+    model: Model,
+    reference: Pixtral,
+    pictures: Iterable[tuple[str, npt.NDArray[np.float32]]] | None = None,
+    prompts: Iterable[tuple[str, Prompt]] | None = None,
+) -> Iterator[TensorCheck]:
+    """Compare every stage of a loaded bundle with the reference, case by case.
+
+    Other cases than `parity`'s: `pictures` are pixels (B, 3, H, W) by name, `prompts` by name.
+    """
     if model.bundle.model != reference.config:
         raise BundleError(
             "the bundle was made from a checkpoint of another configuration", "name the checkpoint it came from"
@@ -83,8 +91,9 @@ def check_bundle(model: Model, reference: Pixtral) -> Iterator[TensorCheck]:
 
     yield from _check_tables(model.bundle)
     with torch.inference_mode():
-        yield from _check_vision(model, reference, compare)
-        for case, prompt in prompt_cases(model.prompts):
+        cases = vision_cases(model.bundle) if pictures is None else pictures
+        yield from _check_vision(model, reference, cases, compare)
+        for case, prompt in prompt_cases(model.prompts) if prompts is None else prompts:
             yield from _check_decoder(runner, reference, prompt, case, compare)
 
 
@@ -106,8 +115,10 @@ def _check_tables(bundle: Bundle) -> Iterator[TensorCheck]:
         yield TensorCheck("tables", "all positions", name, error, EXPORT_TOLERANCE[bundle.dtype])
 
 
-def _check_vision(model: Model, reference: Pixtral, compare: Compare) -> Iterator[TensorCheck]:
-    for case, pixels in vision_cases(model.bundle):
+def _check_vision(
+    model: Model, reference: Pixtral, cases: Iterable[tuple[str, npt.NDArray[np.float32]]], compare: Compare
+) -> Iterator[TensorCheck]:
+    for case, pixels in cases:
         run = model.runner.sessions.vision.run({"pixels": pixels.astype(model.bundle.dtype)})
         expected = reference.image_features(torch.from_numpy(pixels))
         yield compare("vision", case, "image_features", run["image_features"].numpy(), expected)

@@ -52,8 +52,9 @@ def export(
     force: bool,
     progress: Progress,
     warn: Callable[[str], None] = lambda _: None,
+    certify: Callable[[Bundle], None] = lambda _: None,
 ) -> Bundle:
-    """Write the bundle. Raises InputError where the target exists, MachineError where the disk is too small."""
+    """Write the bundle; `certify` adds to its folder before it takes its place. Raises InputError where the target exists, MachineError where the disk is too small."""
     check_before_download(plan, target)
     recipe = plan.recipe
 
@@ -106,6 +107,7 @@ def export(
         shutil.rmtree(folder / SCRATCH, ignore_errors=True)
         bundle = replace(unfinished, files=files, quantization=_quantization(plan, journal, notes, fitted))
         bundle.write()
+        certify(bundle)
     return replace(bundle, path=target)
 
 

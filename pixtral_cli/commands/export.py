@@ -49,6 +49,9 @@ def export(
         str | None, typer.Option(metavar="TARGET", help="Build engines as well, as 'pixtral build --target' does.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing bundle.")] = False,
+    certificate: Annotated[
+        bool, typer.Option(help="Run the bundle once, for 'pixtral verify' to compare with elsewhere.")
+    ] = True,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print sizes and estimates, write and build nothing.")
     ] = False,
@@ -56,11 +59,13 @@ def export(
 ) -> None:
     """Turn a checkpoint into a bundle: portable ONNX graphs and weights."""
     output.require("torch", "export", "Exporting")
+    from pixtral_export.certify import certify_export
     from pixtral_export.checkpoint.hub import fetch_weights, open_source
     from pixtral_export.export import check_before_download
     from pixtral_export.export import export as write_bundle
     from pixtral_export.plan import ExportPlan, ExportSettings, plan_export
     from pixtral_export.target_folder import check_target
+    from pixtral_runtime.bundle.certificate import has_certificate
 
     settings = ExportSettings(
         dtype, max_context, max_image_side, opset, precision, group_size, method, tuple(keep or ()), kv_cache,
@@ -96,10 +101,20 @@ def export(
         check_before_download(plan, bundle)
         opened = fetch_weights(checkpoint, opened)
         with output.progress() as bars:
-            written = write_bundle(opened, plan, bundle, force=force, progress=bars.stage, warn=output.warn)
+
+            def certify(made: Bundle) -> None:
+                bars.stage("certifying", 0, 1)
+                certify_export(made, opened, output.warn)
+                bars.stage("certifying", 1, 1)
+
+            written = write_bundle(
+                opened, plan, bundle, force=force, progress=bars.stage, warn=output.warn,
+                certify=certify if certificate else lambda _: None,
+            )  # fmt: skip
         summary |= {
             "bundle_bytes": sum(entry.bytes for entry in written.files.values()),
             "fingerprint": written.fingerprint,
+            "certificate": has_certificate(written),
         }
         if build is not None:
             summary["engines"] = _build(written, build)

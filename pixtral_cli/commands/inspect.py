@@ -18,9 +18,11 @@ def inspect(
     as_json: JsonOption = False,
 ) -> None:
     """Show a bundle's model, limits, tensors and files."""
+    from pixtral_runtime.bundle.certificate import has_certificate
     from pixtral_runtime.bundle.engine_list import listed_engines, verify_engines
     from pixtral_runtime.bundle.integrity import verify_bundle
     from pixtral_runtime.bundle.manifest import open_bundle
+    from pixtral_runtime.bundle.signature import is_signed
     from pixtral_runtime.bundle.spec import GRAPHS
 
     opened = open_bundle(bundle)
@@ -48,6 +50,8 @@ def inspect(
         "kv_cache_bytes_per_token": opened.kv_cache_bytes_per_token,
         "bundle_bytes": sum(entry.bytes for entry in opened.files.values()),
         "verified": verify,
+        "certificate": has_certificate(opened),
+        "signed": is_signed(opened.path),
     }
     if as_json:
         graphs = {name: opened.graph_spec(name) for name in GRAPHS}

@@ -4,6 +4,8 @@
     vision.onnx  embed.onnx  decoder.onnx     graphs, with their weights in
     weights.bin     all tensors, each at a page boundary, shared by the graphs
     tekken.json     the tokenizer, with the image patch and side it was made for; or tokenizer.model.v7m1
+    certificate.json    what the bundle computed where it was made, see `certificate`
+    model.sig           a signature over all of it, where somebody signed it, see `signature`
 
 `open_bundle` checks what it says of itself, and presence and sizes of the files; their bytes are `integrity`'s matter.
 """
@@ -29,6 +31,8 @@ BUNDLE_SCHEMA = 1
 MANIFEST = "bundle.json"
 WEIGHTS = "weights.bin"
 TOKENIZER = "tekken.json"
+CERTIFICATE = "certificate.json"  # what the bundle computed where it was made; not one of `Bundle.files`
+SIGNATURE = "model.sig"  # over the whole folder, in the OpenSSF's format
 SENTENCEPIECE = "tokenizer.model.v7m1"  # Pixtral-Large's, in the other's place; its name says its kind
 LOCK = ".pixtral.lock"  # held by whoever writes the bundle
 PARTIAL = ".pixtral.partial"  # the folder in which it is made
@@ -120,7 +124,8 @@ class Bundle:
     @property
     def own_files(self) -> list[Path]:
         """All files that belong to the bundle: what it reads, and what must not be written over."""
-        return [self.path / name for name in (MANIFEST, *self.files, *_engine_files(self.engines))]
+        beside = [name for name in (CERTIFICATE, SIGNATURE) if os.path.lexists(self.path / name)]
+        return [self.path / name for name in (MANIFEST, *beside, *self.files, *_engine_files(self.engines))]
 
     def graph_path(self, name: str) -> Path:
         return self.path / f"{name}.onnx"
