@@ -62,6 +62,7 @@ ORDER = {
         ("model", "target_folder", "weight_names"),
     ),
     "pixtral_engines": (
+        ("certify",),
         ("build", "check", "plan_judgement"),
         ("build_plan",),
         ("compiled_plan", "interpreter", "network", "profiles", "targets"),

@@ -9,7 +9,7 @@ kept: float16 ends at 65504, and Pixtral was trained in bfloat16.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -59,6 +59,7 @@ class NetworkCheck:
     """Both sides of every graph of a bundle. Raises MachineError where ONNX Runtime cannot run the bundle.
 
     `compat`: the network's side in the form for TensorRT 10.3. `cuts`: its decoder in parts, one after the other.
+    Other cases than `parity`'s: `pictures` are pixels (B, 3, H, W) by name, `asked` prompts by name.
     """
 
     def __init__(
@@ -69,10 +70,13 @@ class NetworkCheck:
         *,
         compat: bool = False,
         cuts: Sequence[int] = (),
+        pictures: Iterable[tuple[str, Array]] | None = None,
+        asked: Iterable[tuple[str, Prompt]] | None = None,
     ) -> None:
         refuse_missing_kernels(bundle)
         self.bundle = bundle
-        self._prompts = list(prompt_cases(prompts))
+        self._pictures = vision_cases(bundle) if pictures is None else pictures
+        self._prompts = list(prompt_cases(prompts) if asked is None else asked)
         self.rows = max(len(prompt.token_ids) for _, prompt in self._prompts) + DECODE_STEPS
         self.activations = {graph: LargestActivations() for graph in GRAPHS}
         is_rounded = bundle.precision in ("int8", "fp8") or bundle.kv_cache is not None
@@ -90,7 +94,7 @@ class NetworkCheck:
 
     def run(self) -> Iterator[TensorCheck]:
         """Compare every output of every call of the sweep."""
-        for case, pixels in vision_cases(self.bundle):
+        for case, pixels in self._pictures:
             yield from self._call("vision", case, {"pixels": pixels.astype(self.bundle.dtype)}, {})
         for case, prompt in self._prompts:
             yield from self._answer(case, prompt)

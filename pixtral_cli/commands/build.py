@@ -73,6 +73,7 @@ def build(
     output.require("onnx", "rtx", "Building engines")
     from pixtral_engines.build import BuildSettings, build_targets
     from pixtral_engines.build_plan import build_summary, plan_targets
+    from pixtral_engines.certify import certify_engines
     from pixtral_engines.lowered_graph import save_graphs
     from pixtral_engines.profiles import Shapes
 
@@ -86,6 +87,7 @@ def build(
     if not dry_run:
         with output.progress() as bars, output.building(bars) as stage:
             opened = build_targets(opened, plans, settings, stage)
+            certify_engines(opened, [plan.target.name for plan in plans], output.talk)
     summary = build_summary(opened, plans, is_built=not dry_run)
     if as_json:
         output.print_json(summary)

@@ -128,10 +128,12 @@ def _build(bundle: Bundle, targets: str) -> list[dict[str, Any]]:
     """Engines as `pixtral build --target` makes them by default."""
     from pixtral_engines.build import BuildSettings, build_targets
     from pixtral_engines.build_plan import build_summary, plan_targets
+    from pixtral_engines.certify import certify_engines
     from pixtral_engines.profiles import Shapes
 
     plans = plan_targets(bundle, targets, [Shapes.of(bundle)])
     with output.progress() as bars, output.building(bars) as stage:
         built = build_targets(bundle, plans, BuildSettings(), stage)
+        certify_engines(built, [plan.target.name for plan in plans], output.talk)
     summary: list[dict[str, Any]] = build_summary(built, plans, is_built=True)["targets"]
     return summary
