@@ -22,7 +22,22 @@ import typer
 from typer.core import TyperGroup
 
 from pixtral_cli import output
-from pixtral_cli.commands import ask, bench, build, check, compare, doctor, export, inspect, merge, plan, run, serve, sign, verify
+from pixtral_cli.commands import (
+    ask,
+    bench,
+    build,
+    check,
+    compare,
+    doctor,
+    export,
+    inspect,
+    merge,
+    plan,
+    run,
+    serve,
+    sign,
+    verify,
+)
 from pixtral_cli.commands import eval as evaluate
 from pixtral_runtime.errors import DISK_HINT, FAILING, FULL, UNWRITABLE, InputError, MachineError, PixtralError
 from pixtral_runtime.version import __version__

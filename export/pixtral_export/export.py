@@ -54,7 +54,10 @@ def export(
     warn: Callable[[str], None] = lambda _: None,
     certify: Callable[[Bundle], None] = lambda _: None,
 ) -> Bundle:
-    """Write the bundle; `certify` adds to its folder before it takes its place. Raises InputError where the target exists, MachineError where the disk is too small."""
+    """Write the bundle; `certify` may add to its folder before that takes its place.
+
+    Raises InputError where the target exists, MachineError where the disk is too small.
+    """
     check_before_download(plan, target)
     recipe = plan.recipe
 

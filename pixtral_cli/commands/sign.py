@@ -15,9 +15,7 @@ EPILOG = "Example: pixtral sign bundle --key private.pem"
 
 def sign(
     bundle: BundleArgument,
-    key: Annotated[
-        Path, typer.Option(metavar="FILE", help="Private elliptic curve key, PEM, without a password.")
-    ],
+    key: Annotated[Path, typer.Option(metavar="FILE", help="Private elliptic curve key, PEM, without a password.")],
     as_json: JsonOption = False,
 ) -> None:
     """Sign a bundle in the OpenSSF model signing format, for 'pixtral verify --public-key' and 'model_signing'."""

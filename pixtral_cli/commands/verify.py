@@ -81,7 +81,10 @@ def _report(
     verdict = "PASS" if last.passed else "FAIL"
     if as_json:
         stages = [asdict(check) | {"passed": check.passed, "remedies": [*map(str, check.remedies)]} for check in checks]
-        about = {"agreement": certificate.agreement, "headroom": {g: asdict(h) for g, h in certificate.headroom.items()}}
+        about = {
+            "agreement": certificate.agreement,
+            "headroom": {g: asdict(h) for g, h in certificate.headroom.items()},
+        }
         document = {"verdict": verdict, "fingerprint": bundle.fingerprint, "signature": signature, "omitted": missing}
         output.print_json(document | {"stages": stages, "made_with": certificate.tools, **about})
     else:

@@ -85,6 +85,17 @@ class Certificate:
     omitted: str = ""
     schema: int = CERTIFICATE_SCHEMA
 
+    def faults(self, vocabulary: int) -> list[str]:
+        """What no replay writes."""
+        found = []
+        for name, answer in self.answers.items():
+            rows = [len(answer.token_ids), len(answer.top_ids), len(answer.top_logits)]
+            widths = {len(row) for row in (*answer.top_ids, *answer.top_logits)}
+            tokens = [*answer.token_ids, *(token for row in answer.top_ids for token in row)]
+            if len(set(rows)) != 1 or len(widths) != 1 or not all(0 <= token < vocabulary for token in tokens):
+                found.append(f"the answer '{name}' has tokens and logits that do not go together")
+        return found
+
     def write(self, folder: Path) -> None:
         text = json.dumps(sealed(asdict(self)), sort_keys=True, ensure_ascii=False, separators=(",", ":"))
         write_atomically(folder / CERTIFICATE, f"{text}\n".encode())
@@ -121,12 +132,16 @@ def read_certificate(bundle: Bundle) -> Certificate:
         if SEAL not in data:
             raise ValueError("it has no seal")
         certificate = from_json(Certificate, unsealed(data))
+        if faults := certificate.faults(bundle.model.decoder.vocab_size):
+            raise ValueError(faults[0])
     except FileNotFoundError as error:
         raise BundleError(f"{bundle.path} has no {CERTIFICATE}", anew) from error
     except OSError as error:
         raise BundleError(f"{path} cannot be read: {error.strerror}", f"ls -l {path}") from error
     except (ValueError, TypeError, RecursionError) as error:
-        raise BundleError(f"{path} cannot be right: {error}", f"pixtral inspect {bundle.path} --verify", anew) from error
+        raise BundleError(
+            f"{path} cannot be right: {error}", f"pixtral inspect {bundle.path} --verify", anew
+        ) from error
     if certificate.fingerprint != bundle.fingerprint:
         theirs = f"of {certificate.fingerprint}, this bundle is {bundle.fingerprint}"
         raise BundleError(f"{path} is another bundle's certificate, {theirs}", "copy the bundle whole again", anew)

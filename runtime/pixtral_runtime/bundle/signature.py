@@ -10,7 +10,7 @@ import base64
 import json
 import os
 from contextlib import suppress
-from importlib.util import find_spec
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -94,8 +94,7 @@ def _refuse_missing_key(path: Path) -> None:
 
 
 def _package(module: str) -> Any:
-    from importlib import import_module
-
-    if find_spec("model_signing") is None:
-        raise extra_missing("model-signing", "signing", "Signing")
-    return import_module(f"model_signing.{module}")
+    try:
+        return import_module(f"model_signing.{module}")
+    except ImportError as error:
+        raise extra_missing("model-signing", "signing", "Signing") from error

@@ -21,7 +21,7 @@ from pixtral_runtime.bundle.certificate import (
     with_listed_engines,
 )
 from pixtral_runtime.bundle.manifest import Bundle, writing
-from pixtral_runtime.compare.replay import Predicted, Replay, Replayed, likeliest
+from pixtral_runtime.compare.replay import Replay, Replayed, likeliest
 from pixtral_runtime.device.memory import available_memory_bytes
 from pixtral_runtime.errors import BundleError, MachineError
 from pixtral_runtime.generation.model import Model, load_bundle

@@ -97,11 +97,11 @@ class Replay:
 
     @cached_property
     def prompts(self) -> dict[str, Prompt]:
-        """A prompt about each picture, one without any, and one about two; without those that the context cannot hold."""
+        """A prompt without a picture, one about two, one about each; without those that the context cannot hold."""
         shown = pictures()
         asked: dict[str, tuple[str, tuple[str, ...]]]
-        asked = {name: (QUESTIONS[number % 2], (name,)) for number, name in enumerate(shown)}
-        asked |= {"text": (TEXTS["English"], ()), "two pictures": (QUESTIONS[1], ("disc", "square"))}
+        asked = {"text": (TEXTS["English"], ()), "two pictures": (QUESTIONS[1], ("disc", "square"))}
+        asked |= {name: (QUESTIONS[number % 2], (name,)) for number, name in enumerate(shown)}
         built = {}
         for name, (question, about) in asked.items():
             with suppress(ContextError):
@@ -114,7 +114,9 @@ class Replay:
         most = self._bundle.limits.max_image_side
         large = _texture(most // 5 + 1, most // 3 + 1, 4)
         for mode in PREPROCESS_MODES:
-            yield Replayed("preprocess", f"large, {mode}", sketch_of(default_preprocess(self._bundle, mode=mode)(large)))
+            yield Replayed(
+                "preprocess", f"large, {mode}", sketch_of(default_preprocess(self._bundle, mode=mode)(large))
+            )
         yield Replayed("preprocess", "large", sketch_of(self.builder.preprocess(large)))
         for name, picture in pictures().items():
             yield Replayed("preprocess", name, sketch_of(self.builder.preprocess(picture)))
@@ -151,7 +153,9 @@ class Replay:
         few = ModelRunner(self._bundle, replace(model.runner.sessions, chunk=FEW_TOKENS))
         yield from self._decoded(few, IN_CHUNKS, self.prompts[IN_CHUNKS], answers[IN_CHUNKS])
 
-    def _decoded(self, runner: ModelRunner, name: str, prompt: Prompt, answer: tuple[int, ...]) -> Iterator[Replayed | Predicted]:
+    def _decoded(
+        self, runner: ModelRunner, name: str, prompt: Prompt, answer: tuple[int, ...]
+    ) -> Iterator[Replayed | Predicted]:
         length = len(prompt.token_ids)
         cache = runner.sessions.decoder.new_cache(1, length + len(answer))
         rows = [runner.prefill(prompt, runner.encode_images(prompt), cache)[-1]]

@@ -30,9 +30,8 @@ def sketch_of(tensor: Array) -> Sketch:
     codes = _codes(values.size)
     signed = np.where(codes >= 128, -values, values)
     sums = np.bincount(codes % BUCKETS, signed, BUCKETS)
-    norm = math.sqrt(float(np.square(values).sum()))
-    largest = float(np.abs(values).max(initial=0.0))
-    return Sketch(tensor.shape, *rounded((norm, largest)), rounded(sums, norm))
+    norm, largest = rounded((math.sqrt(float(np.square(values).sum())), float(np.abs(values).max(initial=0.0))))
+    return Sketch(tensor.shape, norm, largest, rounded(sums, norm))
 
 
 def distance(seen: Sketch, expected: Sketch) -> float:

@@ -35,16 +35,17 @@ class Tolerance:
 
 
 PIXELS = 2e-3
-"""Of the preprocessing. Seen 0; other versions of OpenCV and Pillow round a value of 255 the other way here and there."""
+"""Of the preprocessing. Seen 0; other versions of OpenCV and Pillow may round a value of 255 the other way."""
 TOLERANCES = {
     "float32": Tolerance(1e-3, 0.01),  # seen 3e-5 and 1e-5
     "float16": Tolerance(4e-3, 0.05),  # seen 4e-4 and 5e-3
     "bfloat16": Tolerance(3e-2, 0.4),  # 8 times as coarse as float16
     "rounded": Tolerance(8e-2, 0.8),  # seen 4e-2 and 0.29
 }
-"""By the coarsest numbers that are multiplied. What was seen, on the demo checkpoint: ONNX Runtime with all its rewritten
-graphs and fused kernels against none of them, which for int4 is products in 8 bits against float32. At any number of
-threads and slots, in the releases 1.31 and 1.32, the figures were the same to the last bit but for fp8 and int8 caches."""
+"""By the coarsest numbers that are multiplied. What was seen, on the demo checkpoint: ONNX Runtime with its rewritten
+graphs and fused kernels against plain ones, which for int4 is products in 8 bits against float32. At any number of
+threads and slots, in releases 1.31 and 1.32, figures were the same to the last bit but for fp8 and int8 caches.
+"""
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,9 @@ def _checks(bundle: Bundle, known: Certificate, backend: str, threads: int, batc
 def _numbers(
     model: Model, replay: Replay, known: Certificate, batch: int, closer: tuple[str, ...]
 ) -> Iterator[StageCheck]:
+    if set(known.answers) != set(replay.prompts):
+        yield StageCheck("answers", 0, fault="the certificate has answers to other prompts", remedies=closer)
+        return
     allowed = tolerance_of(model.bundle)
     said = {name: answer.token_ids for name, answer in known.answers.items()}
     decoded: list[Replayed] = []
@@ -155,15 +159,15 @@ def _tokens(replay: Replay, known: Certificate) -> StageCheck:
     hint = f"pixtral inspect {replay.builder.bundle.path} --verify", "pip install --upgrade mistral-common"
     for name, ids in known.tokens.items():
         if (ours := seen.get(name, ())) != ids:
-            place = next((n for n, (a, b) in enumerate(zip(ours, ids, strict=False)) if a != b), min(len(ours), len(ids)))
+            place = next(
+                (n for n, (a, b) in enumerate(zip(ours, ids, strict=False)) if a != b), min(len(ours), len(ids))
+            )
             fault = f"'{name}' has {len(ours)} tokens, {len(ids)} are known; token {place} is the first that differs"
             return StageCheck("tokenizer", len(seen), 1, 0, fault, hint, name)
     return StageCheck("tokenizer", len(seen))
 
 
-def _tensors(
-    seen: Iterable[Replayed], known: Certificate, allowed: float, remedies: tuple[Remedy, ...]
-) -> StageCheck:
+def _tensors(seen: Iterable[Replayed], known: Certificate, allowed: float, remedies: tuple[Remedy, ...]) -> StageCheck:
     """A stage's tensors in their order: the first that differs is named, not the one that differs most."""
     worst, case, compared, stage = 0.0, "", 0, ""
     names = set[str]()
@@ -210,7 +214,9 @@ def _answers(
         place, gap = _parting(tokens, known.answers[name])
         if gap > worst:
             worst, case = gap, f"{name}, token {place}"
-    fault = f"{case} is another one, which the known one led by {worst:.2f} nats; {tie} is no tie" if worst > tie else ""
+    fault = (
+        f"{case} is another one, which the known one led by {worst:.2f} nats; {tie} is no tie" if worst > tie else ""
+    )
     return StageCheck("answers", len(seen), worst, tie, fault, remedies if fault else (), case)
 
 
@@ -219,7 +225,7 @@ def _parting(tokens: tuple[int, ...], known: KnownAnswer) -> tuple[int, float]:
     for place, (ours, theirs) in enumerate(zip(tokens, known.token_ids, strict=False)):
         if ours != theirs:
             logits = dict(zip(known.top_ids[place], known.top_logits[place], strict=True))
-            return place, logits[theirs] - logits.get(ours, min(logits.values()))
+            return place, logits.get(theirs, float("inf")) - logits.get(ours, min(logits.values()))
     return 0, 0.0 if len(tokens) == len(known.token_ids) else float("inf")
 
 
