@@ -47,6 +47,7 @@ def make_world(target: Path) -> None:
     from pixtral_runtime.bundle.engine_list import Engine, EngineSet, source_of, with_engines
     from pixtral_runtime.bundle.manifest import open_bundle
     from pixtral_runtime.bundle.spec import GRAPHS
+    from pixtral_runtime.compare.certify import certify
     from pixtral_runtime.files import sha256_of_file
 
     world = target.with_name(f"{target.name}.partial")
@@ -96,6 +97,8 @@ def make_world(target: Path) -> None:
     for name, entries in texts.items():
         (world / name).write_text("".join(f"{json.dumps(entry)}\n" for entry in entries))
     (world / "texts/notes.md").write_text("# Notes\n\nA short text.\n")
+    certify(open_bundle(world / "bundle"))
+    (world / "key.pem").write_text("-----BEGIN EC PRIVATE KEY-----\n-----END EC PRIVATE KEY-----\n")
     (world / "prompts.txt").write_text(f"# a comment\n{QUESTION}\n")
     _write_sources(world)
     before = Path.cwd()
@@ -153,6 +156,7 @@ def odd_paths() -> tuple[str, ...]:
         "results.jsonl",
         "bench.json",
         "eval.json",
+        "key.pem",
         "new/file.x",
     )
     odd: tuple[str, ...] = (

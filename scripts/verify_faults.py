@@ -66,6 +66,10 @@ def flip(path: Path, share: float = 0.5) -> None:
     path.write_bytes(data)
 
 
+def flipped(name: str, share: float = 0.5) -> Callable[[Path], None]:
+    return lambda folder: flip(folder / name, share)
+
+
 def cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-9])
 
@@ -163,10 +167,10 @@ def other_base(graph: str, table: str, power: float) -> Callable[[Path], None]:
     """Rotary tables of another base: each frequency to a power."""
 
     def plant(folder: Path) -> None:
-        for name, function in (("cos", np.cos), ("sin", np.sin)):
-            edit(folder, graph, f"{table}.{name}", lambda old, made=function: made(_angles(old.shape, power)))
+        edit(folder, graph, f"{table}.cos", lambda old: np.cos(angles(old.shape)))
+        edit(folder, graph, f"{table}.sin", lambda old: np.sin(angles(old.shape)))
 
-    def _angles(shape: tuple[int, ...], power: float) -> Array:
+    def angles(shape: tuple[int, ...]) -> Array:
         frequencies = (1e4 ** -(np.arange(shape[1]) / shape[1])) ** power
         return np.outer(np.arange(shape[0]) if graph == "decoder" else np.arange(shape[0]) % 32, frequencies)
 
@@ -243,10 +247,10 @@ def faults(bundle: Bundle, other: Path) -> Iterator[Fault]:
 
 def _damage(bundle: Bundle, other: Path) -> Iterator[Fault]:
     for name in bundle.files:
-        yield Fault(f"a bit of {name}", "files", lambda folder, name=name: flip(folder / name), False)
-    yield Fault("a bit of the weights' end", "files", lambda folder: flip(folder / WEIGHTS, 1.0), False)
+        yield Fault(f"a bit of {name}", "files", flipped(name), False)
+    yield Fault("a bit of the weights' end", "files", flipped(WEIGHTS, 1.0), False)
     for name in (MANIFEST, CERTIFICATE):
-        yield Fault(f"a bit of {name}", "refused", lambda folder, name=name: flip(folder / name, 0.3), False)
+        yield Fault(f"a bit of {name}", "refused", flipped(name, 0.3), False)
     yield Fault("weights cut off", "refused", lambda f: cut(f / WEIGHTS), False)
     yield Fault("no certificate", "refused", lambda folder: (folder / CERTIFICATE).unlink(), False)
     copy = (other / CERTIFICATE).read_bytes()

@@ -18,7 +18,10 @@ def sign(
     key: Annotated[Path, typer.Option(metavar="FILE", help="Private elliptic curve key, PEM, without a password.")],
     as_json: JsonOption = False,
 ) -> None:
-    """Sign a bundle in the OpenSSF model signing format, for 'pixtral verify --public-key' and 'model_signing'."""
+    """Sign a bundle, so that others can check who it is from.
+
+    In the OpenSSF model signing format, for 'pixtral verify --public-key' and for 'model_signing verify key'.
+    """
     from pixtral_runtime.bundle.certificate import has_certificate
     from pixtral_runtime.bundle.manifest import open_bundle
     from pixtral_runtime.bundle.signature import sign_bundle

@@ -43,7 +43,7 @@ def verify(
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Replay a bundle's certificate: PASS, or the first stage that differs, and by how much."""
+    """Replay a bundle's certificate: PASS, or the stage that differs."""
     from pixtral_runtime.bundle.certificate import read_certificate
     from pixtral_runtime.bundle.manifest import open_bundle
     from pixtral_runtime.bundle.signature import check_signature, is_signed

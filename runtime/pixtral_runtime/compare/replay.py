@@ -130,19 +130,17 @@ class Replay:
         return found | {name: self.builder.preprocess(picture) for name, picture in pictures().items()}
 
     def features(self, model: Model, batch: int = 1) -> Iterator[Replayed]:
-        """The vision graph's, encoded `batch` at a time."""
+        """The vision graph's, small pictures encoded `batch` at a time, as answering many does."""
+        small = self._bundle.limits.max_image_side // 2
         for name, image in self.vision_inputs().items():
-            yield Replayed("vision", name, sketch_of(on_host(model.runner.encode([image] * batch)[-1])))
+            together = [image] * (batch if max(image.shape) <= small else 1)
+            yield Replayed("vision", name, sketch_of(on_host(model.runner.encode(together)[-1])))
 
     def embedded(self, model: Model) -> Iterator[Replayed]:
         """What the embed graph joins of words and pictures."""
         for name, prompt in self.prompts.items():
-            feeds = {
-                "token_ids": prompt.token_ids[None],
-                "image_features": model.runner.encode_images(prompt),
-                "feature_index": prompt.feature_index[None],
-            }
-            yield Replayed("embed", name, sketch_of(model.runner.sessions.embed.run(feeds)["hidden"].numpy()))
+            features = model.runner.encode_images(prompt)
+            yield Replayed("embed", name, sketch_of(model.runner.embed(prompt, features)))
 
     def decoded(self, model: Model, answers: Mapping[str, tuple[int, ...]]) -> Iterator[Replayed | Predicted]:
         """What the decoder makes of each prompt and its known answer, read token by token, whatever it says itself."""
@@ -191,4 +189,5 @@ def likeliest(logits: npt.NDArray[np.float32]) -> tuple[tuple[tuple[int, ...], .
 
 def _noise_pixels(height: int, width: int) -> npt.NDArray[np.float32]:
     """Normalized pixels (3, H, W) within -2 to 2, that float16 and bfloat16 hold exactly."""
-    return (noise(f"{height} x {width}", 3 * height * width).astype(np.float32) / 64 - 2).reshape(3, height, width)
+    values = noise(f"{height} x {width}", 3 * height * width).reshape(3, height, width)
+    return values.astype(np.float32) / np.float32(64) - np.float32(2)

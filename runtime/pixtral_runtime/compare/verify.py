@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pixtral_runtime.bundle.certificate import Certificate, KnownAnswer, known_engines
 from pixtral_runtime.bundle.engine_list import listed_engines, open_engines, verify_engines
 from pixtral_runtime.bundle.integrity import verify_bundle
-from pixtral_runtime.bundle.manifest import Bundle, remake_hint
+from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.compare.replay import Predicted, Replay, Replayed
 from pixtral_runtime.compare.sketch import distance
 from pixtral_runtime.errors import BundleError, EngineError, PixtralError, Remedy, StaleEngineError
@@ -38,13 +38,14 @@ PIXELS = 2e-3
 """Of the preprocessing. Seen 0; other versions of OpenCV and Pillow may round a value of 255 the other way."""
 TOLERANCES = {
     "float32": Tolerance(1e-3, 0.01),  # seen 3e-5 and 1e-5
-    "float16": Tolerance(4e-3, 0.05),  # seen 4e-4 and 5e-3
+    "float16": Tolerance(8e-3, 0.05),  # seen 3e-3 and 1e-2
     "bfloat16": Tolerance(3e-2, 0.4),  # 8 times as coarse as float16
-    "rounded": Tolerance(8e-2, 0.8),  # seen 4e-2 and 0.29
+    "rounded": Tolerance(8e-2, 0.8),  # seen 4e-2 and 0.32
 }
-"""By the coarsest numbers that are multiplied. What was seen, on the demo checkpoint: ONNX Runtime with its rewritten
-graphs and fused kernels against plain ones, which for int4 is products in 8 bits against float32. At any number of
-threads and slots, in releases 1.31 and 1.32, figures were the same to the last bit but for fp8 and int8 caches.
+"""By the coarsest numbers that are multiplied. What was seen, on the demo checkpoint: the networks that TensorRT parsed,
+evaluated in NumPy, and ONNX Runtime without its rewritten graphs and fused kernels, which for int4 is products in
+float32 against 8 bits. At any number of threads and slots, in releases 1.31 and 1.32 of ONNX Runtime, figures were the
+same to the last bit but for fp8 and int8 caches.
 """
 
 
@@ -236,7 +237,7 @@ def _headroom(bundle: Bundle, known: Certificate) -> StageCheck:
         return StageCheck("headroom", 0)
     share, case = found.largest / FLOAT16_LARGEST, f"{graph}, {found.layer}"
     fault = f"{case} reaches {found.largest:.0f}, float16 ends at {FLOAT16_LARGEST:.0f}" if share >= 1 else ""
-    remedies = (f"{remake_hint(bundle.path)} --dtype float32",) if fault else ()
+    remedies = (f"pixtral export CHECKPOINT -o {bundle.path} --force --dtype float32",) if fault else ()
     return StageCheck("headroom", len(known.headroom), share, 1.0, fault, remedies, case)
 
 

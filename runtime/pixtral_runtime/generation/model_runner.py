@@ -104,6 +104,16 @@ class ModelRunner:
         with named_range("prefill"):
             return self._step(token_ids, local, chunk, positions, wanted, temperatures, cache)
 
+    def embed(self, prompt: Prompt, features: Features) -> Array:
+        """What the decoder reads of a prompt's words and pictures, (T, D), on the host."""
+        rows = []
+        for start in range(0, len(prompt.token_ids), self.sessions.chunk):
+            here = slice(start, start + self.sessions.chunk)
+            chunk, local = self._features_of(prompt.feature_index[here], features)
+            feeds = {"token_ids": prompt.token_ids[None, here], "image_features": chunk, "feature_index": local[None]}
+            rows.append(self.sessions.embed.run(feeds)["hidden"].numpy()[0].copy())
+        return np.concatenate(rows)
+
     def _features_of(self, index: Array, features: Features) -> tuple[Features, Array]:
         """The rows of features that a chunk's tokens take, and where each token finds its own; -1 for those of text.
 
