@@ -6,7 +6,7 @@ The reference is the eager model in float32 with the checkpoint's weights, run w
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import numpy.typing as npt
@@ -63,22 +63,19 @@ def check_lora(bundle: Bundle, checkpoint: Checkpoint) -> None:
         )
 
 
-def check_bundle(
-    model: Model,
-    reference: Pixtral,
-    pictures: Iterable[tuple[str, npt.NDArray[np.float32]]] | None = None,
-    prompts: Iterable[tuple[str, Prompt]] | None = None,
-) -> Iterator[TensorCheck]:
-    """Compare every stage of a loaded bundle with the reference, case by case.
+def tolerance_of(bundle: Bundle) -> float:
+    """The largest error allowed of a bundle's tensors."""
+    is_quantized = bundle.precision != bundle.dtype or bundle.kv_cache is not None
+    return QUANTIZED_TOLERANCE if is_quantized else EXPORT_TOLERANCE[bundle.dtype]
 
-    Other cases than `parity`'s: `pictures` are pixels (B, 3, H, W) by name, `prompts` by name.
-    """
+
+def check_bundle(model: Model, reference: Pixtral) -> Iterator[TensorCheck]:
+    """Compare every stage of a loaded bundle with the reference, case by case."""
     if model.bundle.model != reference.config:
         raise BundleError(
             "the bundle was made from a checkpoint of another configuration", "name the checkpoint it came from"
         )
-    is_quantized = model.bundle.precision != model.bundle.dtype or model.bundle.kv_cache is not None
-    tolerance = QUANTIZED_TOLERANCE if is_quantized else EXPORT_TOLERANCE[model.bundle.dtype]
+    tolerance = tolerance_of(model.bundle)
     runner = model.runner
 
     def compare(stage: str, case: str, tensor: str, seen: npt.ArrayLike, expected: torch.Tensor) -> TensorCheck:
@@ -91,9 +88,8 @@ def check_bundle(
 
     yield from _check_tables(model.bundle)
     with torch.inference_mode():
-        cases = vision_cases(model.bundle) if pictures is None else pictures
-        yield from _check_vision(model, reference, cases, compare)
-        for case, prompt in prompt_cases(model.prompts) if prompts is None else prompts:
+        yield from _check_vision(model, reference, compare)
+        for case, prompt in prompt_cases(model.prompts):
             yield from _check_decoder(runner, reference, prompt, case, compare)
 
 
@@ -115,10 +111,8 @@ def _check_tables(bundle: Bundle) -> Iterator[TensorCheck]:
         yield TensorCheck("tables", "all positions", name, error, EXPORT_TOLERANCE[bundle.dtype])
 
 
-def _check_vision(
-    model: Model, reference: Pixtral, cases: Iterable[tuple[str, npt.NDArray[np.float32]]], compare: Compare
-) -> Iterator[TensorCheck]:
-    for case, pixels in cases:
+def _check_vision(model: Model, reference: Pixtral, compare: Compare) -> Iterator[TensorCheck]:
+    for case, pixels in vision_cases(model.bundle):
         run = model.runner.sessions.vision.run({"pixels": pixels.astype(model.bundle.dtype)})
         expected = reference.image_features(torch.from_numpy(pixels))
         yield compare("vision", case, "image_features", run["image_features"].numpy(), expected)

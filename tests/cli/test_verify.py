@@ -1,4 +1,4 @@
-"""`pixtral verify` and `sign`: what an export certifies passes, and what differs ends with exit 6 and the next command."""
+"""`pixtral verify` and `sign`: what an export certifies passes, what differs ends with exit 6 and the next command."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 
 from pixtral_runtime.bundle.certificate import (
@@ -21,7 +21,7 @@ from pixtral_runtime.bundle.certificate import (
     with_listed_engines,
 )
 from pixtral_runtime.bundle.manifest import Bundle, writing
-from pixtral_runtime.compare.replay import Replay, Replayed, likeliest
+from pixtral_runtime.compare.replay import Replay, Replayed, Tokens, likeliest
 from pixtral_runtime.device.memory import available_memory_bytes
 from pixtral_runtime.errors import BundleError, MachineError
 from pixtral_runtime.generation.model import Model, load_bundle
@@ -42,10 +42,15 @@ class Reference:
     headroom: dict[str, Headroom] = field(default_factory=dict)
 
 
-Compare = Callable[[Model, Replay], Reference | None]
+Compare = Callable[[Model, Replay, Mapping[str, Tokens]], Reference | None]
+"""Gets the greedy answers as well."""
 
 
-def certify(bundle: Bundle, compare: Compare = lambda model, replay: None, threads: int = 0) -> Certificate:
+def nothing(model: Model, replay: Replay, said: Mapping[str, Tokens]) -> None:
+    """Compare with nobody."""
+
+
+def certify(bundle: Bundle, compare: Compare = nothing, threads: int = 0) -> Certificate:
     """Write a bundle's certificate. Where this machine cannot run it the certificate says so and has no tensors.
 
     `compare` holds the loaded model beside another implementation. Raises BundleError where what is computed is no
@@ -89,7 +94,7 @@ def _with_numbers(certificate: Certificate, model: Model, replay: Replay, compar
             tokens = said[one.name]
             answers[one.name] = KnownAnswer(replay.builder.detokenize(tokens), tokens, *likeliest(one.logits))
     certificate = replace(certificate, tensors=tensors, answers=answers)
-    found = compare(model, replay)
+    found = compare(model, replay, said)
     if found is None:
         return certificate
     errors = {stage: rounded_up(error) for stage, error in found.errors.items()}

@@ -42,6 +42,8 @@ FEW_TOKENS = 16  # of a prefill step, where a prompt is read in several
 LAYERED = ("text", "two pictures")  # prompts whose keys and values are kept layer by layer
 IN_CHUNKS = "two pictures"
 
+Tokens = tuple[int, ...]
+
 
 @dataclass(frozen=True)
 class Replayed:
@@ -90,7 +92,7 @@ class Replay:
         self.builder = prompts
         self._bundle = prompts.bundle
 
-    def texts(self) -> dict[str, tuple[int, ...]]:
+    def texts(self) -> dict[str, Tokens]:
         """The token ids of each text, and of each prompt with pictures as they should be cut up."""
         texts = {name: tuple(self.builder.encode(text)) for name, text in TEXTS.items()}
         return texts | {f"prompt, {name}": tuple(map(int, one.token_ids)) for name, one in self.prompts.items()}
@@ -142,7 +144,7 @@ class Replay:
             features = model.runner.encode_images(prompt)
             yield Replayed("embed", name, sketch_of(model.runner.embed(prompt, features)))
 
-    def decoded(self, model: Model, answers: Mapping[str, tuple[int, ...]]) -> Iterator[Replayed | Predicted]:
+    def decoded(self, model: Model, answers: Mapping[str, Tokens]) -> Iterator[Replayed | Predicted]:
         """What the decoder makes of each prompt and its known answer, read token by token, whatever it says itself."""
         for name, prompt in self.prompts.items():
             yield from self._decoded(model.runner, name, prompt, answers[name])
@@ -152,7 +154,7 @@ class Replay:
         yield from self._decoded(few, IN_CHUNKS, self.prompts[IN_CHUNKS], answers[IN_CHUNKS])
 
     def _decoded(
-        self, runner: ModelRunner, name: str, prompt: Prompt, answer: tuple[int, ...]
+        self, runner: ModelRunner, name: str, prompt: Prompt, answer: Tokens
     ) -> Iterator[Replayed | Predicted]:
         length = len(prompt.token_ids)
         cache = runner.sessions.decoder.new_cache(1, length + len(answer))
@@ -166,7 +168,7 @@ class Replay:
         yield Replayed("decoder", f"{name}, logits", sketch_of(logits))
         yield Predicted(name, logits)
 
-    def said(self, model: Model, batch: int = 1) -> dict[str, tuple[int, ...]]:
+    def said(self, model: Model, batch: int = 1) -> dict[str, Tokens]:
         """The tokens of the greedy answer to each prompt, the one that ends it included, `batch` prompts at a time."""
         scheduler = Scheduler(self._bundle, model.runner, batch)
         asked = {name: Generation(prompt, ANSWER_TOKENS) for name, prompt in self.prompts.items()}

@@ -42,10 +42,10 @@ TOLERANCES = {
     "bfloat16": Tolerance(3e-2, 0.4),  # 8 times as coarse as float16
     "rounded": Tolerance(8e-2, 0.8),  # seen 4e-2 and 0.32
 }
-"""By the coarsest numbers that are multiplied. What was seen, on the demo checkpoint: the networks that TensorRT parsed,
-evaluated in NumPy, and ONNX Runtime without its rewritten graphs and fused kernels, which for int4 is products in
-float32 against 8 bits. At any number of threads and slots, in releases 1.31 and 1.32 of ONNX Runtime, figures were the
-same to the last bit but for fp8 and int8 caches.
+"""By the coarsest numbers that are multiplied. Seen, on the demo checkpoint: the networks that TensorRT parsed, run in
+NumPy, and ONNX Runtime without its rewritten graphs and fused kernels, which for int4 is float32 against 8 bits. At
+any number of threads and slots, in ONNX Runtime 1.31 and 1.32, all was the same to the last bit but for fp8 and int8
+caches.
 """
 
 

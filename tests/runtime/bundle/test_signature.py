@@ -1,4 +1,4 @@
-"""Signatures of ours are read by the package's own command, its own by ours; what was changed or left out is refused."""
+"""Our signatures are read by the package's own command, its own by ours; what was changed or left out is refused."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_what_is_no_signature_is_refused(content: bytes, bundle: Path, keys: lis
 def test_what_is_no_key_is_refused(bundle: Path, keys: list[Keys], tmp_path: Path) -> None:
     (tmp_path / "no.pem").write_text("no key")
     for path in (tmp_path / "absent.pem", tmp_path / "no.pem", keys[0][1]):
-        with pytest.raises(InputError, match="no file|no private"):
+        with pytest.raises(InputError, match=r"no file|no private"):
             sign_bundle(open_bundle(bundle), path)
     sign_bundle(open_bundle(bundle), keys[0][0])
     with pytest.raises(InputError, match="no public"):
