@@ -313,6 +313,9 @@ def _of_embed(bundle: Bundle) -> Iterator[Fault]:
     yield _scaled(bundle, "embed", "tok_embeddings.weight")
     swapped = nodes("embed", "Where", lambda node: node.input.__setitem__(slice(1, 3), node.input[:0:-1]))
     yield Fault("pictures for words", "embed", swapped)
+    yield Fault("words as columns", "graphs", nodes("embed", "Gather", attribute("axis", 1), 1))
+    beyond = nodes("embed", "Gather", lambda node: node.input.__setitem__(1, "token_ids"))
+    yield Fault("features by the numbers of words", "embed", beyond)  # which are beyond them: it cannot be computed
 
 
 def _of_decoder(bundle: Bundle) -> Iterator[Fault]:

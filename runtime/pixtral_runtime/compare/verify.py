@@ -6,7 +6,7 @@ before, the decoder with the certificate's own answers: what differs in one toke
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from pixtral_runtime.bundle.certificate import Certificate, KnownAnswer, known_engines
@@ -114,17 +114,28 @@ def _numbers(
         return
     allowed = tolerance_of(model.bundle)
     said = {name: answer.token_ids for name, answer in known.answers.items()}
-    decoded: list[Replayed] = []
     predicted: list[Predicted] = []
-    yield _tensors(replay.features(model, batch), known, allowed.share, closer)
-    yield _tensors(replay.embedded(model), known, allowed.share, closer)
-    for one in replay.decoded(model, said):
-        decoded += [one] if isinstance(one, Replayed) else []
-        predicted += [one] if isinstance(one, Predicted) else []
-    yield _tensors(decoded, known, allowed.share, closer)
-    yield _logits(predicted, known, allowed.nats, closer)
-    yield _answers(replay.said(model, batch), known, allowed.nats, closer)
-    yield _headroom(model.bundle, known)
+
+    def decoded() -> Iterator[Replayed]:
+        for one in replay.decoded(model, said):
+            if isinstance(one, Replayed):
+                yield one
+            else:
+                predicted.append(one)
+
+    stages: dict[str, Callable[[], StageCheck]] = {
+        "vision": lambda: _tensors(replay.features(model, batch), known, allowed.share, closer),
+        "embed": lambda: _tensors(replay.embedded(model), known, allowed.share, closer),
+        "decoder": lambda: _tensors(decoded(), known, allowed.share, closer),
+        "logits": lambda: _logits(predicted, known, allowed.nats, closer),
+        "answers": lambda: _answers(replay.said(model, batch), known, allowed.nats, closer),
+        "headroom": lambda: _headroom(model.bundle, known),
+    }
+    for stage, check in stages.items():
+        try:
+            yield check()
+        except BundleError as error:  # a graph that loads and cannot be computed
+            yield _broken(stage, error)
 
 
 def _files(bundle: Bundle) -> StageCheck:
