@@ -9,6 +9,7 @@ from pixtral_runtime.backends.trt_package import import_tensorrt
 from pixtral_runtime.bundle.certificate import has_certificate, read_certificate, with_listed_engines
 from pixtral_runtime.bundle.engine_list import EngineSet, listed_engines, names_of_target
 from pixtral_runtime.bundle.manifest import Bundle, writing
+from pixtral_runtime.bundle.signature import is_signed
 from pixtral_runtime.compare.certify import rounded_up
 from pixtral_runtime.compare.replay import Replay
 from pixtral_runtime.errors import PixtralError
@@ -22,6 +23,8 @@ INTERPRETED_BYTES = 100_000_000
 
 def certify_engines(bundle: Bundle, targets: Iterable[str], say: Callable[[str], None]) -> None:
     """Add engines that were just built to a bundle's certificate. What cannot be said of them is told by `say`."""
+    if is_signed(bundle.path):
+        say(f"{bundle.path} was signed before these engines were built: sign it again")
     if not has_certificate(bundle):
         say(f"{bundle.path} has no certificate that its engines could be added to")
         return

@@ -59,6 +59,8 @@ def verify(
     opened = open_bundle(bundle)
     if certify:
         made = certify_again(opened, threads)
+        if is_signed(bundle):
+            output.warn(f"{bundle} was signed before: sign it again")
         if made.omitted:
             output.warn(f"the certificate has no tensors: {made.omitted}")
     certificate = read_certificate(opened)

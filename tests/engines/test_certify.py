@@ -7,7 +7,7 @@ from typer.testing import CliRunner
 from pixtral_cli.main import app
 from pixtral_engines import certify as module
 from pixtral_runtime.bundle.certificate import read_certificate
-from pixtral_runtime.bundle.manifest import CERTIFICATE, Bundle, open_bundle
+from pixtral_runtime.bundle.manifest import CERTIFICATE, SIGNATURE, Bundle, open_bundle
 from pixtral_runtime.compare.certify import certify
 from pixtral_runtime.compare.verify import verify
 
@@ -30,6 +30,7 @@ def test_a_build_refreshes_the_certificate(copy: Bundle) -> None:
 
 def test_a_bundle_without_a_certificate_gets_none_by_a_build(copy: Bundle) -> None:
     said: list[str] = []
+    (copy.path / SIGNATURE).touch()
     module.certify_engines(copy, [TARGET], said.append)
     assert not (copy.path / CERTIFICATE).exists()
-    assert "no certificate" in said[0]
+    assert "sign it again" in said[0] and "no certificate" in said[1]
