@@ -47,7 +47,7 @@ ORDER = {
         ("__main__",),
         ("main",),
         ("commands",),
-        ("engine_report", "eval_files", "golden_report"),
+        ("engine_report", "eval_files", "golden_report", "verify_report"),
         ("bench_cases", "bench_tables", "chat", "device_rows", "eval_tables", "job_progress", "job_watch"),
         ("job_files", "job_options", "typed_lines"),
         ("dropped_paths", "options"),
