@@ -36,6 +36,7 @@ from pixtral_cli.commands import (
     run,
     serve,
     sign,
+    tune,
     verify,
 )
 from pixtral_cli.commands import eval as evaluate
@@ -48,6 +49,7 @@ COMMANDS = (
     (run.run, run.EPILOG),
     (bench.bench, bench.EPILOG),
     (evaluate.eval, evaluate.EPILOG),
+    (tune.tune, tune.EPILOG),
     (merge.merge, merge.EPILOG),
     (ask.ask, ask.EPILOG),
     (serve.serve, serve.EPILOG),
@@ -62,7 +64,7 @@ COMMANDS = (
 GROUPS = {
     "Make": ("export", "build", "sign"),
     "Run": ("run", "ask", "serve", "merge"),
-    "Measure": ("bench", "eval", "compare"),
+    "Measure": ("bench", "eval", "compare", "tune"),
     "Look": ("plan", "check", "verify", "inspect", "doctor"),
 }
 """Under which heading of `pixtral -h` a command stands."""

@@ -39,6 +39,10 @@ LINES = {
         "bundle --task gsm8k --data problems --shots 1 --max-new-tokens 2 --html new.html",
         "bundle --task mmlu --data choices --shots 0",
     ],
+    "tune": [
+        "bundle --images photos --questions prompts.txt --image-tokens 4,full --max-new-tokens 2",
+        "bundle --images questions --questions questions/rows.jsonl --image-tokens 4,8 --html new.html",
+    ],
     "serve": ["bundle --host 256.1.1.1"],  # it would answer for ever at an address that is one
     "merge": ["results.jsonl -o merged.jsonl", "results.jsonl other.jsonl -o merged.parquet"],
     "compare": [

@@ -24,24 +24,20 @@ import numpy.typing as npt
 from pixtral_runtime.errors import Option, SettingError
 
 TOLERANCE = 0.02
+LEAST_TOLERANCE = 1e-6
 ROUNDS = 6
 Z = 2.546  # 95 % of the largest of ROUNDS normal deviates, each of twice as much as the one before, lie within
+LUCK = 1  # standard errors that a difference may be smaller than it was seen, before it is given up
 FEWEST = 16  # examples of the first round
 
 State = Literal["recommended", "enough", "worse", "dearer", "undecided"]
 Scores = npt.NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class Answered:
-    """Scores of the first examples (n,) by one setting, and what an example costs it."""
-
-    scores: Scores
-    cost: float
-
-
-Answer = Callable[[int, int], Answered]
-"""Has a setting, by its number, answer the first so many examples, of which it may have answered some before."""
+Answer = Callable[[int, int], Scores]
+"""The scores of the first so many examples by a setting, by its number; it may have answered some of them before."""
+Cost = Callable[[int], float]
+"""What an example costs a setting, as far as it has answered."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +98,7 @@ def tune(
     settings: int,
     examples: int,
     answer: Answer,
+    cost: Cost,
     *,
     tolerance: float = TOLERANCE,
     kept: int | None = None,
@@ -112,23 +109,28 @@ def tune(
     The setting `kept` is asked in every round, as others are judged by its answers. Raises SettingError for a tolerance
     that is no share, or where `most_requests` is not enough for an example of each setting.
     """
-    if not 0 < tolerance < 1:
-        raise SettingError(f"a tolerance of {100 * tolerance:g} points", Option("tolerance", 2, "points of 100"))
-    race = _Race(settings, answer, tolerance)
+    race = _Race(settings, answer, cost, checked_tolerance(tolerance))
     left = settings * examples if most_requests is None else most_requests
-    done = 0
-    for wanted in dict.fromkeys(rounds_of(examples, tolerance)):
+    done, rounds = 0, rounds_of(examples, tolerance)
+    for wanted in rounds:
         count = min(wanted, done + left // len(race.alive))
         if count == done:
             break
         left -= (count - done) * len(race.alive)
         race.ask(count)
         done = count
-        if race.is_decided(kept):
+        if race.is_decided(kept, rounds[-1]):
             break
     if not done:
         raise SettingError(f"{left} requests are not one for each of {settings} settings", Option("budget", settings))
     return race.result(examples, kept)
+
+
+def checked_tolerance(tolerance: float) -> float:
+    """The tolerance, between 0 and 1. Raises SettingError."""
+    if not LEAST_TOLERANCE <= tolerance < 1:
+        raise SettingError(f"a tolerance of {100 * tolerance:g} points", Option("tolerance", 2, "points of 100"))
+    return tolerance
 
 
 def mean_interval(values: Scores, low: float) -> Interval:
@@ -141,7 +143,7 @@ def mean_interval(values: Scores, low: float) -> Interval:
         spread = Z * Z / len(known)  # Wilson's: no scores from 0 to 1 vary more than right and wrong ones
         centre = (mean + spread / 2) / (1 + spread)
         half = math.sqrt(spread * mean * (1 - mean) + spread * spread / 4) / (1 + spread)
-        return Interval(mean, max(0.0, centre - half), min(1.0, centre + half), len(known))
+        return Interval(mean, min(mean, max(0.0, centre - half)), max(mean, min(1.0, centre + half)), len(known))
     return Interval(mean, -_upper(-mean, square, len(known)), _upper(mean, square, len(known)), len(known))
 
 
@@ -167,18 +169,21 @@ def _examples_to_exclude(difference: float, mean: float, square: float) -> float
 class _Race:
     """Settings with what they have answered so far; `alive` are asked further."""
 
-    def __init__(self, settings: int, answer: Answer, tolerance: float) -> None:
+    def __init__(self, settings: int, answer: Answer, cost: Cost, tolerance: float) -> None:
         self.alive = list(range(settings))
-        self._answer, self._tolerance = answer, tolerance
-        self._answered = [Answered(np.empty(0), 0.0)] * settings
+        self._answer, self._cost, self._tolerance = answer, cost, tolerance
+        self._scores = [np.empty(0)] * settings
         self._states: list[State] = ["undecided"] * settings
 
     def ask(self, count: int) -> None:
         for setting in self.alive:
-            self._answered[setting] = self._answer(setting, count)
+            self._scores[setting] = self._answer(setting, count)
 
-    def is_decided(self, kept: int | None) -> bool:
-        """Stop what cannot win; say whether anything cheaper than the cheapest good one is still open."""
+    def is_decided(self, kept: int | None, examples: int) -> bool:
+        """Stop what cannot win; say whether anything cheaper than the cheapest good one is still open.
+
+        What so many examples would not decide either, if answers go on as they did, is left undecided.
+        """
         best = self._best(self.alive)
         enough = self._cheapest_enough()
         for setting in list(self.alive):
@@ -187,35 +192,42 @@ class _Race:
                 self._states[setting] = "worse"
             elif enough is not None and self._order(setting) > self._order(enough):
                 self._states[setting] = "dearer"
-            else:
+            elif enough is None or setting == enough or self._to_decide(best, setting) <= examples:
                 continue
             if setting != kept:
                 self.alive.remove(setting)
         return enough is not None and set(self.alive) <= {enough, kept}
 
+    def _to_decide(self, best: int, setting: int) -> float:
+        """Examples that it takes to tell whether a setting is enough, either way."""
+        mean, square = self._moments(best, setting)
+        luck = LUCK * math.sqrt(max(square - mean * mean, 0) / max(1, self._ahead(best, setting).n))
+        enough = _examples_to_exclude(self._tolerance, mean - luck, square)
+        return min(enough, _examples_to_exclude(-self._tolerance, -mean - luck, square))
+
     def result(self, examples: int, kept: int | None) -> Tuned:
         """The race as it stands."""
         chosen = self._cheapest_enough()
         anchor = self.alive[0] if chosen is None else chosen
-        best = kept if kept is not None else self._best(range(len(self._answered)), anchor)
+        best = kept if kept is not None else self._best(range(len(self._scores)), anchor)
         if chosen is not None:
             self._states[chosen] = "recommended"
-        differences = [self._ahead(setting, best) for setting in range(len(self._answered))]
+        differences = [self._ahead(setting, best) for setting in range(len(self._scores))]
         front = self._front(differences)
         standings = []
-        for setting, answered in enumerate(self._answered):
+        for setting, scores in enumerate(self._scores):
             state = self._states[setting]
             if state == "undecided" and self._is_enough(setting):
                 state = "enough"
-            score, asked = mean_interval(answered.scores, 0), len(answered.scores)
-            standing = Standing(state, score, differences[setting], answered.cost, asked, setting in front)
+            score, asked = mean_interval(scores, 0), len(scores)
+            standing = Standing(state, score, differences[setting], self._cost(setting), asked, setting in front)
             standings.append(standing)
         spent = sum(standing.asked * standing.cost for standing in standings)
         full = examples * sum(standing.cost for standing in standings)
         return Tuned(standings, best, chosen, self._more() if chosen is None else None, spent, full)
 
     def _order(self, setting: int) -> tuple[float, int]:
-        return self._answered[setting].cost, setting
+        return self._cost(setting), setting
 
     def _best(self, settings: Iterable[int], anchor: int | None = None) -> int:
         """Whose score is highest, the cheapest of equals; by the lead over `anchor` where not all answered as much."""
@@ -227,9 +239,18 @@ class _Race:
 
     def _ahead(self, one: int, other: int) -> Interval:
         """How far one setting's score is above another's, on what both answered."""
-        a, b = self._answered[one].scores, self._answered[other].scores
+        return mean_interval(self._leads(one, other), -1)
+
+    def _moments(self, one: int, other: int) -> tuple[float, float]:
+        """Mean and mean square of one setting's lead over another."""
+        leads = self._leads(one, other)
+        known = leads[~np.isnan(leads)]
+        return (float(known.mean()), float((known * known).mean())) if len(known) else (0.0, 0.0)
+
+    def _leads(self, one: int, other: int) -> Scores:
+        a, b = self._scores[one], self._scores[other]
         both = min(len(a), len(b))
-        return mean_interval(a[:both] - b[:both], -1)
+        return a[:both] - b[:both]
 
     def _cheapest_enough(self) -> int | None:
         found = (setting for setting in sorted(self.alive, key=self._order) if self._is_enough(setting))
@@ -239,7 +260,7 @@ class _Race:
         """Surely not far below any that is still asked, and not seen far below any that is not."""
         if setting not in self.alive:
             return False
-        for other in range(len(self._answered)):
+        for other in range(len(self._scores)):
             ahead = self._ahead(other, setting)
             if (ahead.high if other in self.alive else ahead.mean) > self._tolerance and other != setting:
                 return False
@@ -259,14 +280,9 @@ class _Race:
         """Examples that it takes beyond those asked, until the first setting could be called enough."""
         needed = []
         for setting in self.alive:
-            asked = len(self._answered[setting].scores)
-            wants = []
-            for other in set(self.alive) - {setting}:
-                size = min(asked, len(self._answered[other].scores))
-                change = self._answered[other].scores[:size] - self._answered[setting].scores[:size]
-                known = change[~np.isnan(change)]
-                mean, square = (float(known.mean()), float((known * known).mean())) if len(known) else (0.0, 0.0)
-                wants.append(_examples_to_exclude(self._tolerance, mean, square))
+            asked = len(self._scores[setting])
+            others = (self._moments(other, setting) for other in set(self.alive) - {setting})
+            wants = (_examples_to_exclude(self._tolerance, *moments) for moments in others)
             needed.append(max(wants, default=0.0) - asked)
         least = min(needed, default=math.inf)
         return None if math.isinf(least) else max(1, math.ceil(least))

@@ -11,7 +11,6 @@ import pytest
 
 from pixtral_runtime.errors import SettingError
 from pixtral_runtime.evaluation.tuning import (
-    Answered,
     Scores,
     Tuned,
     Z,
@@ -38,8 +37,8 @@ def made_scores(shares: Sequence[float], seed: int, examples: int = EXAMPLES, sa
 
 def tuned(scores: Scores, costs: Sequence[float] | None = None, **options: object) -> Tuned:
     dearer = costs or [64.0 * 2**number for number in range(len(scores))]
-    answer = lambda setting, count: Answered(scores[setting, :count], dearer[setting])  # noqa: E731
-    return tune(len(scores), scores.shape[1], answer, **options)  # type: ignore[arg-type]
+    answer = lambda setting, count: scores[setting, :count]  # noqa: E731
+    return tune(len(scores), scores.shape[1], answer, dearer.__getitem__, **options)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

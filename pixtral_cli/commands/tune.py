@@ -1,0 +1,116 @@
+"""`pixtral tune`: how few image tokens are enough for the user's own pictures and questions."""
+
+from __future__ import annotations
+
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixtral_cli import output
+from pixtral_cli.options import (
+    BackendOption,
+    JsonOption,
+    MaxNewTokensOption,
+    PreprocessOption,
+    ThreadsOption,
+    output_file,
+    refuse_unused,
+    refuse_unused_by_backend,
+)
+from pixtral_cli.tune_files import TuneFiles, known_device, token_budgets
+
+EPILOG = "Example: pixtral tune bundle --images photos/ --questions questions.jsonl -o tuning/ --html tune.html"
+
+
+def tune(
+    context: typer.Context,
+    bundles: Annotated[list[Path], typer.Argument(help="Bundle folders, made by 'pixtral export'.")],
+    images: Annotated[Path, typer.Option(metavar="DIR", help="The folder with the pictures.")],
+    questions: Annotated[
+        Path,
+        typer.Option(
+            metavar="FILE",
+            help="JSONL with question, image and answers as in 'eval --task custom', or a question a line.",
+        ),
+    ],
+    image_tokens: Annotated[
+        str | None, typer.Option(metavar="N,N,full", help="Budgets to try. Default: 64, 128, … and full.")
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="How answers are scored; by default exact, or mistral_anls without answers.")
+    ] = None,
+    tolerance: Annotated[float, typer.Option(help="Points of 100 that the score may be below the best.")] = 2.0,
+    budget: Annotated[int | None, typer.Option(min=1, help="The most requests to answer, of all settings.")] = None,
+    predicted_for: Annotated[
+        str | None, typer.Option("--device", metavar="NAME", help="Predict costs for a device that 'plan' knows.")
+    ] = None,
+    folder: Annotated[
+        Path | None, typer.Option("-o", "--output", metavar="FOLDER", help="Keep records and tune.json here.")
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(parser=output_file, metavar="PATH", help="Write a page with a plot and what changed."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the records in --output.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing records and results.")] = False,
+    max_new_tokens: MaxNewTokensOption = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Requests answered at a time, of which the seconds are.")] = 1,
+    preprocess: PreprocessOption = "mistral",
+    threads: ThreadsOption = 0,
+    backend: BackendOption = "auto",
+    as_json: JsonOption = False,
+) -> None:
+    """Find how few image tokens are enough for your pictures.
+
+    The same questions are put to every setting in rounds; what is worse beyond luck is asked no further.
+    """
+    from pixtral_cli.tune_tables import line_to_type, print_tuning
+    from pixtral_runtime.batch.worker import WorkerOptions
+    from pixtral_runtime.bundle.manifest import open_bundle
+    from pixtral_runtime.errors import InputError
+    from pixtral_runtime.evaluation import tuning
+    from pixtral_runtime.evaluation.tuning_page import tuning_page
+    from pixtral_runtime.evaluation.tuning_questions import read_tune_questions
+    from pixtral_runtime.evaluation.tuning_result import TuneResult
+    from pixtral_runtime.evaluation.tuning_run import Trial, settings_grid
+    from pixtral_runtime.files import write_text_atomically
+
+    if folder is None:
+        if resume:
+            raise InputError("--resume needs a folder to go on with", "--output tuning/")
+        if html is None:
+            refuse_unused(context, ("force",), "without --output", "--output tuning/")
+    if resume:
+        refuse_unused(context, ("force",), "with --resume, which keeps the answers")
+    refuse_unused_by_backend(context, backend)
+    budgets, device = token_budgets(image_tokens), known_device(predicted_for)
+    share = tuning.checked_tolerance(tolerance / 100)
+    opened = [open_bundle(bundle) for bundle in bundles]
+    with tempfile.TemporaryDirectory() as unused:
+        files = TuneFiles(folder or Path(unused), html, resume, force)
+        asked = read_tune_questions(questions, images, files.folder / "images", metric)
+        settings = settings_grid(list(dict.fromkeys(bundles)), asked.examples, budgets, preprocess)
+        files.check(settings, [questions, *(path for one in opened for path in one.own_files)])
+        options = WorkerOptions(backend, threads, batch, write_hint=output.hint_of)
+        with output.progress() as bars:
+            trial = Trial(
+                settings, asked, options, partial(files.ask, bars),
+                preprocess=preprocess, max_new_tokens=max_new_tokens, device=device,
+            )  # fmt: skip
+            tuned = tuning.tune(
+                len(settings), len(asked.examples), trial, trial.cost,
+                tolerance=share, kept=trial.reference, most_requests=budget,
+            )  # fmt: skip
+        costs = "measured here" if device is None else f"predicted for {device.name}, at best"
+        chosen = None if tuned.recommended is None else settings[tuned.recommended]
+        command = None if chosen is None else line_to_type(chosen, images, questions)
+        result = TuneResult(trial, tuned, share, costs, command)
+        result.save(files.result)
+        if html is not None:
+            write_text_atomically(html, tuning_page(result))
+        print_tuning(result, as_json=as_json)
+    if asked.broken:
+        raise typer.Exit(5)

@@ -1,0 +1,110 @@
+"""What is asked where image tokens are tuned: questions about the user's own pictures, in random order."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from pixtral_runtime.errors import InputError, Option
+from pixtral_runtime.evaluation.fields import asked
+from pixtral_runtime.evaluation.metrics import METRICS, OF_THEIR_TASK
+from pixtral_runtime.evaluation.row_images import ImageStore
+from pixtral_runtime.evaluation.task import BrokenRow, Example, RowError
+from pixtral_runtime.evaluation.tasks import custom
+from pixtral_runtime.inputs.image_files import collect_images
+from pixtral_runtime.inputs.text_file import parsed_json, read_lines
+from pixtral_runtime.stats import SEED
+
+WITH_ANSWERS, WITHOUT_ANSWERS = "exact", "mistral_anls"
+"""Metrics where nobody names one: the right answer, or how alike two settings' answers are."""
+ANOTHER_FILE = Option("questions", "FILE", "with a question a line, or rows of JSON with question, answers and image")
+
+
+@dataclass(frozen=True)
+class TuneQuestions:
+    """Examples in random order, each with its metric; `has_answers`: its references are the right answers."""
+
+    examples: Sequence[Example]
+    broken: Sequence[BrokenRow]
+    has_answers: bool
+
+
+def read_tune_questions(file: Path, images: Path, cache: Path, metric: str | None = None) -> TuneQuestions:
+    """Rows of `.jsonl` as the task `custom` has them, answers or not; of another file each line, about every picture.
+
+    Rows name pictures in the folder `images`; what they hold as bytes is written to `cache`. Raises InputError.
+    """
+    known = tuple(name for name in METRICS if name not in OF_THEIR_TASK)
+    if metric is not None and metric not in known:
+        raise InputError(f"there is no metric {metric!r}", Option("metric", known))
+    if not images.is_dir():
+        raise InputError(f"{images} is no folder", Option("images", "FOLDER", "with the pictures"))
+    if is_rows(file):
+        found, broken = _rows(file, ImageStore(cache, images))
+    else:
+        found, broken = _lines(file, images), []
+    has_answers = any(example.references for example in found)
+    if has_answers:
+        broken += [
+            BrokenRow(example.id, "it has no answers, and others have") for example in found if not example.references
+        ]
+        found = [example for example in found if example.references]
+    if not found:
+        reason = f": {broken[0].id}: {broken[0].reason}" if broken else ""
+        raise InputError(f"{file} has no question that can be asked{reason}", ANOTHER_FILE)
+    usual = WITH_ANSWERS if has_answers else WITHOUT_ANSWERS
+    chosen = [
+        replace(example, metric=metric or (example.metric if has_answers else None) or usual) for example in found
+    ]
+    random.Random(SEED).shuffle(chosen)
+    return TuneQuestions(chosen, broken, has_answers)
+
+
+def is_rows(file: Path) -> bool:
+    """Whether the file has rows of JSON, by its name; else it has questions that are asked of every picture."""
+    return file.suffix.lower() in (".jsonl", ".ndjson")
+
+
+def _rows(file: Path, store: ImageStore) -> tuple[list[Example], list[BrokenRow]]:
+    found: dict[str, Example] = {}
+    broken = []
+    for number, line in enumerate(read_lines(file, ANOTHER_FILE)):
+        if not line.strip():
+            continue
+        try:
+            example = _example(line, number, store)
+            if not example.images:
+                raise RowError("it has no picture")
+            if example.id in found:
+                raise RowError(f"the id {example.id} was there before")
+            found[example.id] = example
+        except RowError as error:
+            broken.append(BrokenRow(f"{file.name}, line {number + 1}", str(error)))
+    return list(found.values()), broken
+
+
+def _example(line: str, number: int, store: ImageStore) -> Example:
+    """A row's example, without references where the row has no answers. Raises RowError."""
+    try:
+        row = parsed_json(line)
+    except (ValueError, RecursionError) as error:
+        raise RowError(f"not JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise RowError("not an object")
+    if row.get("answers", row.get("answer")) is not None:
+        (example,) = custom.examples(row, number, store)
+        return example
+    (example,) = custom.examples(row | {"answers": [""]}, number, store)
+    return replace(example, references=())
+
+
+def _lines(file: Path, images: Path) -> list[Example]:
+    """Every line about every picture."""
+    questions = [line.strip() for line in read_lines(file, ANOTHER_FILE) if line.strip()]
+    return [
+        Example(f"{path}#{number}", asked(question, [path]), ())
+        for path in collect_images([str(images)])
+        for number, question in enumerate(questions, start=1)
+    ]

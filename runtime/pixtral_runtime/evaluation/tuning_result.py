@@ -1,0 +1,119 @@
+"""What tuning found, as data: a row for each setting, what is recommended, and the answers that changed."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pixtral_runtime.batch.records import Record
+from pixtral_runtime.evaluation.task import Example
+from pixtral_runtime.evaluation.tuning import Standing, Tuned
+from pixtral_runtime.evaluation.tuning_run import Trial
+from pixtral_runtime.files import write_atomically
+
+TUNE_SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Change:
+    """An example whose score differs between two settings."""
+
+    example: Example
+    old: Record
+    new: Record
+    old_score: float
+    new_score: float
+
+
+@dataclass(frozen=True)
+class TuneResult:
+    """The settings of a trial with their standings. `costs` says where the seconds are from.
+
+    `command` is what the user may type to run the recommended setting; None where there is none.
+    """
+
+    trial: Trial
+    tuned: Tuned
+    tolerance: float
+    costs: str
+    command: str | None = None
+
+    @property
+    def metric(self) -> str:
+        """How answers are scored; several where rows bring their own."""
+        return " and ".join(dict.fromkeys(example.metric or "" for example in self.trial.questions.examples))
+
+    @property
+    def verdict(self) -> str:
+        """For people."""
+        tuned, points = self.tuned, f"{100 * self.tolerance:g} points"
+        if tuned.recommended is not None:
+            chosen, best = tuned.standings[tuned.recommended], tuned.standings[tuned.best]
+            saved = (
+                f", at {chosen.cost / best.cost:.0%} of its cost"
+                if best.cost and tuned.recommended != tuned.best
+                else ""
+            )
+            return f"{self.name(tuned.recommended)} are enough: at most {points} below the best{saved}"
+        if tuned.more is None:
+            return f"the examples cannot tell which setting is at most {points} below the best; a larger tolerance may"
+        return (
+            f"not enough examples to tell within {points}: at least {tuned.more} more are needed, or a larger tolerance"
+        )
+
+    def name(self, number: int) -> str:
+        """A setting for people; the bundle where there are several."""
+        setting = self.trial.settings[number]
+        words = "full image tokens" if setting.image_tokens is None else f"{setting.image_tokens} image tokens"
+        return words if len(self.trial.bundles) == 1 else f"{setting.bundle} with {words}"
+
+    def changes(self, old: int, new: int) -> list[Change]:
+        """Examples that both settings answered, with another score; losses first."""
+        trial, found = self.trial, []
+        for example in trial.questions.examples:
+            if example.id in trial.replies[old] and example.id in trial.replies[new]:
+                scores = trial.score(old, example), trial.score(new, example)
+                if abs(scores[0] - scores[1]) > 1e-9:  # False for NaN
+                    records = trial.replies[old][example.id].record, trial.replies[new][example.id].record
+                    found.append(Change(example, *records, *scores))
+        return sorted(found, key=lambda change: change.new_score - change.old_score)
+
+    def to_dict(self) -> dict[str, Any]:
+        tuned, trial = self.tuned, self.trial
+        return {
+            "schema": TUNE_SCHEMA,
+            "verdict": self.verdict,
+            "command": self.command,
+            "recommended": tuned.recommended,
+            "best": tuned.best,
+            "more_examples": tuned.more,
+            "tolerance": self.tolerance,
+            "metric": self.metric,
+            "judged_by": "answers" if trial.reference is None else self.name(trial.reference),
+            "costs": self.costs,
+            "examples": len(trial.questions.examples),
+            "broken_rows": [asdict(row) for row in trial.questions.broken],
+            "requests": sum(standing.asked for standing in tuned.standings),
+            "share_of_full_cost": round(tuned.spent / tuned.full, 4) if tuned.full else None,
+            "settings": [self._row(number, standing) for number, standing in enumerate(tuned.standings)],
+        }
+
+    def _row(self, number: int, standing: Standing) -> dict[str, Any]:
+        setting = self.trial.settings[number]
+        return {
+            "bundle": str(setting.bundle),
+            "precision": self.trial.bundles[setting.bundle].precision,
+            "image_tokens": setting.image_tokens,
+            "mean_image_tokens": round(self.trial.image_tokens(number), 1),
+            "state": standing.state,
+            "score": asdict(standing.score),
+            "difference": asdict(standing.difference),
+            "seconds": standing.cost,
+            "asked": standing.asked,
+            "on_front": standing.on_front,
+        }
+
+    def save(self, path: Path) -> None:
+        write_atomically(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())

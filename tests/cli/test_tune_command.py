@@ -1,0 +1,174 @@
+"""`pixtral tune` end to end: a cliff is found, records are gone on with, the page shows it, bad input is refused."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image, ImageDraw
+from typer.testing import CliRunner
+
+from helpers.browser import browser
+from helpers.bundles import exported
+from helpers.places import DEMO
+from pixtral_cli.main import app
+from pixtral_export.plan import ExportSettings
+
+COLORS = {"red": (220, 20, 20), "blue": (20, 20, 220), "green": (20, 160, 20), "black": (0, 0, 0)}
+PICTURES = 40
+GRID = ("--image-tokens", "4,30,full", "--max-new-tokens", 4, "--tolerance", 20)
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "bundle"
+    return exported(DEMO, folder, ExportSettings(dtype="float32")).path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Pictures of one rectangle each, whose colour 30 tokens show and 4 do not."""
+    folder = tmp_path_factory.mktemp("photos")
+    rows = []
+    for index in range(PICTURES):
+        name, color = list(COLORS.items())[index % len(COLORS)]
+        picture = Image.new("RGB", (64, 64), (240, 240, 240))
+        left, top = 6 + 5 * (index % 5), 8 + 4 * (index % 7)
+        ImageDraw.Draw(picture).rectangle((left, top, left + 26, top + 20), color)
+        picture.save(folder / f"{index:02}.png")
+        question = "what color is the rectangle?"
+        rows.append({"id": f"{index:02}", "image": f"{index:02}.png", "question": question, "answers": [name]})
+    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    (folder / "asked.txt").write_text("what color is the rectangle?\n", encoding="utf-8")
+    return folder
+
+
+def invoke(*arguments: object) -> Any:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def test_the_cheapest_sufficient_setting_is_found_and_its_line_works(
+    bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    asked = ("tune", bundle, "--images", photos, "--questions", photos / "rows.jsonl", *GRID, "-o", tmp_path / "out")
+    done = invoke(*asked)
+    assert done.exit_code == 0, done.stderr
+    result = json.loads((tmp_path / "out" / "tune.json").read_text())
+    assert [one["state"] for one in result["settings"]] == ["worse", "recommended", "dearer"]
+    assert result["judged_by"] == "answers"
+    assert result["settings"][0]["asked"] < result["settings"][1]["asked"] <= PICTURES
+    line = done.stdout.splitlines()[-1]
+    assert line == result["command"]
+    assert line.endswith("--image-tokens 30")
+    again = invoke(*shlex.split(line)[1:], "--max-new-tokens", 1, "--limit", 1)
+    assert again.exit_code == 0, again.stderr
+
+    kept = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.jsonl")}
+    resumed = invoke(*asked, "--resume", "--json")
+    assert resumed.exit_code == 0, resumed.stderr
+    assert json.loads(resumed.stdout) == result  # from records, times included
+    assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*.jsonl")} == kept
+    refused = invoke(*asked)
+    assert refused.exit_code == 3
+    assert "exists" in refused.stderr
+    assert "--resume" in refused.stderr
+
+
+def test_an_interrupted_tuning_asks_only_what_is_missing(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    asked = ("tune", bundle, "--images", photos, "--questions", photos / "rows.jsonl", *GRID, "-o", tmp_path / "out")
+    first = invoke(*asked, "--budget", 30, "--json")
+    assert json.loads(first.stdout)["requests"] == 30
+    before = {path: path.read_text().splitlines() for path in (tmp_path / "out").glob("*.jsonl")}
+    done = json.loads(invoke(*asked, "--resume", "--json").stdout)
+    assert done["settings"][1]["state"] == "recommended"
+    for path, lines in before.items():
+        assert path.read_text().splitlines()[: len(lines)] == lines
+
+
+def test_without_answers_the_others_are_judged_by_all_tokens(bundle: Path, photos: Path) -> None:
+    done = invoke(
+        "tune", bundle, "--images", photos, "--questions", photos / "asked.txt", *GRID, "--metric", "exact", "--json"
+    )
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    assert result["judged_by"] == "full image tokens"
+    assert result["best"] == 2
+    assert result["settings"][2]["score"]["mean"] == 1
+    assert result["recommended"] == 1
+    assert "-p 'what color is the rectangle?'" in result["command"]
+
+
+def test_costs_are_predicted_for_a_named_device_and_said_to_be(photos: Path, tmp_path: Path) -> None:
+    half = exported(DEMO, tmp_path / "half", ExportSettings(dtype="float16")).path
+    line = ("tune", half, "--images", photos, "--questions", photos / "rows.jsonl", *GRID, "--budget", 60, "--json")
+    first, second = (json.loads(invoke(*line, "--device", "orin-nx-16").stdout) for _ in range(2))
+    assert first["costs"] == "predicted for orin-nx-16, at best"
+    costs = [one["seconds"] for one in first["settings"]]
+    assert costs == [one["seconds"] for one in second["settings"]]  # nothing in them was measured
+    assert 0 < costs[0] <= costs[1] < costs[2]
+    faster = json.loads(invoke(*line, "--device", "h100").stdout)
+    assert faster["settings"][2]["seconds"] < costs[2]
+
+
+def test_the_page_shows_the_curve_and_what_changed(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    page_file = tmp_path / "tune.html"
+    done = invoke("tune", bundle, "--images", photos, "--questions", photos / "rows.jsonl", *GRID, "--html", page_file)
+    assert done.exit_code == 0, done.stderr
+    with browser(tmp_path / "profile") as page:
+        for scheme in ("light", "dark"):
+            page.prefer(scheme)
+            page.open(page_file.as_uri())
+            assert page.run("document.querySelectorAll('svg circle').length") == 3
+            assert page.run("document.querySelector('svg .chosen title').textContent").startswith("30 image tokens")
+            places = page.run("[...document.querySelectorAll('svg circle')].map(one => one.getBoundingClientRect().y)")
+            assert places[0] > places[1]  # a lower score lies lower
+            assert "--image-tokens 30" in page.run("document.querySelector('pre').textContent")
+            assert page.run("[...document.images].length") > 0
+            assert page.run("[...document.images].every(one => one.naturalWidth > 0)")
+            colours = page.run("[getComputedStyle(document.body).backgroundColor, "
+                               "getComputedStyle(document.querySelector('svg .name')).fill]")  # fmt: skip
+            assert colours[0] != colours[1]
+        assert page.complaints == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (("--image-tokens", "64,all"), "'all' is no number"),
+        (("--image-tokens", "1"), "'1' is no number from 2 on"),
+        (("--device", "abacus"), "no device 'abacus'"),
+        (("--tolerance", "0"), "tolerance of 0 points"),
+        (("--metric", "taste"), "no metric 'taste'"),
+        (("--images", "nowhere"), "nowhere is no folder"),
+        (("--questions", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
+        (("--resume",), "needs a folder"),
+        (("--budget", "2"), "one for each of 3 settings"),
+    ],
+)
+def test_bad_input_is_refused_before_any_work(
+    changes: tuple[str, ...], message: str, bundle: Path, photos: Path
+) -> None:
+    line = ("tune", bundle, "--images", photos, "--questions", photos / "rows.jsonl", *GRID)
+    refused = invoke(*line, *changes)
+    assert refused.exit_code == 3, refused.stderr
+    assert message in refused.stderr
+    assert "hint:" in refused.stderr
+
+
+def test_rows_that_cannot_be_asked_are_named_and_count_nowhere(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    rows = (
+        photos / "rows.jsonl"
+    ).read_text() + '{"question": "where?", "image": "gone.png", "answers": ["here"]}\nno\n'
+    rows += '{"question": "what color is it?", "image": "00.png", "id": "unanswered"}\n'
+    (tmp_path / "rows.jsonl").write_text(rows)
+    line = ("tune", bundle, "--images", photos, "--questions", tmp_path / "rows.jsonl", *GRID, "--budget", 60)
+    done = invoke(*line, "--json")
+    assert done.exit_code == 5
+    result = json.loads(done.stdout)
+    assert result["examples"] == PICTURES
+    assert len(result["broken_rows"]) == 3
+    assert "gone.png" in done.stderr
+    assert "no answers" in done.stderr
