@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixtral_cli import output
+from pixtral_cli.eval_files import image_cache
 from pixtral_cli.job_progress import answer_requests
 from pixtral_cli.options import start_job
 
 if TYPE_CHECKING:
-    from pixtral_runtime.batch.records import Request
+    from pixtral_runtime.batch.records import Record, Request
     from pixtral_runtime.batch.run import Tally
     from pixtral_runtime.batch.worker import Worker
     from pixtral_runtime.bundle.device_catalog import KnownDevice
@@ -24,22 +25,30 @@ RESULT = "tune.json"
 
 @dataclass
 class TuneFiles:
-    """A folder with a results file for each setting and the result, and a page beside it."""
+    """A folder with a results file for each setting and the result, where one was named, and a page."""
 
-    folder: Path
+    folder: Path | None
     html: Path | None
     resume: bool
     force: bool
-    _begun: set[Path] = field(default_factory=set)
+    _begun: set[TuneSetting] = field(default_factory=set)
+    _unwritten: dict[TuneSetting, dict[str, Record]] = field(default_factory=dict)
 
     @property
-    def result(self) -> Path:
-        return self.folder / RESULT
+    def images(self) -> Path:
+        """Where pictures go that rows hold as bytes."""
+        return image_cache() if self.folder is None else self.folder / "images"
 
-    def records(self, setting: TuneSetting) -> Path:
+    @property
+    def result(self) -> Path | None:
+        return None if self.folder is None else self.folder / RESULT
+
+    def records(self, setting: TuneSetting) -> Path | None:
         """Named after what decides the answers."""
         from pixtral_runtime.bundle.manifest import open_bundle
 
+        if self.folder is None:
+            return None
         opened = open_bundle(setting.bundle)
         return self.folder / f"{opened.path.resolve().name}-{opened.fingerprint[:8]}-{setting.tokens}.jsonl"
 
@@ -49,20 +58,26 @@ class TuneFiles:
         from pixtral_runtime.files import Output, check_outputs
 
         to_folder, replaces = Option("output", "ANOTHER_FOLDER"), self.resume or self.force
-        paths = [*map(self.records, settings), self.result]
-        outputs = [Output(path, to_folder, replaces, resumable=True) for path in paths]
-        if self.html is not None:
-            outputs.append(Output(self.html, Option("html", "tune.html"), replaces, resumable=True))
-        check_outputs(outputs, inputs)
+        places = [*((path, to_folder) for path in (*map(self.records, settings), self.result))]
+        places.append((self.html, Option("html", "tune.html")))
+        check_outputs(
+            [Output(path, option, replaces, resumable=True) for path, option in places if path is not None], inputs
+        )
 
     def ask(self, bars: output.Bars, setting: TuneSetting, worker: Worker, asked: Sequence[Request]) -> Tally:
-        """Answer what the setting's file does not have."""
+        """Answer what the setting's file does not have, or what was not asked before."""
         path = self.records(setting)
-        resume = self.resume or path in self._begun
-        self._begun.add(path)
-        return answer_requests(
-            partial(start_job, worker), asked, worker.settings, path, resume=resume, force=self.force, bars=bars
+        resume = self.resume or setting in self._begun
+        self._begun.add(setting)
+        known = self._unwritten.setdefault(setting, {})
+        new = [request for request in asked if request.id not in known]
+        tally = answer_requests(
+            partial(start_job, worker), new, worker.settings, path, resume=resume, force=self.force, bars=bars
         )
+        if path is None:
+            known.update(tally.records)
+            tally.records = known
+        return tally
 
 
 def token_budgets(text: str | None) -> list[int | None] | None:

@@ -47,7 +47,8 @@ ORDER = {
         ("__main__",),
         ("main",),
         ("commands",),
-        ("engine_report", "eval_files", "golden_report", "tune_files", "verify_report"),
+        ("tune_files",),
+        ("engine_report", "eval_files", "golden_report", "verify_report"),
         (
             "bench_cases",
             "bench_tables",

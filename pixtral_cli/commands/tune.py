@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -19,6 +18,7 @@ from pixtral_cli.options import (
     output_file,
     refuse_unused,
     refuse_unused_by_backend,
+    warn_of_unused,
 )
 from pixtral_cli.tune_files import TuneFiles, known_device, token_budgets
 
@@ -89,28 +89,29 @@ def tune(
     budgets, device = token_budgets(image_tokens), known_device(predicted_for)
     share = tuning.checked_tolerance(tolerance / 100)
     opened = [open_bundle(bundle) for bundle in bundles]
-    with tempfile.TemporaryDirectory() as unused:
-        files = TuneFiles(folder or Path(unused), html, resume, force)
-        asked = read_tune_questions(questions, images, files.folder / "images", metric)
-        settings = settings_grid(list(dict.fromkeys(bundles)), asked.examples, budgets, preprocess)
-        files.check(settings, [questions, *(path for one in opened for path in one.own_files)])
-        options = WorkerOptions(backend, threads, batch, write_hint=output.hint_of)
-        with output.progress() as bars:
-            trial = Trial(
-                settings, asked, options, partial(files.ask, bars),
-                preprocess=preprocess, max_new_tokens=max_new_tokens, device=device,
-            )  # fmt: skip
-            tuned = tuning.tune(
-                len(settings), len(asked.examples), trial, trial.cost,
-                tolerance=share, kept=trial.reference, most_requests=budget,
-            )  # fmt: skip
-        costs = "measured here" if device is None else f"predicted for {device.name}, at best"
-        chosen = None if tuned.recommended is None else settings[tuned.recommended]
-        command = None if chosen is None else line_to_type(chosen, images, questions)
-        result = TuneResult(trial, tuned, share, costs, command)
+    files = TuneFiles(folder, html, resume, force)
+    asked = read_tune_questions(questions, images, files.images, metric)
+    settings = settings_grid(list(dict.fromkeys(bundles)), asked.examples, budgets, preprocess)
+    files.check(settings, [questions, *(path for one in opened for path in one.own_files)])
+    options = WorkerOptions(backend, threads, batch, write_hint=output.hint_of)
+    with output.progress() as bars:
+        trial = Trial(
+            settings, asked, options, partial(files.ask, bars),
+            preprocess=preprocess, max_new_tokens=max_new_tokens, device=device,
+        )  # fmt: skip
+        tuned = tuning.tune(
+            len(settings), len(asked.examples), trial, trial.cost,
+            tolerance=share, kept=trial.reference, most_requests=budget,
+        )  # fmt: skip
+    warn_of_unused(context, trial.backend)
+    costs = "measured here" if device is None else f"predicted for {device.name}, at best"
+    chosen = None if tuned.recommended is None else settings[tuned.recommended]
+    command = None if chosen is None else line_to_type(chosen, images, questions)
+    result = TuneResult(trial, tuned, share, costs, command)
+    if files.result is not None:
         result.save(files.result)
-        if html is not None:
-            write_text_atomically(html, tuning_page(result))
-        print_tuning(result, as_json=as_json)
+    if html is not None:
+        write_text_atomically(html, tuning_page(result))
+    print_tuning(result, as_json=as_json)
     if asked.broken:
         raise typer.Exit(5)

@@ -29,6 +29,12 @@ def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
+def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("bundles") / "half"
+    return exported(DEMO, folder, ExportSettings(dtype="float16")).path
+
+
+@pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Pictures of one rectangle each, whose colour 30 tokens show and 4 do not."""
     folder = tmp_path_factory.mktemp("photos")
@@ -101,8 +107,7 @@ def test_without_answers_the_others_are_judged_by_all_tokens(bundle: Path, photo
     assert "-p 'what color is the rectangle?'" in result["command"]
 
 
-def test_costs_are_predicted_for_a_named_device_and_said_to_be(photos: Path, tmp_path: Path) -> None:
-    half = exported(DEMO, tmp_path / "half", ExportSettings(dtype="float16")).path
+def test_costs_are_predicted_for_a_named_device_and_said_to_be(half: Path, photos: Path) -> None:
     line = ("tune", half, "--images", photos, "--questions", photos / "rows.jsonl", *GRID, "--budget", 60, "--json")
     first, second = (json.loads(invoke(*line, "--device", "orin-nx-16").stdout) for _ in range(2))
     assert first["costs"] == "predicted for orin-nx-16, at best"
@@ -111,6 +116,32 @@ def test_costs_are_predicted_for_a_named_device_and_said_to_be(photos: Path, tmp
     assert 0 < costs[0] <= costs[1] < costs[2]
     faster = json.loads(invoke(*line, "--device", "h100").stdout)
     assert faster["settings"][2]["seconds"] < costs[2]
+
+
+def test_two_bundles_are_settings_of_one_grid(bundle: Path, half: Path, photos: Path, tmp_path: Path) -> None:
+    line = (
+        "tune",
+        bundle,
+        half,
+        "--images",
+        photos,
+        "--questions",
+        photos / "asked.txt",
+        *GRID,
+        "-o",
+        tmp_path / "out",
+    )
+    done = invoke(*line, "--metric", "exact", "--json")
+    assert done.exit_code == 0, done.stderr
+    result = json.loads(done.stdout)
+    tried = [(one["bundle"], one["image_tokens"]) for one in result["settings"]]
+    assert tried == [(str(path), tokens) for path in (bundle, half) for tokens in (4, 30, None)]
+    assert result["judged_by"] == f"{bundle} with full image tokens"
+    assert result["settings"][result["recommended"]]["image_tokens"] == 30
+    assert len(list((tmp_path / "out").glob("*.jsonl"))) == 6
+    records = [json.loads(text) for text in (tmp_path / "out").glob("half-*-30.jsonl").__next__().open()]
+    assert {record["settings"]["image_tokens"] for record in records} == {30}
+    assert max(record["image_tokens"] for record in records) <= 30
 
 
 def test_the_page_shows_the_curve_and_what_changed(bundle: Path, photos: Path, tmp_path: Path) -> None:

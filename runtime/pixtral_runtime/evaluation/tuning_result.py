@@ -51,12 +51,13 @@ class TuneResult:
         tuned, points = self.tuned, f"{100 * self.tolerance:g} points"
         if tuned.recommended is not None:
             chosen, best = tuned.standings[tuned.recommended], tuned.standings[tuned.best]
-            saved = (
-                f", at {chosen.cost / best.cost:.0%} of its cost"
-                if best.cost and tuned.recommended != tuned.best
-                else ""
-            )
-            return f"{self.name(tuned.recommended)} are enough: at most {points} below the best{saved}"
+            name = self.name(tuned.recommended)
+            if tuned.recommended == tuned.best:
+                is_cheapest = all(chosen.cost <= standing.cost for standing in tuned.standings)
+                cheaper = "was tried" if is_cheapest else f"is known to be at most {points} below"
+                return f"{name} score best, and nothing cheaper {cheaper}"
+            saved = f", at {chosen.cost / best.cost:.0%} of its cost" if best.cost else ""
+            return f"{name} are enough: at most {points} below the best{saved}"
         if tuned.more is None:
             return f"the examples cannot tell which setting is at most {points} below the best; a larger tolerance may"
         return (

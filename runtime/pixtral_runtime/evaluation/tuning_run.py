@@ -133,6 +133,11 @@ class Trial:
                 costs.append(statistics.median(seconds))
         return min(costs, default=0.0)
 
+    @property
+    def backend(self) -> str:
+        """What ran the last bundle, and why."""
+        return "" if self._worker is None else self._worker.model.backend
+
     def image_tokens(self, setting: int) -> float:
         """Mean over the answered requests."""
         counts = [reply.record.image_tokens or 0 for reply in self.replies[setting].values()]
