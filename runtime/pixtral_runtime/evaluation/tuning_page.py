@@ -118,17 +118,23 @@ def plot(result: TuneResult) -> str:
     drawn.append(
         f'<polyline class="step" points="{" ".join(f"{x(cost):.1f},{y(score):.1f}" for cost, score in front)}"/>'
     )
-    for number, standing in enumerate(standings):
-        place, score = x(costs[number]), standing.score
-        kind = " chosen" if number == result.tuned.recommended else " front" if standing.on_front else ""
-        drawn.append(
-            f'<line class="bar" x1="{place:.1f}" x2="{place:.1f}" y1="{y(score.low):.1f}" y2="{y(score.high):.1f}"/>'
-            f'<circle class="dot{kind}" cx="{place:.1f}" cy="{y(score.mean):.1f}" r="5">'
-            f"<title>{escaped(result.name(number))}: {score.mean:.2%}, {seconds(standing.cost)}</title></circle>"
-            f'<text class="name" x="{place + 9:.1f}" y="{y(score.mean) - 7:.1f}">{_label(result, number)}</text>'
-        )
+    for rank, number in enumerate(sorted(range(len(standings)), key=lambda one: costs[one])):
+        drawn.append(_point(result, number, x(costs[number]), y, label_below=bool(rank % 2)))
     return (
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="score against cost">' + "".join(drawn) + "</svg>"
+    )
+
+
+def _point(result: TuneResult, number: int, x: float, y: Place, *, label_below: bool) -> str:
+    standing = result.tuned.standings[number]
+    score, middle = standing.score, y(standing.score.mean)
+    label_y = middle + (16 if label_below else -7)
+    kind = " chosen" if number == result.tuned.recommended else " front" if standing.on_front else ""
+    return (
+        f'<line class="bar" x1="{x:.1f}" x2="{x:.1f}" y1="{y(score.low):.1f}" y2="{y(score.high):.1f}"/>'
+        f'<circle class="dot{kind}" cx="{x:.1f}" cy="{middle:.1f}" r="5">'
+        f"<title>{escaped(result.name(number))}: {score.mean:.2%}, {seconds(standing.cost)}</title></circle>"
+        f'<text class="name" x="{x + 9:.1f}" y="{label_y:.1f}">{_label(result, number)}</text>'
     )
 
 
