@@ -182,7 +182,7 @@ class _Race:
     def is_decided(self, kept: int | None, examples: int) -> bool:
         """Stop what cannot win; say whether anything cheaper than the cheapest good one is still open.
 
-        What so many examples would not decide either, if answers go on as they did, is left undecided.
+        What so many examples would hardly show to be enough, if answers go on as they did, is left undecided.
         """
         best = self._best(self.alive)
         enough = self._cheapest_enough()
@@ -192,18 +192,17 @@ class _Race:
                 self._states[setting] = "worse"
             elif enough is not None and self._order(setting) > self._order(enough):
                 self._states[setting] = "dearer"
-            elif enough is None or setting == enough or self._to_decide(best, setting) <= examples:
+            elif enough is None or setting == enough or self._to_be_enough(best, setting) <= examples:
                 continue
             if setting != kept:
                 self.alive.remove(setting)
         return enough is not None and set(self.alive) <= {enough, kept}
 
-    def _to_decide(self, best: int, setting: int) -> float:
-        """Examples that it takes to tell whether a setting is enough, either way."""
+    def _to_be_enough(self, best: int, setting: int) -> float:
+        """Examples after which a setting could be called enough, if it is lucky."""
         mean, square = self._moments(best, setting)
         luck = LUCK * math.sqrt(max(square - mean * mean, 0) / max(1, self._ahead(best, setting).n))
-        enough = _examples_to_exclude(self._tolerance, mean - luck, square)
-        return min(enough, _examples_to_exclude(-self._tolerance, -mean - luck, square))
+        return _examples_to_exclude(self._tolerance, mean - luck, square)
 
     def result(self, examples: int, kept: int | None) -> Tuned:
         """The race as it stands."""
