@@ -147,13 +147,15 @@ def test_ctrl_c_stops_the_answer_and_not_the_talk(endless: Path, tmp_path: Path,
         assert "\nstopped; what was said is kept\n" in stopped
         assert " 8,000 of the answer" not in stopped
         assert (" 0 of them read before" in stopped) == bool(reused), "an answer that was stopped is history, as others"
-    talk.type("half a line" + CTRL_C)
+    talk.type("half a line")
+    talk.until("half a line")
+    talk.interrupt()
     talk.until("Ctrl-C again leaves")
     talk.until("> ")
     assert talk.answer("/system") == "there is no system prompt", "the line was cleared"
-    talk.type(CTRL_C)
+    talk.interrupt()
     talk.until("Ctrl-C again leaves, as Ctrl-D does\n> ")
-    talk.type(CTRL_C)
+    talk.interrupt()
     assert talk.end() == 0
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from helpers.places import ROOT
 
 PATIENCE_S = 60.0
+READLINE_S = 0.2  # until it waits for keys, behind the prompt
 CTRL_C, CTRL_D, TAB, UP = "\x03", "\x04", "\t", "\x1b[A"
 AT_TERMINAL = """
 import fcntl, sys, termios
@@ -45,6 +46,11 @@ class Terminal:
 
     def type(self, text: str) -> None:
         os.write(self._master, text.encode())
+
+    def interrupt(self) -> None:
+        """Ctrl-C at a prompt. Python's readline would miss it between the prompt and its wait for keys."""
+        time.sleep(READLINE_S)
+        self.type(CTRL_C)
 
     def until(self, words: str) -> str:
         """What is shown from the last call's words on, up to these and with them."""

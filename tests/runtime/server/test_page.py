@@ -139,16 +139,20 @@ def test_what_fails_is_said_and_can_be_asked_again(page: Page, server: Served) -
 
 
 def test_escape_stops_an_answer_and_frees_its_slot(page: Page, server: Served) -> None:
-    page.run("at('temperature').value = 100")  # goes on for long
-    page.run("at('question').focus()")
-    page.type("what is shown?")
-    page.press("Enter")
+    page.run("at('temperature').value = 100")  # goes on for long, unless it draws the token that ends it
+    answer = "at('talk').lastElementChild.querySelector('.answer')"
     escape = "new KeyboardEvent('keydown', {key: 'Escape', bubbles: true})"  # pressed from here it may come too late
-    begun = "document.querySelector('.answer')?.textContent"
-    page.until(f"{begun} && (document.activeElement.dispatchEvent({escape}), true)")
-    page.until("asking === null")
+    for _ in range(8):
+        page.run("at('question').focus()")
+        page.type("what is shown?")
+        page.press("Enter")
+        begun = f"asking === null || {answer}?.textContent"
+        page.until(f"({begun}) && (document.activeElement.dispatchEvent({escape}), true)")
+        page.until("asking === null")
+        if last(page, ".cut") == ["stopped"]:
+            break
     assert last(page, ".cut") == ["stopped"]
-    assert page.run("conversation[1].content === document.querySelector('.answer').textContent")
+    assert page.run(f"conversation.at(-1).content === {answer}.textContent")
     aborted = r"/finished_reason=\"abort\"} [1-9]/.test(await (await fetch('metrics')).text())"
     page.until(aborted)
     assert server.service.places.taken == 0
