@@ -114,6 +114,8 @@ class Page:
 
     def screenshot(self) -> bytes:
         """What the window shows, as PNG."""
+        frame = "new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+        self.run(frame)  # what was changed is drawn by then
         return base64.b64decode(self.call("Page.captureScreenshot", format="png")["data"])
 
     def downloaded(self, folder: Path, script: str) -> Path:
