@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.sources.data_file import AGAIN, DataFile, files_on_disk, reason_of, rest_of
+from pixtral_runtime.sources.data_file import AGAIN, reason_of, rest_of
 from pixtral_runtime.sources.item import Item
-from pixtral_runtime.sources.remote import Addresses
-from pixtral_runtime.sources.rows import RowItems, choose_columns, damage, import_pyarrow
+from pixtral_runtime.sources.rows import RowItems, TableSource, choose_columns, damage
 
 ARROW_SUFFIXES = (".arrow",)
 FILE_START = b"ARROW1"  # of the format for files; `datasets` writes the one for streams
@@ -20,19 +19,10 @@ CONTINUATION = b"\xff\xff\xff\xff"  # how each message begins, but for those of 
 STREAM_END = CONTINUATION + bytes(4)
 
 
-class ArrowSource:
+class ArrowSource(TableSource):
     """The rows of one Arrow file. Raises InputError, MissingPackageError."""
 
-    def __init__(self, file: DataFile, column: str | None = None, *, fetch: bool = False) -> None:
-        self._file, self._column, self._addresses = file, column, Addresses(fetch)
-        self.total: int | None = None
-        import_pyarrow("Reading Arrow files")
-        if file.path is not None:
-            self.check()
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return files_on_disk(self._file)
+    purpose = "Reading Arrow files"
 
     def check(self) -> None:
         """Find the columns, and count the rows of a file on the disk, unless it is damaged. Raises InputError."""

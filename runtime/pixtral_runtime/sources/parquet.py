@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.sources.data_file import DataFile, files_on_disk, reason_of, rest_of
+from pixtral_runtime.sources.data_file import reason_of, rest_of
 from pixtral_runtime.sources.item import Item
-from pixtral_runtime.sources.remote import Addresses
-from pixtral_runtime.sources.rows import Columns, RowItems, choose_columns, damage, import_pyarrow
+from pixtral_runtime.sources.rows import Columns, RowItems, TableSource, choose_columns, damage
 
 PARQUET_SUFFIXES = (".parquet",)
 READ_BYTES = 1 << 20  # of a column at a time; pyarrow would take a row group's whole column into memory
@@ -20,22 +18,13 @@ MOST_BATCH_ROWS = 256
 POINTER = b"version https://git-lfs"
 
 
-class ParquetSource:
+class ParquetSource(TableSource):
     """The rows of one Parquet file. Raises InputError, MissingPackageError.
 
     One that is elsewhere is opened when it is read, and its rows are not counted before: there may be thousands.
     """
 
-    def __init__(self, file: DataFile, column: str | None = None, *, fetch: bool = False) -> None:
-        self._file, self._column, self._addresses = file, column, Addresses(fetch)
-        self.total: int | None = None
-        import_pyarrow("Reading Parquet")
-        if file.path is not None:
-            self.check()
-
-    @property
-    def files(self) -> tuple[Path, ...]:
-        return files_on_disk(self._file)
+    purpose = "Reading Parquet"
 
     def check(self) -> None:
         """Find the columns and count the rows. Raises InputError."""

@@ -18,7 +18,7 @@ from pixtral_runtime.inputs.conversation import StoredPicture
 from pixtral_runtime.inputs.image import SMALLER
 from pixtral_runtime.inputs.image_files import LARGEST_FILE_BYTES
 from pixtral_runtime.sources.addresses import is_address
-from pixtral_runtime.sources.data_file import AGAIN, DataFile
+from pixtral_runtime.sources.data_file import AGAIN, DataFile, files_on_disk
 from pixtral_runtime.sources.item import BrokenPicture, Item, PictureData
 from pixtral_runtime.sources.naming import name_and_directory
 from pixtral_runtime.sources.remote import Addresses
@@ -29,6 +29,30 @@ if TYPE_CHECKING:
 PICTURE_COLUMNS = ("image", "img", "picture", "photo", "jpg", "jpeg", "png", "webp", "bytes", "image_bytes")
 TEXT_COLUMNS = ("tags", "caption", "text")  # the first that is there
 SHOWN_COLUMNS = 40
+
+
+class TableSource:
+    """One file of rows: which column was named, and how many rows there are, where that is known.
+
+    `purpose` says to whom lacks pyarrow what it is for. Raises InputError, MissingPackageError.
+    """
+
+    purpose: str
+
+    def __init__(self, file: DataFile, column: str | None = None, *, fetch: bool = False) -> None:
+        self._file, self._column, self._addresses = file, column, Addresses(fetch)
+        self.total: int | None = None
+        import_pyarrow(self.purpose)
+        if file.path is not None:
+            self.check()
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return files_on_disk(self._file)
+
+    def check(self) -> None:
+        """Find the columns and count the rows. Raises InputError."""
+        raise NotImplementedError
 
 
 @dataclass(frozen=True)
