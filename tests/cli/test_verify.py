@@ -78,7 +78,7 @@ def test_export_may_leave_it_out_and_another_export_takes_it_away(copy: Path) ->
 
 
 def test_a_signature_is_checked_first(copy: Path, tmp_path: Path) -> None:
-    pytest.importorskip("model_signing")
+    pytest.importorskip("model_signing", reason="the extra `signing` brings it")
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 

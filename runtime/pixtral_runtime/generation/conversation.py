@@ -78,7 +78,7 @@ class Conversation:
             for piece in self.model.run(generation):
                 said += "" if piece.is_thinking else piece.text
                 yield piece
-        except Exception:
+        except Exception:  # whoever asked hears of it; what had been said is no turn of the talk
             said = ""
             raise
         finally:

@@ -21,7 +21,7 @@ Keys = tuple[Path, Path]
 @pytest.fixture(scope="module")
 def keys(tmp_path_factory: pytest.TempPathFactory) -> list[Keys]:
     """Two pairs of a private and a public key, as openssl writes them."""
-    pytest.importorskip("model_signing")
+    pytest.importorskip("model_signing", reason="the extra `signing` brings it")
     from cryptography.hazmat.primitives import serialization
     from cryptography.hazmat.primitives.asymmetric import ec
 
