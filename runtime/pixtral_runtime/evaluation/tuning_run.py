@@ -20,10 +20,10 @@ from pixtral_runtime.bundle.manifest import Bundle, open_bundle
 from pixtral_runtime.errors import InputError, Option
 from pixtral_runtime.evaluation.metrics import METRICS
 from pixtral_runtime.evaluation.result import requests_of
+from pixtral_runtime.evaluation.shared_workers import SharedWorkers
 from pixtral_runtime.evaluation.task import Example
 from pixtral_runtime.evaluation.tuning import Scores
 from pixtral_runtime.evaluation.tuning_questions import TuneQuestions
-from pixtral_runtime.generation.model import Model
 from pixtral_runtime.inputs.image import stored_size
 from pixtral_runtime.inputs.preprocess import Preprocess, default_preprocess, token_count
 
@@ -97,9 +97,9 @@ class Trial:
         self.settings, self.questions = settings, questions
         self.reference = None if questions.has_answers else _dearest(settings)
         self.replies: list[dict[str, Reply]] = [{} for _ in settings]
-        self._options, self._ask, self._preprocess = options, ask, preprocess
+        self._ask, self._preprocess = ask, preprocess
         self._max_new_tokens = max_new_tokens
-        self._worker: _TuneWorker | None = None
+        self._workers = SharedWorkers(options)
         self._device = device
         bundles = {setting.bundle: open_bundle(setting.bundle) for setting in settings}
         self.bundles = bundles
@@ -136,7 +136,7 @@ class Trial:
     @property
     def backend(self) -> str:
         """What ran the last bundle, and why."""
-        return "" if self._worker is None else self._worker.model.backend
+        return self._workers.backend
 
     def image_tokens(self, setting: int) -> float:
         """Mean over the answered requests."""
@@ -147,7 +147,9 @@ class Trial:
         known, examples = self.replies[setting], self.questions.examples[:count]
         if len(known) >= count:
             return
-        worker = self._worker_of(self.settings[setting])
+        bundle, tokens = self.settings[setting].bundle, self.settings[setting].image_tokens
+        settings = Settings(self.bundles[bundle].fingerprint, self._preprocess, image_tokens=tokens)
+        worker = self._workers.worker(bundle, settings)
         asked = requests_of(examples, self._max_new_tokens)
         check_fit(worker.prompts, asked)
         records = self._ask(self.settings[setting], worker, asked).records
@@ -160,27 +162,6 @@ class Trial:
         if self._device is None:
             return sum(record.times_ms.values()) / 1000
         return self._predictions[self.settings[setting].bundle].seconds(record, worker.prompts.preprocess)
-
-    def _worker_of(self, setting: TuneSetting) -> _TuneWorker:
-        before = self._worker
-        if before is not None and before.prompts.bundle.path != self.bundles[setting.bundle].path:
-            before = self._worker = None  # lets go of its model before another one is loaded
-        fingerprint = self.bundles[setting.bundle].fingerprint
-        settings = Settings(fingerprint, self._preprocess, image_tokens=setting.image_tokens)
-        if before is None or before.settings != settings:
-            self._worker = before = _TuneWorker(setting.bundle, settings, self._options, before)
-        return before
-
-
-class _TuneWorker(Worker):
-    """A worker with the model of another one of the same bundle, whose pictures had another budget."""
-
-    def __init__(self, bundle: Path, settings: Settings, options: WorkerOptions, other: _TuneWorker | None) -> None:
-        super().__init__(bundle, settings, options)
-        if other is not None and "model" in other.__dict__:
-            self._rows = other._rows
-            model = other.model
-            self.model = Model(model.bundle, model.runner.sessions, self.prompts, model.backend)
 
 
 class _Prediction:
