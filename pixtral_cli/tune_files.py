@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import re
+import time
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,9 +20,12 @@ if TYPE_CHECKING:
     from pixtral_runtime.batch.run import Tally
     from pixtral_runtime.batch.worker import Worker
     from pixtral_runtime.bundle.device_catalog import KnownDevice
-    from pixtral_runtime.evaluation.tuning_run import TuneSetting
+    from pixtral_runtime.evaluation.tuning import Afford
+    from pixtral_runtime.evaluation.tuning_measured import Measured
+    from pixtral_runtime.evaluation.tuning_run import Trial, TuneSetting
 
-RESULT = "tune.json"
+RESULT, MEASURED = "tune.json", "measured.json"
+SECONDS = {"s": 1, "min": 60, "h": 3600}
 
 
 @dataclass
@@ -45,12 +50,16 @@ class TuneFiles:
 
     def records(self, setting: TuneSetting) -> Path | None:
         """Named after what decides the answers."""
-        from pixtral_runtime.bundle.manifest import open_bundle
+        from pixtral_runtime.evaluation.tuning_run import setting_name
 
-        if self.folder is None:
-            return None
-        opened = open_bundle(setting.bundle)
-        return self.folder / f"{opened.path.resolve().name}-{opened.fingerprint[:8]}-{setting.tokens}.jsonl"
+        return None if self.folder is None else self.folder / f"{setting_name(setting)}.jsonl"
+
+    @cached_property
+    def measured(self) -> Measured:
+        """What no record has. Raises InputError."""
+        from pixtral_runtime.evaluation.tuning_measured import Measured
+
+        return Measured(None if self.folder is None else self.folder / MEASURED, resume=self.resume)
 
     def check(self, settings: Sequence[TuneSetting], inputs: Iterable[Path]) -> None:
         """Refuse what could not be written, before the work. Raises InputError, MachineError."""
@@ -58,7 +67,8 @@ class TuneFiles:
         from pixtral_runtime.files import Output, check_outputs
 
         to_folder, replaces = Option("output", "ANOTHER_FOLDER"), self.resume or self.force
-        places = [*((path, to_folder) for path in (*map(self.records, settings), self.result))]
+        measured = None if self.folder is None else self.folder / MEASURED
+        places = [*((path, to_folder) for path in (*map(self.records, settings), self.result, measured))]
         places.append((self.html, Option("html", "tune.html")))
         check_outputs(
             [Output(path, option, replaces, resumable=True) for path, option in places if path is not None], inputs
@@ -97,6 +107,31 @@ def token_budgets(text: str | None) -> list[int | None] | None:
             )
         budgets.append(None if word == "full" else int(word))
     return budgets
+
+
+def batch_sizes(text: str) -> list[int]:
+    """`1,4,8` as numbers. Raises InputError."""
+    from pixtral_runtime.errors import InputError
+
+    words = [word.strip() for word in text.split(",")]
+    for word in words:
+        if not (word.isascii() and word.isdecimal() and int(word[:9]) > 0 and len(word) < 10):
+            raise InputError(f"--batch {text}: {word!r} is no number from 1 on", "--batch 1,4,8")
+    return sorted({int(word) for word in words})
+
+
+def work_bound(text: str) -> Callable[[Trial], Afford]:
+    """`500` as requests; `90s`, `30min` and `8h` as time from now on. Raises InputError."""
+    from pixtral_runtime.errors import InputError
+    from pixtral_runtime.evaluation.tuning_run import within_requests, within_seconds
+
+    found = re.fullmatch(r"([1-9][0-9]{0,8}) ?(s|min|h)?", text.strip(), re.ASCII)
+    if found is None:
+        raise InputError(f"--budget {text} is no number of requests and no time", "--budget 500", "--budget 30min")
+    number, unit = int(found[1]), found[2]
+    if unit is None:
+        return partial(within_requests, most=number)
+    return partial(within_seconds, end=time.monotonic() + number * SECONDS[unit])
 
 
 def known_device(name: str | None) -> KnownDevice | None:

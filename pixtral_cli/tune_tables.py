@@ -17,13 +17,13 @@ SHOWN_ROWS = 8  # of a list on the terminal
 
 def print_tuning(result: TuneResult, *, as_json: bool) -> None:
     """On stdout the settings and the line to type, on stderr what could not be asked."""
-    from pixtral_runtime.evaluation.tuning_page import SETTINGS_HEADER, settings_rows
+    from pixtral_runtime.evaluation.tuning_page import settings_header, settings_rows
 
     broken = result.trial.questions.broken
     if as_json:
         output.print_json(result.to_dict())
     else:
-        output.print_table(SETTINGS_HEADER, settings_rows(result))
+        output.print_table(settings_header(result), settings_rows(result))
         output.print_line(f"\n{result.verdict} (costs {result.costs})")
         if result.command is not None:
             output.print_line(result.command)
@@ -33,7 +33,7 @@ def print_tuning(result: TuneResult, *, as_json: bool) -> None:
         output.error_line(f"{row.id}: {row.reason}")
 
 
-def line_to_type(setting: TuneSetting, images: Path, questions: Path) -> str:
+def line_to_type(setting: TuneSetting, images: Path, questions: Path, batch: int | None = None) -> str:
     """The command that runs a setting over the pictures, with the questions where every picture is asked the same."""
     from pixtral_runtime.evaluation.tuning_questions import is_rows
     from pixtral_runtime.inputs.text_file import read_lines
@@ -43,4 +43,6 @@ def line_to_type(setting: TuneSetting, images: Path, questions: Path) -> str:
         words += [word for line in read_lines(questions) if line.strip() for word in ("-p", line.strip())]
     if setting.image_tokens is not None:
         words += ["--image-tokens", str(setting.image_tokens)]
+    if batch is not None:
+        words += ["--batch", str(batch)]
     return shlex.join(words)

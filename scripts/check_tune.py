@@ -90,7 +90,9 @@ def full_grid(bundle: Path, name: str, count: int, folder: Path) -> Grid:
     examples = [planted(example, PICTURES[name], pictures) for example in easy_vqa_questions(count).examples]
     budgets = BUDGETS.get(name, ALL_BUDGETS)
     settings = [TuneSetting(bundle, budget) for budget in budgets]
-    trial = Trial(settings, TuneQuestions(examples, [], True), WorkerOptions(batch=SLOTS), answer, max_new_tokens=8)
+    trial = Trial(
+        settings, TuneQuestions(examples, [], True), WorkerOptions(), answer, max_new_tokens=8, batches=[SLOTS]
+    )
     scores = np.array([trial(number, count) for number in range(len(settings))])
     grid = Grid(budgets, scores, [prompt_tokens(trial, number) for number in range(len(settings))])
     kept.write_text(json.dumps({"budgets": budgets, "scores": grid.scores.tolist(), "costs": grid.costs}))
@@ -99,7 +101,7 @@ def full_grid(bundle: Path, name: str, count: int, folder: Path) -> Grid:
 
 def prompt_tokens(trial: Trial, setting: int) -> float:
     """Mean of the setting's requests."""
-    return statistics.fmean(reply.record.prompt_tokens or 0 for reply in trial.replies[setting].values())
+    return statistics.fmean(record.prompt_tokens or 0 for record in trial.replies[setting].values())
 
 
 def replayed(grid: Grid, seed: int) -> Tuned:

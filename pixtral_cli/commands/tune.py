@@ -20,7 +20,7 @@ from pixtral_cli.options import (
     refuse_unused_by_backend,
     warn_of_unused,
 )
-from pixtral_cli.tune_files import TuneFiles, known_device, token_budgets
+from pixtral_cli.tune_files import TuneFiles, batch_sizes, known_device, token_budgets, work_bound
 
 EPILOG = "Example: pixtral tune bundle --images photos/ --questions questions.jsonl -o tuning/ --html tune.html"
 
@@ -40,10 +40,16 @@ def tune(
         str | None, typer.Option(metavar="N,N,full", help="Budgets to try. Default: 64, 128, … and full.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="How answers are scored; by default exact, or mistral_anls without answers.")
+        str | None,
+        typer.Option(
+            help="How answers are scored; by default exact, or mistral_anls without answers; divergence for logits."
+        ),
     ] = None,
     tolerance: Annotated[float, typer.Option(help="Points of 100 that the score may be below the best.")] = 2.0,
-    budget: Annotated[int | None, typer.Option(min=1, help="The most requests to answer, of all settings.")] = None,
+    budget: Annotated[
+        str | None,
+        typer.Option(metavar="N|TIME", help="The most requests, of all settings, or the time: 30min, 8h."),
+    ] = None,
     predicted_for: Annotated[
         str | None, typer.Option("--device", metavar="NAME", help="Predict costs for a device that 'plan' knows.")
     ] = None,
@@ -57,7 +63,9 @@ def tune(
     resume: Annotated[bool, typer.Option("--resume", help="Go on with the records in --output.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace existing records and results.")] = False,
     max_new_tokens: MaxNewTokensOption = 128,
-    batch: Annotated[int, typer.Option(min=1, help="Requests answered at a time, of which the seconds are.")] = 1,
+    batch: Annotated[
+        str, typer.Option(metavar="N,N", help="Requests answered at a time: the sizes to try for speed.")
+    ] = "1",
     preprocess: PreprocessOption = "mistral",
     threads: ThreadsOption = 0,
     backend: BackendOption = "auto",
@@ -86,27 +94,30 @@ def tune(
     if resume:
         refuse_unused(context, ("force",), "with --resume, which keeps the answers")
     refuse_unused_by_backend(context, backend)
-    budgets, device = token_budgets(image_tokens), known_device(predicted_for)
+    budgets, device, batches = token_budgets(image_tokens), known_device(predicted_for), batch_sizes(batch)
+    bound = None if budget is None else work_bound(budget)
     share = tuning.checked_tolerance(tolerance / 100)
     opened = [open_bundle(bundle) for bundle in bundles]
     files = TuneFiles(folder, html, resume, force)
     asked = read_tune_questions(questions, images, files.images, metric)
     settings = settings_grid(list(dict.fromkeys(bundles)), asked.examples, budgets, preprocess)
     files.check(settings, [questions, *(path for one in opened for path in one.own_files)])
-    options = WorkerOptions(backend, threads, batch, write_hint=output.hint_of)
+    options = WorkerOptions(backend, threads, write_hint=output.hint_of)
     with output.progress() as bars:
         trial = Trial(
             settings, asked, options, partial(files.ask, bars),
-            preprocess=preprocess, max_new_tokens=max_new_tokens, device=device,
+            preprocess=preprocess, max_new_tokens=max_new_tokens, device=device, batches=batches,
+            measured=files.measured, progress=bars.stage,
         )  # fmt: skip
         tuned = tuning.tune(
             len(settings), len(asked.examples), trial, trial.cost,
-            tolerance=share, kept=trial.reference, most_requests=budget,
+            tolerance=share, kept=trial.reference, afford=None if bound is None else bound(trial),
         )  # fmt: skip
     warn_of_unused(context, trial.backend)
     costs = "measured here" if device is None else f"predicted for {device.name}, at best"
     chosen = None if tuned.recommended is None else settings[tuned.recommended]
-    command = None if chosen is None else line_to_type(chosen, images, questions)
+    size = None if tuned.recommended is None or batches == [1] else trial.batch(tuned.recommended)
+    command = None if chosen is None else line_to_type(chosen, images, questions, size)
     result = TuneResult(trial, tuned, share, costs, command)
     if files.result is not None:
         result.save(files.result)

@@ -8,18 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from PIL import Image, ImageDraw
 from typer.testing import CliRunner
 
 from helpers.browser import browser
 from helpers.bundles import exported
 from helpers.places import DEMO
+from helpers.tuning import GRID, PICTURES, rectangles
 from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
-
-COLORS = {"red": (220, 20, 20), "blue": (20, 20, 220), "green": (20, 160, 20), "black": (0, 0, 0)}
-PICTURES = 40
-GRID = ("--image-tokens", "4,30,full", "--max-new-tokens", 4, "--tolerance", 20)
 
 
 @pytest.fixture(scope="module")
@@ -36,20 +32,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Pictures of one rectangle each, whose colour 30 tokens show and 4 do not."""
-    folder = tmp_path_factory.mktemp("photos")
-    rows = []
-    for index in range(PICTURES):
-        name, color = list(COLORS.items())[index % len(COLORS)]
-        picture = Image.new("RGB", (64, 64), (240, 240, 240))
-        left, top = 6 + 5 * (index % 5), 8 + 4 * (index % 7)
-        ImageDraw.Draw(picture).rectangle((left, top, left + 26, top + 20), color)
-        picture.save(folder / f"{index:02}.png")
-        question = "what color is the rectangle?"
-        rows.append({"id": f"{index:02}", "image": f"{index:02}.png", "question": question, "answers": [name]})
-    (folder / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
-    (folder / "asked.txt").write_text("what color is the rectangle?\n", encoding="utf-8")
-    return folder
+    return rectangles(tmp_path_factory.mktemp("photos"))
 
 
 def invoke(*arguments: object) -> Any:
@@ -176,7 +159,7 @@ def test_the_page_shows_the_curve_and_what_changed(bundle: Path, photos: Path, t
         (("--images", "nowhere"), "nowhere is no folder"),
         (("--questions", "nowhere.jsonl"), "nowhere.jsonl cannot be read"),
         (("--resume",), "needs a folder"),
-        (("--budget", "2"), "one for each of 3 settings"),
+        (("--budget", "2"), "one example of each of 3 settings"),
     ],
 )
 def test_bad_input_is_refused_before_any_work(

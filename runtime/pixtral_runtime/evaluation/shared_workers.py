@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from pixtral_runtime.batch.records import Settings
@@ -22,14 +23,19 @@ class SharedWorkers:
         """What runs the last worker's bundle, and why."""
         return "" if self._last is None else self._last.model.backend
 
-    def worker(self, bundle: Path, settings: Settings) -> Worker:
-        """A worker of a bundle; the last one where it is asked for again. Raises what `Worker` raises."""
+    def worker(self, bundle: Path, settings: Settings, batch: int | None = None) -> Worker:
+        """A worker of a bundle; the last one where it is asked for again. Raises what `Worker` raises.
+
+        One with a smaller `batch` than that of the options is made for a while, and is not the last one.
+        """
         last = self._last
         if last is not None and last.prompts.bundle.path != open_bundle(bundle).path:
             last = self._last = None  # lets go of its model before another one is loaded
         if last is None or last.settings != settings:
             self._last = last = _SharingWorker(bundle, settings, self._options, last)
-        return last
+        if batch in (None, self._options.batch):
+            return last
+        return _SharingWorker(bundle, settings, replace(self._options, batch=batch), last)
 
 
 class _SharingWorker(Worker):

@@ -38,6 +38,8 @@ Answer = Callable[[int, int], Scores]
 """The scores of the first so many examples by a setting, by its number; it may have answered some of them before."""
 Cost = Callable[[int], float]
 """What an example costs a setting, as far as it has answered."""
+Afford = Callable[[Sequence[int]], int]
+"""How many more examples each of these settings may be asked."""
 
 
 @dataclass(frozen=True)
@@ -102,27 +104,30 @@ def tune(
     *,
     tolerance: float = TOLERANCE,
     kept: int | None = None,
-    most_requests: int | None = None,
+    afford: Afford | None = None,
 ) -> Tuned:
     """Ask so many settings about so many examples, which are in random order, until the cheapest good one is known.
 
-    The setting `kept` is asked in every round, as others are judged by its answers. Raises SettingError for a tolerance
-    that is no share, or where `most_requests` is not enough for an example of each setting.
+    The setting `kept` is asked in every round, as others are judged by its answers. `afford` bounds the work: it is
+    asked once before anything was answered, and then in each round. Raises SettingError for a tolerance that is no
+    share, or where `afford` does not allow an example of each setting.
     """
     race = _Race(settings, answer, cost, checked_tolerance(tolerance))
-    left = settings * examples if most_requests is None else most_requests
     done, rounds = 0, rounds_of(examples, tolerance)
+    if afford is not None:
+        if afford(race.alive) < 1:
+            raise SettingError(
+                f"the budget is not enough for one example of each of {settings} settings", Option("budget", settings)
+            )
+        done = 1
+        race.ask(done)  # what one takes is known then
     for wanted in rounds:
-        count = min(wanted, done + left // len(race.alive))
-        if count == done:
+        count = wanted if afford is None else min(wanted, done + afford(race.alive))
+        if count > done:
+            race.ask(count)
+        done = max(done, count)
+        if race.is_decided(kept, rounds[-1]) or done < wanted:
             break
-        left -= (count - done) * len(race.alive)
-        race.ask(count)
-        done = count
-        if race.is_decided(kept, rounds[-1]):
-            break
-    if not done:
-        raise SettingError(f"{left} requests are not one for each of {settings} settings", Option("budget", settings))
     return race.result(examples, kept)
 
 

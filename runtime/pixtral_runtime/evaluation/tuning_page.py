@@ -45,7 +45,7 @@ def tuning_page(result: TuneResult) -> str:
             "Filled: no cheaper setting has its score. Bars: 95 % intervals, which hold in whatever round a setting "
             f"was stopped. Cost: seconds a request, {result.costs}."
         ),
-        table(SETTINGS_HEADER, settings_rows(result)),
+        table(settings_header(result), settings_rows(result)),
     ]
     chosen = tuned.recommended
     if chosen is not None and chosen != tuned.best:
@@ -55,16 +55,11 @@ def tuning_page(result: TuneResult) -> str:
     return "\n".join([*parts, CLOSING])
 
 
-SETTINGS_HEADER = (
-    "setting",
-    "tokens a picture",
-    "score",
-    "95 % interval",
-    "against the best",
-    "95 % interval",
-    "cost",
-    "",
-)
+def settings_header(result: TuneResult) -> tuple[str, ...]:
+    """A column of costs for each batch size."""
+    batches = result.trial.batches
+    costs = ["cost"] if batches == [1] else [f"cost, batch {batch}" for batch in batches]
+    return "setting", "tokens a picture", "score", "95 % interval", "against the best", "95 % interval", *costs, ""
 
 
 def settings_rows(result: TuneResult) -> list[tuple[str, ...]]:
@@ -72,6 +67,7 @@ def settings_rows(result: TuneResult) -> list[tuple[str, ...]]:
     rows: list[tuple[str, ...]] = []
     for number, standing in enumerate(result.tuned.standings):
         is_best = number == result.tuned.best
+        costs = result.trial.costs(number)
         rows.append(
             (
                 result.name(number),
@@ -80,7 +76,7 @@ def settings_rows(result: TuneResult) -> list[tuple[str, ...]]:
                 _bounds(standing.score, ""),
                 "the best" if is_best else f"{100 * standing.difference.mean:+.2f}",
                 "" if is_best else _bounds(standing.difference, "+"),
-                seconds(standing.cost),
+                *(seconds(costs[batch]) if batch in costs else "" for batch in result.trial.batches),
                 f"{standing.state} after {standing.asked}",
             )
         )
@@ -95,8 +91,10 @@ def next_cheaper(result: TuneResult, chosen: int) -> int | None:
 
 
 def seconds(value: float) -> str:
-    """`3.1 ms`, `2.40 s`."""
-    return f"{1000 * value:.1f} ms" if value < 1 else f"{value:.2f} s"
+    """`310 µs`, `3.1 ms`, `2.40 s`."""
+    if value < 1e-3:
+        return f"{1e6 * value:.0f} µs"
+    return f"{1e3 * value:.1f} ms" if value < 1 else f"{value:.2f} s"
 
 
 def plot(result: TuneResult) -> str:

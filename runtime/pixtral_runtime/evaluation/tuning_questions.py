@@ -13,6 +13,7 @@ from pixtral_runtime.evaluation.metrics import METRICS, OF_THEIR_TASK
 from pixtral_runtime.evaluation.row_images import ImageStore
 from pixtral_runtime.evaluation.task import BrokenRow, Example, RowError
 from pixtral_runtime.evaluation.tasks import custom
+from pixtral_runtime.evaluation.tuning_divergence import DIVERGENCE
 from pixtral_runtime.inputs.image_files import collect_images
 from pixtral_runtime.inputs.text_file import parsed_json, read_lines
 from pixtral_runtime.stats import SEED
@@ -30,13 +31,19 @@ class TuneQuestions:
     broken: Sequence[BrokenRow]
     has_answers: bool
 
+    @property
+    def metric(self) -> str:
+        """How answers are scored; several where rows bring their own."""
+        return " and ".join(dict.fromkeys(example.metric or "" for example in self.examples))
+
 
 def read_tune_questions(file: Path, images: Path, cache: Path, metric: str | None = None) -> TuneQuestions:
     """Rows of `.jsonl` as the task `custom` has them, answers or not; of another file each line, about every picture.
 
-    Rows name pictures in the folder `images`; what they hold as bytes is written to `cache`. Raises InputError.
+    Rows name pictures in the folder `images`; what they hold as bytes is written to `cache`. The metric "divergence"
+    reads no answers, so those of rows do not count. Raises InputError.
     """
-    known = tuple(name for name in METRICS if name not in OF_THEIR_TASK)
+    known = (*(name for name in METRICS if name not in OF_THEIR_TASK), DIVERGENCE)
     if metric is not None and metric not in known:
         raise InputError(f"there is no metric {metric!r}", Option("metric", known))
     if not images.is_dir():
@@ -45,7 +52,7 @@ def read_tune_questions(file: Path, images: Path, cache: Path, metric: str | Non
         found, broken = _rows(file, ImageStore(cache, images))
     else:
         found, broken = _lines(file, images), []
-    has_answers = any(example.references for example in found)
+    has_answers = metric != DIVERGENCE and any(example.references for example in found)
     if has_answers:
         broken += [
             BrokenRow(example.id, "it has no answers, and others have") for example in found if not example.references
@@ -101,10 +108,10 @@ def _example(line: str, number: int, store: ImageStore) -> Example:
 
 
 def _lines(file: Path, images: Path) -> list[Example]:
-    """Every line about every picture."""
+    """Every line about every picture. Names are not those of `run`, which would take fewer examples for another job."""
     questions = [line.strip() for line in read_lines(file, ANOTHER_FILE) if line.strip()]
     return [
-        Example(f"{path}#{number}", asked(question, [path]), ())
+        Example(f"{path}, question {number}", asked(question, [path]), ())
         for path in collect_images([str(images)])
         for number, question in enumerate(questions, start=1)
     ]

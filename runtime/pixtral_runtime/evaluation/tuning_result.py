@@ -41,11 +41,6 @@ class TuneResult:
     command: str | None = None
 
     @property
-    def metric(self) -> str:
-        """How answers are scored; several where rows bring their own."""
-        return " and ".join(dict.fromkeys(example.metric or "" for example in self.trial.questions.examples))
-
-    @property
     def verdict(self) -> str:
         """For people."""
         tuned, points = self.tuned, f"{100 * self.tolerance:g} points"
@@ -77,7 +72,7 @@ class TuneResult:
             if example.id in trial.replies[old] and example.id in trial.replies[new]:
                 scores = trial.score(old, example), trial.score(new, example)
                 if abs(scores[0] - scores[1]) > 1e-9:  # False for NaN
-                    records = trial.replies[old][example.id].record, trial.replies[new][example.id].record
+                    records = trial.replies[old][example.id], trial.replies[new][example.id]
                     found.append(Change(example, *records, *scores))
         return sorted(found, key=lambda change: change.new_score - change.old_score)
 
@@ -91,7 +86,7 @@ class TuneResult:
             "best": tuned.best,
             "more_examples": tuned.more,
             "tolerance": self.tolerance,
-            "metric": self.metric,
+            "metric": self.trial.questions.metric,
             "judged_by": "answers" if trial.reference is None else self.name(trial.reference),
             "costs": self.costs,
             "examples": len(trial.questions.examples),
@@ -111,7 +106,9 @@ class TuneResult:
             "state": standing.state,
             "score": asdict(standing.score),
             "difference": asdict(standing.difference),
+            "batch": self.trial.batch(number),
             "seconds": standing.cost,
+            "seconds_by_batch": self.trial.costs(number),
             "asked": standing.asked,
             "on_front": standing.on_front,
         }

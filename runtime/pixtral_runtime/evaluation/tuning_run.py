@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import statistics
+import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,19 +15,22 @@ from pixtral_runtime.batch.fit import check_fit
 from pixtral_runtime.batch.records import Record, Request, Settings
 from pixtral_runtime.batch.run import Tally
 from pixtral_runtime.batch.worker import Worker, WorkerOptions
-from pixtral_runtime.bench.roofline import Sizes, ceiling, stage_costs
 from pixtral_runtime.bundle.device_catalog import KnownDevice
-from pixtral_runtime.bundle.footprint import Footprint
-from pixtral_runtime.bundle.manifest import Bundle, open_bundle
+from pixtral_runtime.bundle.manifest import open_bundle
+from pixtral_runtime.compare.compare import check_comparable
 from pixtral_runtime.errors import InputError, Option
 from pixtral_runtime.evaluation.metrics import METRICS
 from pixtral_runtime.evaluation.result import requests_of
 from pixtral_runtime.evaluation.shared_workers import SharedWorkers
 from pixtral_runtime.evaluation.task import Example
-from pixtral_runtime.evaluation.tuning import Scores
+from pixtral_runtime.evaluation.tuning import Afford, Scores
+from pixtral_runtime.evaluation.tuning_costs import Costs, Prediction, seen, timed, worked_out
+from pixtral_runtime.evaluation.tuning_divergence import DIVERGENCE, Nearness, Progress
+from pixtral_runtime.evaluation.tuning_measured import Measured
 from pixtral_runtime.evaluation.tuning_questions import TuneQuestions
+from pixtral_runtime.generation.model import Model
 from pixtral_runtime.inputs.image import stored_size
-from pixtral_runtime.inputs.preprocess import Preprocess, default_preprocess, token_count
+from pixtral_runtime.inputs.preprocess import default_preprocess, token_count
 
 LEAST_TOKENS = 64  # of a grid that nobody named
 
@@ -40,14 +45,6 @@ class TuneSetting:
     @property
     def tokens(self) -> str:
         return "full" if self.image_tokens is None else str(self.image_tokens)
-
-
-@dataclass(frozen=True)
-class Reply:
-    """What a setting made of an example. `seconds` are None where nothing was worked out for it."""
-
-    record: Record
-    seconds: float | None
 
 
 Ask = Callable[[TuneSetting, Worker, Sequence[Request]], Tally]
@@ -79,8 +76,9 @@ class Trial:
     """Settings that answer examples, for `tuning.tune`: call it with a setting's number and a count of examples.
 
     Without right answers those of the setting `reference` are what the others are judged by. Costs are seconds a
-    request, measured here, or the least that `device` could take. One model is loaded at a time, and settings of a
-    bundle share it. Raises InputError where a bundle does not fit the device, and as `Worker` and `check_fit` do.
+    request with the best of `batches`, measured here, or the least that `device` could take. One model is loaded at a
+    time, and settings of a bundle share it. What no record has is kept in `measured`. Raises InputError where a bundle
+    does not fit the device, or there are fewer examples than a batch has, and as `Worker` and `check_fit` do.
     """
 
     def __init__(
@@ -93,45 +91,92 @@ class Trial:
         preprocess: str = "mistral",
         max_new_tokens: int = 128,
         device: KnownDevice | None = None,
+        batches: Sequence[int] = (1,),
+        measured: Measured | None = None,
+        progress: Progress = lambda *_: None,
     ) -> None:
-        self.settings, self.questions = settings, questions
+        self.settings, self.questions, self.batches = settings, questions, sorted(set(batches))
+        if self.batches[-1] > len(questions.examples):
+            raise InputError(
+                f"{self.batches[-1]} requests at a time are more than the {len(questions.examples)} examples",
+                Option("batch", len(questions.examples)),
+            )
         self.reference = None if questions.has_answers else _dearest(settings)
-        self.replies: list[dict[str, Reply]] = [{} for _ in settings]
-        self._ask, self._preprocess = ask, preprocess
-        self._max_new_tokens = max_new_tokens
-        self._workers = SharedWorkers(options)
-        self._device = device
-        bundles = {setting.bundle: open_bundle(setting.bundle) for setting in settings}
-        self.bundles = bundles
-        self._predictions = {} if device is None else {path: _Prediction(one, device) for path, one in bundles.items()}
+        self.replies: list[dict[str, Record]] = [{} for _ in settings]
+        self.bundles = {setting.bundle: open_bundle(setting.bundle) for setting in settings}
+        self._ask, self._preprocess, self._max_new_tokens = ask, preprocess, max_new_tokens
+        self._workers = SharedWorkers(replace(options, batch=self.batches[-1]))
+        self._measured = measured or Measured()
+        self._costs: list[Costs] = [{} for _ in settings]
+        self._pace = [0.0] * len(settings)
+        self._predictions = (
+            {}
+            if device is None
+            else {path: Prediction(one, device, self.batches) for path, one in self.bundles.items()}
+        )
+        self._nearness: Nearness | None = None
+        if questions.metric == DIVERGENCE and self.reference is not None:
+            models = {setting: partial(self._model, setting) for setting in range(len(settings))}
+            self._nearness = Nearness(models, self.reference, max_new_tokens, self._measured, self._key, progress)
+            for bundle in self.bundles.values():
+                check_comparable(self.bundles[settings[self.reference].bundle], bundle)
 
     def __call__(self, setting: int, count: int) -> Scores:
+        examples = self.questions.examples[:count]
         if self.reference is not None and setting != self.reference:
             self._answer(self.reference, count)
+            if self._nearness is not None:
+                judged = [example for example in examples if self._is_answered(self.reference, example)]
+                self._pace[self.reference] += self._nearness.predict(setting, judged)
         self._answer(setting, count)
-        examples = self.questions.examples[:count]
+        if self._nearness is not None:
+            both = [example for example in examples if self._is_answered(setting, example)]
+            self._pace[setting] += self._nearness.work_out(setting, both)
         return np.array([self.score(setting, example) for example in examples], np.float64)
 
     def score(self, setting: int, example: Example) -> float:
         """Of the setting's answer; NaN where there is none, or nothing to judge it by."""
-        reply = self.replies[setting].get(example.id)
-        if reply is None or reply.record.error is not None:
+        if not self._is_answered(setting, example):
             return float("nan")
+        if self._nearness is not None:
+            return self._nearness.score(setting, example)
         if self.reference is not None:
-            right = self.replies[self.reference][example.id].record
-            if right.error is not None:
-                return float("nan")
-            example = replace(example, references=(right.answer or "",))
-        return METRICS[example.metric or ""](reply.record.answer or "", example)
+            example = replace(example, references=(self.replies[self.reference][example.id].answer or "",))
+        return METRICS[example.metric or ""](self.replies[setting][example.id].answer or "", example)
+
+    def costs(self, setting: int) -> Costs:
+        """Seconds a request by batch size. More tokens never count as cheaper in the same bundle.
+
+        Where they seem to, it was the machine.
+        """
+        same = [
+            self._costs[other]
+            for other in range(setting, len(self.settings))
+            if self.settings[other].bundle == self.settings[setting].bundle
+        ]
+        return {
+            batch: min(costs[batch] for costs in same if batch in costs)
+            for batch in self.batches
+            if any(batch in costs for costs in same)
+        }
 
     def cost(self, setting: int) -> float:
-        """Median seconds a request. More tokens never count as cheaper in the same bundle: then it was the machine."""
-        costs = []
-        for other in range(setting, len(self.settings)):
-            seconds = [reply.seconds for reply in self.replies[other].values() if reply.seconds is not None]
-            if seconds and self.settings[other].bundle == self.settings[setting].bundle:
-                costs.append(statistics.median(seconds))
-        return min(costs, default=0.0)
+        """Seconds a request with the best batch size."""
+        return min(self.costs(setting).values(), default=0.0)
+
+    def batch(self, setting: int) -> int:
+        """The size with which a request costs least, the smallest of equals."""
+        costs = self.costs(setting)
+        return min(costs, key=lambda batch: (costs[batch], batch), default=self.batches[0])
+
+    def pace(self, setting: int) -> float:
+        """Seconds that an example took this machine, as far as it has answered; for bounding the work."""
+        return self._pace[setting]
+
+    @property
+    def requests(self) -> int:
+        """Answered by all settings together."""
+        return sum(map(len, self.replies))
 
     @property
     def backend(self) -> str:
@@ -140,58 +185,77 @@ class Trial:
 
     def image_tokens(self, setting: int) -> float:
         """Mean over the answered requests."""
-        counts = [reply.record.image_tokens or 0 for reply in self.replies[setting].values()]
+        counts = [record.image_tokens or 0 for record in self.replies[setting].values()]
         return statistics.fmean(counts) if counts else 0.0
+
+    def _is_answered(self, setting: int, example: Example) -> bool:
+        """By the setting, and by the one that it is judged by."""
+        replies = [self.replies[one].get(example.id) for one in (setting, self.reference) if one is not None]
+        return all(reply is not None and reply.error is None for reply in replies)
 
     def _answer(self, setting: int, count: int) -> None:
         known, examples = self.replies[setting], self.questions.examples[:count]
         if len(known) >= count:
             return
-        bundle, tokens = self.settings[setting].bundle, self.settings[setting].image_tokens
-        settings = Settings(self.bundles[bundle].fingerprint, self._preprocess, image_tokens=tokens)
-        worker = self._workers.worker(bundle, settings)
+        worker = self._worker(setting)
         asked = requests_of(examples, self._max_new_tokens)
         check_fit(worker.prompts, asked)
-        records = self._ask(self.settings[setting], worker, asked).records
+        tally = self._ask(self.settings[setting], worker, asked)
         for example in examples[len(known) :]:
-            known[example.id] = Reply(records[example.id], self._seconds(setting, worker, records[example.id]))
+            known[example.id] = tally.records[example.id]
+        records = worked_out(known.values())
+        seconds = seen(records).get(1, 0.0) / self.batches[-1]
+        self._pace[setting] = tally.seconds / tally.made if tally.made else seconds
+        self._costs[setting] = self._costs_of(setting, records, worker)
 
-    def _seconds(self, setting: int, worker: Worker, record: Record) -> float | None:
-        if record.error is not None or record.is_shared:
-            return None
-        if self._device is None:
-            return sum(record.times_ms.values()) / 1000
-        return self._predictions[self.settings[setting].bundle].seconds(record, worker.prompts.preprocess)
+    def _costs_of(self, setting: int, records: Sequence[Record], worker: Worker) -> Costs:
+        bundle = self.settings[setting].bundle
+        if bundle in self._predictions:
+            return self._predictions[bundle].costs(records, worker.prompts.preprocess)
+        if self.batches == [1]:
+            return seen(records)
+        measure = f"seconds a request, {self._key(setting)}"
+        known = {int(batch): seconds for batch, seconds in self._measured.of(measure).items()}
+        if missing := [batch for batch in self.batches if batch not in known]:
+            requests = requests_of(self.questions.examples, self._max_new_tokens)
+            known |= timed(partial(self._worker, setting), requests, missing)
+            self._measured.keep(measure, {str(batch): seconds for batch, seconds in known.items()})
+            self._measured.save()
+        return {batch: known[batch] for batch in self.batches if batch in known}
+
+    def _worker(self, setting: int, batch: int | None = None) -> Worker:
+        bundle, tokens = self.settings[setting].bundle, self.settings[setting].image_tokens
+        settings = Settings(self.bundles[bundle].fingerprint, self._preprocess, image_tokens=tokens)
+        return self._workers.worker(bundle, settings, batch)
+
+    def _model(self, setting: int) -> Model:
+        return self._worker(setting).model
+
+    def _key(self, setting: int) -> str:
+        return setting_name(self.settings[setting])
 
 
-class _Prediction:
-    """The least seconds of a request on a device. Raises InputError where the bundle does not run there."""
+def setting_name(setting: TuneSetting) -> str:
+    """After what decides the answers: the bundle's folder and fingerprint, and the tokens."""
+    opened = open_bundle(setting.bundle)
+    return f"{opened.path.resolve().name}-{opened.fingerprint[:8]}-{setting.tokens}"
 
-    def __init__(self, bundle: Bundle, device: KnownDevice) -> None:
-        if device.peak is None:
-            raise InputError(f"the rates of {device.name} are not known", Option("device", "NAME", "of another device"))
-        advice = Footprint.of(bundle).advice(device, min(bundle.limits.max_context, 4096), 1)
-        if advice:
-            raise InputError(f"{bundle.path} does not run on {device.name}", *advice)
-        self._sizes, self._peak = Sizes.of(bundle), device.peak
-        self._matrix_rate = {"int8": device.peak.int8, "fp8": device.peak.fp8}.get(
-            bundle.precision, 0
-        ) or device.peak.float16
 
-    def seconds(self, record: Record, preprocess: Preprocess) -> float:
-        """Of the record's pictures, prompt and answer, nothing overlapped and nothing lost."""
-        tokens, new = record.prompt_tokens or 1, record.new_tokens or 1
-        total = 0.0
-        for image in record.images:
-            if image.width and image.height:
-                total += self._stage("vision", tokens, preprocess.grid(image.width, image.height))
-        total += self._stage("prefill", tokens)
-        return total + (new - 1) * self._stage("decode", tokens + new // 2)
+def within_requests(trial: Trial, most: int) -> Afford:
+    """As many examples as `most` requests of all settings together allow."""
+    return lambda settings: (most - trial.requests) // len(settings)
 
-    def _stage(self, stage: str, tokens: int, grid: tuple[int, int] | None = None) -> float:
-        costs = stage_costs(self._sizes, grid=grid, prompt_tokens=tokens, context_rows=tokens)
-        peak = self._peak
-        return ceiling(costs[stage], peak.bandwidth_bytes_per_s, self._matrix_rate, peak.float16).seconds
+
+def within_seconds(trial: Trial, end: float) -> Afford:
+    """As many examples as are likely done when `time.monotonic()` is at `end`; one where nothing is known yet."""
+
+    def more(settings: Sequence[int]) -> int:
+        if not trial.requests:
+            return 1
+        of_one = sum(map(trial.pace, settings))
+        return max(0, int((end - time.monotonic()) / max(of_one, 1e-9)))
+
+    return more
 
 
 def _dearest(settings: Sequence[TuneSetting]) -> int:

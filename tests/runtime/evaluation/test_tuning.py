@@ -107,10 +107,26 @@ def test_too_few_examples_are_said_to_be_too_few_and_how_many_are_missing() -> N
 
 def test_the_budget_is_kept_and_too_small_a_one_refused() -> None:
     scores = made_scores((0.97,) * 4, 0)
-    asked = sum(standing.asked for standing in tuned(scores, most_requests=250).standings)
-    assert 240 < asked <= 250
-    with pytest.raises(SettingError, match="one for each of 4 settings"):
-        tuned(scores, most_requests=3)
+
+    def within(most: int) -> Tuned:
+        answered = [0] * len(scores)
+
+        def answer(setting: int, count: int) -> Scores:
+            answered[setting] = count
+            return scores[setting, :count]
+
+        afford = lambda settings: (most - sum(answered)) // len(settings)  # noqa: E731
+        return tune(len(scores), EXAMPLES, answer, float, afford=afford)
+
+    assert 240 < sum(standing.asked for standing in within(250).standings) <= 250
+    assert sum(standing.asked for standing in within(4).standings) == 4
+    with pytest.raises(SettingError, match="one example of each of 4 settings"):
+        within(3)
+
+
+def test_a_budget_that_is_never_reached_changes_nothing() -> None:
+    scores = made_scores((0.5, 0.6, 0.97, 0.97), 0)
+    assert tuned(scores, afford=lambda _: EXAMPLES) == tuned(scores)
 
 
 def test_the_setting_that_judges_is_asked_to_the_end() -> None:

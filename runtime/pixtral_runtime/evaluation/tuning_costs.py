@@ -1,0 +1,104 @@
+"""What an example costs a setting, in seconds by batch size: seen in its records, timed, or predicted for a device.
+
+A batch size changes no answer, so it is no setting of its own: a setting costs what it costs with the best of them.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterable, Sequence
+
+from pixtral_runtime.batch.records import Record, Request
+from pixtral_runtime.batch.run import run_job
+from pixtral_runtime.batch.worker import Worker
+from pixtral_runtime.bench.roofline import Sizes, ceiling, stage_costs
+from pixtral_runtime.bundle.device_catalog import KnownDevice
+from pixtral_runtime.bundle.footprint import Footprint
+from pixtral_runtime.bundle.manifest import Bundle
+from pixtral_runtime.errors import InputError, Option
+from pixtral_runtime.inputs.preprocess import Preprocess
+
+TIMED = 8  # requests at least, and two batches
+LEAST_SECONDS = 1.0  # a shorter run is repeated
+MOST_RUNS = 3
+
+Costs = dict[int, float]
+"""Seconds an example by batch size."""
+
+
+def worked_out(records: Iterable[Record]) -> list[Record]:
+    """Records of answers that were made for them, and not for another one."""
+    return [record for record in records if record.error is None and not record.is_shared]
+
+
+def seen(records: Sequence[Record]) -> Costs:
+    """The median of requests that were answered one at a time: reading, vision, prefill and decode."""
+    seconds = [sum(record.times_ms.values()) / 1000 for record in records]
+    return {1: statistics.median(seconds)} if seconds else {}
+
+
+def timed(worker: Callable[[int], Worker], requests: Sequence[Request], batches: Iterable[int]) -> Costs:
+    """Seconds a request of whole jobs, each of the same first requests; `worker` is called with the batch size.
+
+    A job that is over too soon to tell is repeated, and the fastest counts. A batch size of which nothing could be
+    answered is left out.
+    """
+    costs = {}
+    for batch in batches:
+        answers_at_a_time = worker(batch)
+        asked = requests[: max(TIMED, 2 * batch)]
+        runs: list[float] = []
+        started = time.monotonic()
+        while not runs or (len(runs) < MOST_RUNS and time.monotonic() - started < LEAST_SECONDS):
+            tally = run_job(answers_at_a_time.job(asked, {}), len(asked))
+            if not (made := len(worked_out(tally.records.values()))):
+                break
+            runs.append(tally.seconds / made)
+        if runs:
+            costs[batch] = min(runs)
+    return costs
+
+
+class Prediction:
+    """The least seconds of a request on a device. Raises InputError where the bundle does not run there."""
+
+    def __init__(self, bundle: Bundle, device: KnownDevice, batches: Sequence[int]) -> None:
+        if device.peak is None:
+            raise InputError(f"the rates of {device.name} are not known", Option("device", "NAME", "of another device"))
+        footprint, context = Footprint.of(bundle), min(bundle.limits.max_context, 4096)
+        self._batches = [batch for batch in batches if not footprint.advice(device, context, batch)]
+        if not self._batches:
+            advice = footprint.advice(device, context, min(batches))
+            raise InputError(f"{bundle.path} does not run on {device.name}", *advice)
+        self._sizes, self._peak = Sizes.of(bundle), device.peak
+        self._matrix_rate = {"int8": device.peak.int8, "fp8": device.peak.fp8}.get(
+            bundle.precision, 0
+        ) or device.peak.float16
+
+    def costs(self, records: Sequence[Record], preprocess: Preprocess) -> Costs:
+        """The median by batch size, of those that the device has memory for."""
+        if not records:
+            return {}
+        return {
+            batch: statistics.median(self._seconds(record, preprocess, batch) for record in records)
+            for batch in self._batches
+        }
+
+    def _seconds(self, record: Record, preprocess: Preprocess, batch: int) -> float:
+        """Of the record's pictures, prompt and answer, nothing overlapped and nothing lost.
+
+        What a step of decoding takes is shared by a batch; pictures and prompts are worked on one after the other.
+        """
+        tokens, new = record.prompt_tokens or 1, record.new_tokens or 1
+        total = 0.0
+        for image in record.images:
+            if image.width and image.height:
+                total += self._stage("vision", tokens, grid=preprocess.grid(image.width, image.height))
+        total += self._stage("prefill", tokens)
+        return total + (new - 1) * self._stage("decode", tokens + new // 2, batch=batch) / batch
+
+    def _stage(self, stage: str, tokens: int, *, grid: tuple[int, int] | None = None, batch: int = 1) -> float:
+        costs = stage_costs(self._sizes, grid=grid, prompt_tokens=tokens, context_rows=tokens, batch=batch)
+        peak = self._peak
+        return ceiling(costs[stage], peak.bandwidth_bytes_per_s, self._matrix_rate, peak.float16).seconds
