@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-import base64
-import math
-from collections.abc import Callable, Sequence
-from pathlib import Path
-
-from pixtral_runtime.batch.page import thumbnail
-from pixtral_runtime.errors import InputError
+from pixtral_runtime.evaluation.page_parts import (
+    POLICY,
+    STYLE,
+    Axes,
+    ChangedAnswer,
+    PlotPoint,
+    changed_answers,
+    score_plot,
+)
 from pixtral_runtime.evaluation.tuning import Interval
-from pixtral_runtime.evaluation.tuning_result import Change, TuneResult
+from pixtral_runtime.evaluation.tuning_result import TuneResult
 from pixtral_runtime.html_page import CLOSING, escaped, facts, note, opening, table
-from pixtral_runtime.inputs.image_files import read_image_file
-
-MOST_CHANGES = 50  # of each comparison
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-STYLE = """figure { margin: 1rem 0; overflow-x: auto; } figure svg { width: 100%; min-width: 36rem; height: auto; }
-svg text { font: 12px system-ui, sans-serif; fill: var(--soft); } svg .axis { stroke: var(--line); }
-svg .bar { stroke: var(--mark); stroke-width: 1.5; }
-svg .dot { fill: var(--back); stroke: var(--mark); stroke-width: 2; }
-svg .front { fill: var(--mark); } svg .step { fill: none; stroke: var(--mark); stroke-dasharray: 4 4; opacity: .6; }
-svg .chosen { fill: var(--mark2); stroke: var(--mark2); } svg text.name { fill: var(--ink); }
-pre { background: var(--card); padding: .8rem 1rem; border-radius: 8px; overflow-x: auto; }
-td img { max-width: 160px; height: auto; display: block; } td.lost { color: var(--bad); }
-"""
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 860, 380, 60, 30, 24, 50  # of the plot, and around its axes, in pixels
-
-Place = Callable[[float], float]
-"""Where a value lies along an axis, in pixels."""
 
 
 def tuning_page(result: TuneResult) -> str:
@@ -98,60 +83,20 @@ def seconds(value: float) -> str:
 
 
 def plot(result: TuneResult) -> str:
-    """Score against cost, on a scale of powers of two, as an SVG element that takes the page's colours."""
-    standings = result.tuned.standings
-    costs = [max(standing.cost, 1e-9) for standing in standings]
-    least, most = math.log2(min(costs)), math.log2(max(costs))
-    lowest = math.floor(5 * min(standing.score.low for standing in standings)) / 5
-
-    def x(cost: float) -> float:
-        share = (math.log2(max(cost, 1e-9)) - least) / (most - least) if most > least else 0.5
-        return LEFT + 20 + share * (WIDTH - LEFT - RIGHT - 60)
-
-    def y(score: float) -> float:
-        return TOP + (1 - score) / max(1 - lowest, 0.2) * (HEIGHT - TOP - BOTTOM)
-
-    drawn = [_axes(x, y, lowest, costs)]
-    front = sorted((costs[number], one.score.mean) for number, one in enumerate(standings) if one.on_front)
-    drawn.append(
-        f'<polyline class="step" points="{" ".join(f"{x(cost):.1f},{y(score):.1f}" for cost, score in front)}"/>'
-    )
-    for rank, number in enumerate(sorted(range(len(standings)), key=lambda one: costs[one])):
-        drawn.append(_point(result, number, x(costs[number]), y, label_below=bool(rank % 2)))
-    return (
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="score against cost">' + "".join(drawn) + "</svg>"
-    )
-
-
-def _point(result: TuneResult, number: int, x: float, y: Place, *, label_below: bool) -> str:
-    standing = result.tuned.standings[number]
-    score, middle = standing.score, y(standing.score.mean)
-    label_y = middle + (16 if label_below else -7)
-    kind = " chosen" if number == result.tuned.recommended else " front" if standing.on_front else ""
-    return (
-        f'<line class="bar" x1="{x:.1f}" x2="{x:.1f}" y1="{y(score.low):.1f}" y2="{y(score.high):.1f}"/>'
-        f'<circle class="dot{kind}" cx="{x:.1f}" cy="{middle:.1f}" r="5">'
-        f"<title>{escaped(result.name(number))}: {score.mean:.2%}, {seconds(standing.cost)}</title></circle>"
-        f'<text class="name" x="{x + 9:.1f}" y="{label_y:.1f}">{_label(result, number)}</text>'
-    )
-
-
-def _axes(x: Place, y: Place, lowest: float, costs: Sequence[float]) -> str:
-    lines = []
-    for step in range(5):
-        score = lowest + step * (1 - lowest) / 4
-        lines.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y(score):.1f}" y2="{y(score):.1f}"/>')
-        lines.append(f'<text x="{LEFT - 8}" y="{y(score) + 4:.1f}" text-anchor="end">{score:.0%}</text>')
-    for cost in sorted({min(costs), math.sqrt(min(costs) * max(costs)), max(costs)}):
-        lines.append(f'<text x="{x(cost):.1f}" y="{HEIGHT - BOTTOM + 20}" text-anchor="middle">{seconds(cost)}</text>')
-    lines.append(f'<text x="{WIDTH / 2}" y="{HEIGHT - 8}" text-anchor="middle">seconds a request</text>')
-    return "".join(lines)
+    """Score against cost, as an SVG element."""
+    points = []
+    for number, standing in enumerate(result.tuned.standings):
+        score, chosen = standing.score, number == result.tuned.recommended
+        title = f"{result.name(number)}: {score.mean:.2%}, {seconds(standing.cost)}"
+        bounds = score.mean, score.low, score.high
+        points.append(PlotPoint(standing.cost, *bounds, _label(result, number), title, standing.on_front, chosen))
+    return score_plot(points, Axes("seconds a request", seconds))
 
 
 def _label(result: TuneResult, number: int) -> str:
     setting = result.trial.settings[number]
     several = len(result.trial.bundles) > 1
-    return escaped(f"{setting.bundle.name}, {setting.tokens}" if several else setting.tokens)
+    return f"{setting.bundle.name}, {setting.tokens}" if several else setting.tokens
 
 
 def _summary(result: TuneResult) -> dict[str, object]:
@@ -169,35 +114,16 @@ def _summary(result: TuneResult) -> dict[str, object]:
 
 
 def _changes(result: TuneResult, old: int, new: int) -> str:
-    changes = result.changes(old, new)
-    names = result.name(old), result.name(new)
-    both = sum(key in result.trial.replies[new] for key in result.trial.replies[old])
-    heading = f"<h2>{escaped(f'What changes from {names[0]} to {names[1]}')}</h2>"
-    said = f"{len(changes)} of {both} examples that both answered have another score"
-    shown = f"; the first {MOST_CHANGES} are here" if len(changes) > MOST_CHANGES else ""
-    rows = "\n".join(map(_change, changes[:MOST_CHANGES]))
-    head = "".join(f"<th>{escaped(name)}" for name in ("picture", "question", "wanted", *names))
-    body = f'<div class="wide"><table class="changes"><tr>{head}\n{rows}\n</table></div>' if changes else ""
-    return "\n".join((heading, note(f"{said}{shown}."), body))
-
-
-def _change(change: Change) -> str:
-    worse = change.new_score < change.old_score
-    pictures = "".join(map(_picture, change.example.images))
-    wanted = " | ".join(dict.fromkeys(change.example.references)) or "-"
-    texts = (change.example.question, wanted, change.old.answer or "")
-    cells = "".join(f'<td class="text">{escaped(text)}' for text in texts)
-    return f'<tr><td>{pictures}{cells}<td class="{"lost" if worse else "text"}">{escaped(change.new.answer or "")}'
-
-
-def _picture(path: Path) -> str:
-    try:
-        small = thumbnail(read_image_file(path))
-    except (InputError, OSError):
-        small = None
-    if small is None:
-        return escaped(path.name)
-    return f'<img alt="{escaped(path.name)}" src="data:image/jpeg;base64,{base64.b64encode(small).decode()}">'
+    replies = result.trial.replies
+    both = sum(key in replies[new] for key in replies[old])
+    changes = [
+        ChangedAnswer(
+            change.example.images, change.example.question, change.example.references,
+            change.old.answer or "", change.new.answer or "", change.new_score < change.old_score,
+        )
+        for change in result.changes(old, new)
+    ]  # fmt: skip
+    return changed_answers((result.name(old), result.name(new)), changes, both)
 
 
 def _bounds(interval: Interval, sign: str) -> str:
