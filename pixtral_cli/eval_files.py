@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pixtral_runtime.evaluation.judge import JudgeOptions
     from pixtral_runtime.evaluation.result import Evaluation
     from pixtral_runtime.evaluation.run import EvaluationOptions, Questions
+    from pixtral_runtime.evaluation.shared_workers import SharedWorkers
     from pixtral_runtime.evaluation.task import Task
 
 
@@ -46,11 +47,26 @@ class Files:
         save = None if self.save is None else self.save.with_suffix(".against.json")
         return Files(save, None, self.resume, self.force)
 
-    def check(self, inputs: Iterable[Path], data: Path | None, *, is_rated: bool, against_bundle: bool) -> None:
+    def of_budget(self, image_tokens: int | None) -> Files:
+        """For one budget of a curve."""
+        from pixtral_runtime.evaluation.curve import result_of_budget
+
+        save = None if self.save is None else result_of_budget(self.save, image_tokens)
+        return Files(save, None, self.resume, self.force)
+
+    def check(
+        self,
+        inputs: Iterable[Path],
+        data: Path | None,
+        *,
+        budgets: Sequence[int | None],
+        is_rated: bool,
+        against_bundle: bool,
+    ) -> None:
         """Refuse what could not be written, before the hours that it may take. Raises InputError, MachineError.
 
-        `data` is the dataset's folder; `is_rated`: a judge's ratings are kept as well; `against_bundle`: the other
-        bundle's result and answers.
+        `data` is the dataset's folder; `budgets`: several have a result each; `is_rated`: a judge's ratings are kept as
+        well; `against_bundle`: the other bundle's result and answers.
         """
         from pixtral_runtime.errors import InputError, Option
         from pixtral_runtime.evaluation.dataset import may_hold_rows
@@ -60,7 +76,10 @@ class Files:
             raise InputError("--resume needs a file to go on with", "--save result.json")
         paths: list[Path | None] = []
         for files in (self, self.of_reference()) if against_bundle else (self,):
-            paths += [files.save, files.answers, files.ratings if is_rated else None]
+            several = [files.of_budget(budget) for budget in budgets] if len(budgets) > 1 else []
+            paths += [files.save] if several else []
+            for one in several or [files]:
+                paths += [one.save, one.answers, one.ratings if is_rated else None]
         places = [*((path, Option("save", "result.json")) for path in paths), (self.html, Option("html", "eval.html"))]
         replaces = self.resume or self.force
         outputs = [Output(path, option, replaces, resumable=True) for path, option in places if path is not None]
@@ -111,9 +130,12 @@ def refuse_unused_by_task(context: typer.Context, task: Task) -> None:
 
 
 def evaluate_bundle(
-    bundle: Path, questions: Questions, options: EvaluationOptions, files: Files
+    bundle: Path, questions: Questions, options: EvaluationOptions, files: Files, workers: SharedWorkers | None = None
 ) -> tuple[Evaluation, Mapping[str, Record]]:
-    """Answer, score and save; also the records by id. The first Ctrl-C finishes what runs."""
+    """Answer, score and save; also the records by id. The first Ctrl-C finishes what runs.
+
+    `workers` share a model between budgets of image tokens.
+    """
     from pixtral_runtime.evaluation.run import evaluate
 
     with output.progress() as bars:
@@ -125,7 +147,7 @@ def evaluate_bundle(
             )  # fmt: skip
 
         evaluation, records = evaluate(
-            bundle, questions, options, ratings=files.ratings, answer=answer, progress=bars.stage
+            bundle, questions, options, ratings=files.ratings, answer=answer, progress=bars.stage, workers=workers
         )
     if files.save is not None:
         evaluation.save(files.save)

@@ -25,9 +25,16 @@ def print_evaluation(evaluation: Evaluation, comparison: ScoreComparison | None,
         output.print_json(evaluation.summary() | {"comparison": compared})
     else:
         _print_tables(evaluation, comparison)
-    missing = evaluation.missing
-    if missing:
-        output.warn(f"{len(evaluation.scored)} of {evaluation.rows} examples were scored; the others count nowhere")
+    print_missing({"": evaluation})
+
+
+def print_missing(evaluations: Mapping[str, Evaluation]) -> None:
+    """On stderr how many examples have no score in each evaluation, by what it is called, and each reason once."""
+    for name, evaluation in evaluations.items():
+        if evaluation.missing:
+            scored = f"{len(evaluation.scored)} of {evaluation.rows} examples were scored"
+            output.warn(f"{name}{scored}; the others count nowhere")
+    missing = list(dict.fromkeys(pair for evaluation in evaluations.values() for pair in evaluation.missing))
     for name, reason in missing[:SHOWN_ROWS]:
         output.error_line(f"{name}: {reason}")
     if len(missing) > SHOWN_ROWS:

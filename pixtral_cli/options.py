@@ -65,6 +65,13 @@ MaxImageSideOption = Annotated[int | None, typer.Option(help="Scale images down 
 ImageTokensOption = Annotated[
     int | None, typer.Option(help="Scale each image down until it takes at most this many tokens.")
 ]
+TokenBudgetsOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N,N,full",
+        help="Scale each image down until it takes at most N tokens. Several, the score for each: 256,1024,full.",
+    ),
+]
 PreprocessOption = Annotated[str, typer.Option(help="Whose image preprocessing: mistral or hf.")]
 ExifOption = Annotated[bool, typer.Option("--exif/--no-exif", help="Turn pictures as their EXIF orientation says.")]
 ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads of ONNX Runtime; 0 takes all cores.")]
@@ -201,6 +208,28 @@ def read_prompt(text: str) -> str:
     if not text.strip():
         raise InputError("the prompt is empty", "-p 'your question'")
     return text
+
+
+def token_budgets(text: str | None) -> list[int | None] | None:
+    """`512,256,full` as numbers, each once, the fewest first, None for all tokens; None for no text.
+
+    Raises InputError.
+    """
+    from pixtral_runtime.errors import InputError
+    from pixtral_runtime.inputs.preprocess import MIN_IMAGE_TOKENS
+
+    if text is None:
+        return None
+    budgets: set[int | None] = set()
+    for word in map(str.strip, text.split(",")):
+        is_number = word.isascii() and word.isdecimal() and len(word) < 10
+        if word != "full" and not (is_number and int(word) >= MIN_IMAGE_TOKENS):
+            raise InputError(
+                f"--image-tokens {text}: {word!r} is no number from {MIN_IMAGE_TOKENS} on, nor 'full'",
+                "--image-tokens 256,512,full",
+            )
+        budgets.add(None if word == "full" else int(word))
+    return sorted(budgets, key=lambda count: (count is None, count or 0))
 
 
 def open_prompts(bundle: Path, mode: str, max_image_side: int | None, image_tokens: int | None) -> PromptBuilder:

@@ -1,4 +1,4 @@
-"""What `pixtral tune` writes and where, the budgets it was given, and settings asked what their files do not have."""
+"""What `pixtral tune` writes and where, and settings asked what their files do not have."""
 
 from __future__ import annotations
 
@@ -88,25 +88,6 @@ class TuneFiles:
             known.update(tally.records)
             tally.records = known
         return tally
-
-
-def token_budgets(text: str | None) -> list[int | None] | None:
-    """`256,512,full` as numbers, None for all tokens; None for no text. Raises InputError."""
-    from pixtral_runtime.errors import InputError
-    from pixtral_runtime.inputs.preprocess import MIN_IMAGE_TOKENS
-
-    if text is None:
-        return None
-    budgets: list[int | None] = []
-    for word in map(str.strip, text.split(",")):
-        is_number = word.isascii() and word.isdecimal() and len(word) < 10
-        if word != "full" and not (is_number and int(word) >= MIN_IMAGE_TOKENS):
-            raise InputError(
-                f"--image-tokens {text}: {word!r} is no number from {MIN_IMAGE_TOKENS} on, nor 'full'",
-                "--image-tokens 256,512,full",
-            )
-        budgets.append(None if word == "full" else int(word))
-    return budgets
 
 
 def batch_sizes(text: str) -> list[int]:

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from pixtral_cli import output
+from pixtral_cli.eval_curve import evaluate_curve, print_curve
 from pixtral_cli.eval_files import Files, evaluate_bundle, image_cache, judge_options, refuse_unused_by_task
 from pixtral_cli.eval_tables import print_evaluation, write_page
 from pixtral_cli.options import (
@@ -16,16 +17,17 @@ from pixtral_cli.options import (
     BatchOption,
     BundleArgument,
     DeviceOption,
-    ImageTokensOption,
     JsonOption,
     MaxImageSideOption,
     MemoryLimitOption,
     PreprocessOption,
     ThreadsOption,
+    TokenBudgetsOption,
     output_file,
     refuse_unused,
     refuse_unused_by_backend,
     slots_wanted,
+    token_budgets,
     warn_of_unused,
 )
 
@@ -77,7 +79,7 @@ def eval(
     batch: BatchOption = "auto",
     memory_limit: MemoryLimitOption = None,
     max_image_side: MaxImageSideOption = None,
-    image_tokens: ImageTokensOption = None,
+    image_tokens: TokenBudgetsOption = None,
     preprocess: PreprocessOption = "mistral",
     threads: ThreadsOption = 0,
     backend: BackendOption = "auto",
@@ -91,11 +93,14 @@ def eval(
     from pixtral_runtime.batch.worker import WorkerOptions
     from pixtral_runtime.bundle.manifest import open_bundle
     from pixtral_runtime.evaluation.comparison import compare_evaluations
+    from pixtral_runtime.evaluation.curve import saved_results
+    from pixtral_runtime.evaluation.curve_page import curve_page
     from pixtral_runtime.evaluation.dataset import download_dataset, read_examples, with_shots
     from pixtral_runtime.evaluation.result import read_evaluation
     from pixtral_runtime.evaluation.row_images import ImageStore
     from pixtral_runtime.evaluation.run import EvaluationOptions, Questions
     from pixtral_runtime.evaluation.tasks.registry import task_named
+    from pixtral_runtime.files import write_text_atomically
 
     if save is None and html is None:
         refuse_unused(context, ("force",), "without --save", "--save result.json")
@@ -110,27 +115,39 @@ def eval(
     worker = WorkerOptions(backend, threads, wanted, memory_bytes, write_hint=output.hint_of)
     files = Files(save, html, resume, force)
     judge = judge_options(chosen, judge_url, judge_model, save)
-    old = read_evaluation(against) if against is not None and not os.path.isdir(against) else None
-    other = against if old is None else None
+    budgets = token_budgets(image_tokens) or [None]
+    results = saved_results(against, budgets) if against is not None and not os.path.isdir(against) else []
+    old = [read_evaluation(path) for path in results]
+    other = against if against is not None and not old else None
     read = [path for opened in (bundle, other) if opened for path in open_bundle(opened).own_files]
-    read += [against] if against else []
-    files.check(read, data, is_rated=judge is not None, against_bundle=other is not None)
+    read += [against, *results] if against else []
+    files.check(read, data, budgets=budgets, is_rated=judge is not None, against_bundle=other is not None)
     folder = download_dataset(chosen) if data is None else data
     chosen = with_shots(chosen, folder, shots)
     is_text = chosen.asks == "tokens"
     images = ImageStore(cache or image_cache(), folder)
     found, broken = read_examples(chosen, folder, images, None if is_text else limit)
     questions = Questions(chosen, found, broken, max_new_tokens, window, limit if is_text else None)
-    options = EvaluationOptions(preprocess, max_image_side, image_tokens, worker, judge)
-    evaluation, records = evaluate_bundle(bundle, questions, options, files)
-    warn_of_unused(context, evaluation.setting["backend"])
-    if other is not None:
-        old, _ = evaluate_bundle(other, questions, options, files.of_reference())
-    comparison = None if old is None else compare_evaluations(old, evaluation)
-    print_evaluation(evaluation, comparison, as_json=as_json)
-    if html is not None:
-        write_page(html, evaluation, comparison, records)
-    if comparison is not None and comparison.regressed:
+    options = EvaluationOptions(preprocess, max_image_side, budgets[0], worker, judge)
+    if len(budgets) > 1:
+        curve = evaluate_curve(bundle, questions, options, budgets, files, against=against, old=old)
+        warn_of_unused(context, curve.points[-1].evaluation.setting["backend"])
+        print_curve(curve, as_json=as_json)
+        if html is not None:
+            write_text_atomically(html, curve_page(curve))
+            output.talk(f"the page is {html}")
+        missing, regressed = any(point.evaluation.missing for point in curve.points), curve.regressed
+    else:
+        evaluation, records = evaluate_bundle(bundle, questions, options, files)
+        warn_of_unused(context, evaluation.setting["backend"])
+        if other is not None:
+            old = [evaluate_bundle(other, questions, options, files.of_reference())[0]]
+        comparison = compare_evaluations(old[0], evaluation) if old else None
+        print_evaluation(evaluation, comparison, as_json=as_json)
+        if html is not None:
+            write_page(html, evaluation, comparison, records)
+        missing, regressed = bool(evaluation.missing), comparison is not None and comparison.regressed
+    if regressed:
         raise typer.Exit(6)
-    if evaluation.missing:
+    if missing:
         raise typer.Exit(5)

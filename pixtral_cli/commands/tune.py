@@ -18,9 +18,10 @@ from pixtral_cli.options import (
     output_file,
     refuse_unused,
     refuse_unused_by_backend,
+    token_budgets,
     warn_of_unused,
 )
-from pixtral_cli.tune_files import TuneFiles, batch_sizes, known_device, token_budgets, work_bound
+from pixtral_cli.tune_files import TuneFiles, batch_sizes, known_device, work_bound
 
 EPILOG = "Example: pixtral tune bundle --images photos/ --questions questions.jsonl -o tuning/ --html tune.html"
 

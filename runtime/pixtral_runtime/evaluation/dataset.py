@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pixtral_runtime.errors import InputError, MachineError, Option, Remedy, SettingError, extra_missing
+from pixtral_runtime.evaluation.curve import saved_budgets
 from pixtral_runtime.evaluation.fields import is_own
 from pixtral_runtime.evaluation.parquet_files import parquet_parts, parquet_rows, split_parts
 from pixtral_runtime.evaluation.parts import with_gaps
@@ -182,13 +183,13 @@ def _json_lines(parts: Iterable[Path | BrokenRow]) -> Iterator[Row | BrokenRow]:
 
 
 def is_own_file(path: Path) -> bool:
-    """Whether pixtral wrote the file: results and ratings, by the first line, or a whole evaluation's result."""
+    """Whether pixtral wrote the file: results and ratings, by the first line, or an evaluation's result or curve."""
     first = next((line for line in read_lines(path) if line.strip()), "")
     if first == "{":  # a document over many lines
         try:
             read_evaluation(path)
         except InputError:
-            return False
+            return saved_budgets(path) is not None
         return True
     row = _json_row(first, path.name)
     return isinstance(row, dict) and is_own(row.keys())

@@ -88,6 +88,11 @@ class Evaluation:
         return found | ({PERPLEXITY: found[NATS_METRIC].exponential()} if NATS_METRIC in found else {})
 
     @property
+    def headline_score(self) -> Score | None:
+        """Over all examples, each by its headline metric; None where none was scored."""
+        return _score("", self.scored) if self.scored else None
+
+    @property
     def groups(self) -> dict[str, Score]:
         """The headline score of each group, where there are several."""
         members: dict[str, list[Scored]] = {}

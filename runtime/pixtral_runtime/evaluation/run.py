@@ -17,6 +17,7 @@ from pixtral_runtime.bundle.manifest import open_bundle
 from pixtral_runtime.evaluation.judge import JudgeOptions, rate_answers
 from pixtral_runtime.evaluation.reading import Reader
 from pixtral_runtime.evaluation.result import Evaluation, Scored, requests_of, score_answers, score_ratings
+from pixtral_runtime.evaluation.shared_workers import SharedWorkers
 from pixtral_runtime.evaluation.task import BrokenRow, Example, Task
 from pixtral_runtime.inputs.text_windows import window_size
 
@@ -68,15 +69,20 @@ def evaluate(
     ratings: Path | None = None,
     answer: Answering = answer_all,
     progress: Progress = lambda *_: None,
+    workers: SharedWorkers | None = None,
 ) -> tuple[Evaluation, Mapping[str, Record]]:
     """Answers of a bundle with their scores, and the records by id.
 
+    `workers` share a model between evaluations of a bundle that differ in how pictures are prepared.
     Raises InputError and MachineError as `Worker`, `check_fit` and `rate_answers` do, and what `answer` raises.
     """
     task, opened = questions.task, open_bundle(bundle)
     limit = task.max_new_tokens if questions.max_new_tokens is None else questions.max_new_tokens
     settings = Settings(opened.fingerprint, options.preprocess, options.max_image_side, options.image_tokens)
-    worker, examples = _worker(bundle, settings, questions, options.worker)
+    if task.asks == "answer":
+        worker, examples = (workers or SharedWorkers(options.worker)).worker(bundle, settings), questions.examples
+    else:
+        worker, examples = _reader(bundle, settings, questions, options.worker)
     asked = requests_of(examples, limit)
     if task.asks == "answer":
         check_fit(worker.prompts, asked)
@@ -106,12 +112,10 @@ def evaluate(
     return Evaluation(task.name, setting, scored, questions.broken_rows), tally.records
 
 
-def _worker(
+def _reader(
     bundle: Path, settings: Settings, questions: Questions, options: WorkerOptions
 ) -> tuple[Worker, Sequence[Example]]:
-    """Who answers or reads, and what: the windows of texts are those of the bundle's tokens."""
-    if questions.task.asks == "answer":
-        return Worker(bundle, settings, options), questions.examples
+    """Who reads, and what: the windows of texts are those of the bundle's tokens."""
     reader = Reader(bundle, settings, options, questions.task, questions.examples, questions.window, questions.windows)
     return reader, reader.examples
 
