@@ -103,6 +103,13 @@ MethodOption = Annotated[
         "Default: stored where it has some, gptq otherwise."
     ),
 ]
+CalibrationOption = Annotated[
+    Path | None, typer.Option(help="Images (a folder), or JSON Lines of prompts and images, to calibrate with.")
+]
+CalibrationSamplesOption = Annotated[int | None, typer.Option(min=1, help="How many to take. Default: 32.")]
+MaxContextOption = Annotated[
+    int | None, typer.Option(help="Tokens of prompt and answer. Default: 16384, or the model's own if less.")
+]
 KeepActivationsOption = Annotated[
     bool, typer.Option("--keep-activations", help="Keep a gelu that config.json names; silu is published Pixtral's.")
 ]

@@ -102,7 +102,7 @@ def batch_sizes(text: str) -> list[int]:
 
 
 def work_bound(text: str) -> Callable[[Trial], Afford]:
-    """`500` as requests; `90s`, `30min` and `8h` as time from now on. Raises InputError."""
+    """`500` as requests; `90s`, `30min` and `8h` as time from when it is applied. Raises InputError."""
     from pixtral_runtime.errors import InputError
     from pixtral_runtime.evaluation.tuning_run import within_requests, within_seconds
 
@@ -112,7 +112,7 @@ def work_bound(text: str) -> Callable[[Trial], Afford]:
     number, unit = int(found[1]), found[2]
     if unit is None:
         return partial(within_requests, most=number)
-    return partial(within_seconds, end=time.monotonic() + number * SECONDS[unit])
+    return lambda trial: within_seconds(trial, time.monotonic() + number * SECONDS[unit])
 
 
 def known_device(name: str | None) -> KnownDevice | None:

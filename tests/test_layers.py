@@ -47,7 +47,7 @@ ORDER = {
         ("__main__",),
         ("main",),
         ("commands",),
-        ("tune_files",),
+        ("tune_exports", "tune_files"),
         ("engine_report", "eval_files", "golden_report", "verify_report"),
         (
             "bench_cases",
@@ -55,8 +55,10 @@ ORDER = {
             "chat",
             "device_rows",
             "eval_tables",
+            "export_run",
             "job_progress",
             "job_watch",
+            "tune_grid",
             "tune_tables",
         ),
         ("job_files", "job_options", "typed_lines"),
@@ -65,7 +67,7 @@ ORDER = {
     ),
     "pixtral_export": (
         ("certify",),
-        ("check", "export"),
+        ("check", "export", "origin"),
         ("plan",),
         ("weights",),
         ("checkpoint", "graphs", "quantization"),

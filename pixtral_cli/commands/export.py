@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixtral_cli import output
-from pixtral_cli.options import GroupSizeOption, KeepActivationsOption, LoraOption, MethodOption
+from pixtral_cli.export_run import run_export
+from pixtral_cli.options import (
+    CalibrationOption,
+    CalibrationSamplesOption,
+    GroupSizeOption,
+    KeepActivationsOption,
+    LoraOption,
+    MaxContextOption,
+    MethodOption,
+)
 
 if TYPE_CHECKING:
     from pixtral_runtime.bundle.manifest import Bundle
@@ -21,9 +30,7 @@ def export(
     bundle: Annotated[Path, typer.Option("-o", "--output", help="Folder to write the bundle to.")],
     lora: LoraOption = None,
     dtype: Annotated[str, typer.Option(help="Weights and activations: float32, float16 or bfloat16.")] = "float16",
-    max_context: Annotated[
-        int | None, typer.Option(help="Tokens of prompt and answer. Default: 16384, or the model's own if less.")
-    ] = None,
+    max_context: MaxContextOption = None,
     max_image_side: Annotated[
         int | None, typer.Option(help="Longest image edge in pixels. Default: the model's own.")
     ] = None,
@@ -39,10 +46,8 @@ def export(
     kv_cache: Annotated[
         str | None, typer.Option(help="Keep keys and values in int8: half the cache. Default: in --dtype.")
     ] = None,
-    calibration: Annotated[
-        Path | None, typer.Option(help="Images (a folder), or JSON Lines of prompts and images, to calibrate with.")
-    ] = None,
-    calibration_samples: Annotated[int | None, typer.Option(min=1, help="How many to take. Default: 32.")] = None,
+    calibration: CalibrationOption = None,
+    calibration_samples: CalibrationSamplesOption = None,
     keep_activations: KeepActivationsOption = False,
     opset: Annotated[int, typer.Option(help="ONNX opset of the graphs.")] = 24,
     build: Annotated[
@@ -59,10 +64,8 @@ def export(
 ) -> None:
     """Turn a checkpoint into a bundle: portable ONNX graphs and weights."""
     output.require("torch", "export", "Exporting")
-    from pixtral_export.certify import certify_export
     from pixtral_export.checkpoint.hub import fetch_weights, open_source
     from pixtral_export.export import check_before_download
-    from pixtral_export.export import export as write_bundle
     from pixtral_export.plan import ExportPlan, ExportSettings, plan_export
     from pixtral_export.target_folder import check_target
     from pixtral_runtime.bundle.certificate import has_certificate
@@ -100,17 +103,7 @@ def export(
     else:
         check_before_download(plan, bundle)
         opened = fetch_weights(checkpoint, opened)
-        with output.progress() as bars:
-
-            def certify(made: Bundle) -> None:
-                bars.stage("certifying", 0, 1)
-                certify_export(made, opened, output.warn)
-                bars.stage("certifying", 1, 1)
-
-            written = write_bundle(
-                opened, plan, bundle, force=force, progress=bars.stage, warn=output.warn,
-                certify=certify if certificate else lambda _: None,
-            )  # fmt: skip
+        written = run_export(opened, plan, bundle, force=force, certificate=certificate)
         summary |= {
             "bundle_bytes": sum(entry.bytes for entry in written.files.values()),
             "fingerprint": written.fingerprint,

@@ -11,7 +11,10 @@ import typer
 from pixtral_cli import output
 from pixtral_cli.options import (
     BackendOption,
+    CalibrationOption,
+    CalibrationSamplesOption,
     JsonOption,
+    MaxContextOption,
     MaxNewTokensOption,
     PreprocessOption,
     ThreadsOption,
@@ -21,14 +24,18 @@ from pixtral_cli.options import (
     token_budgets,
     warn_of_unused,
 )
+from pixtral_cli.tune_exports import plan_sources
 from pixtral_cli.tune_files import TuneFiles, batch_sizes, known_device, work_bound
+from pixtral_cli.tune_grid import ExportWishes
 
 EPILOG = "Example: pixtral tune bundle --images photos/ --questions questions.jsonl -o tuning/ --html tune.html"
 
 
 def tune(
     context: typer.Context,
-    bundles: Annotated[list[Path], typer.Argument(help="Bundle folders, made by 'pixtral export'.")],
+    sources: Annotated[
+        list[str], typer.Argument(metavar="BUNDLE|CHECKPOINT...", help="Bundles, or what to export them of.")
+    ],
     images: Annotated[Path, typer.Option(metavar="DIR", help="The folder with the pictures.")],
     questions: Annotated[
         Path,
@@ -46,6 +53,16 @@ def tune(
             help="How answers are scored; by default exact, or mistral_anls without answers; divergence for logits."
         ),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(metavar="P,P", help="Of a checkpoint: float16, float32, int8, fp8, int4. Default: float16."),
+    ] = None,
+    kv_cache: Annotated[
+        str | None, typer.Option(metavar="C,C", help="Of a checkpoint: same (as activations), int8. Default: same.")
+    ] = None,
+    calibration: CalibrationOption = None,
+    calibration_samples: CalibrationSamplesOption = None,
+    max_context: MaxContextOption = None,
     tolerance: Annotated[float, typer.Option(help="Points of 100 that the score may be below the best.")] = 2.0,
     budget: Annotated[
         str | None,
@@ -86,6 +103,7 @@ def tune(
     from pixtral_runtime.evaluation.tuning_result import TuneResult
     from pixtral_runtime.evaluation.tuning_run import Trial, settings_grid
     from pixtral_runtime.files import write_text_atomically
+    from pixtral_runtime.inputs.preprocess import check_mode
 
     if folder is None:
         if resume:
@@ -98,11 +116,17 @@ def tune(
     budgets, device, batches = token_budgets(image_tokens), known_device(predicted_for), batch_sizes(batch)
     bound = None if budget is None else work_bound(budget)
     share = tuning.checked_tolerance(tolerance / 100)
-    opened = [open_bundle(bundle) for bundle in bundles]
+    check_mode(preprocess)
+    wishes = ExportWishes(precision, kv_cache, max_context, calibration, calibration_samples)
+    planned = plan_sources(
+        context, sources, wishes, folder, resume=resume, force=force, backend=backend, device=device
+    )  # fmt: skip
     files = TuneFiles(folder, html, resume, force)
     asked = read_tune_questions(questions, images, files.images, metric)
-    settings = settings_grid(list(dict.fromkeys(bundles)), asked.examples, budgets, preprocess)
-    files.check(settings, [questions, *(path for one in opened for path in one.own_files)])
+    files.check((), [questions])
+    bundles = planned.bundles(force, asked.examples)
+    settings = settings_grid(bundles, asked.examples, budgets, preprocess)
+    files.check(settings, [questions, *(path for one in map(open_bundle, bundles) for path in one.own_files)])
     options = WorkerOptions(backend, threads, write_hint=output.hint_of)
     with output.progress() as bars:
         trial = Trial(

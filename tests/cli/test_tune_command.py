@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 from helpers.browser import browser
 from helpers.bundles import exported
 from helpers.places import DEMO
-from helpers.tuning import GRID, PICTURES, rectangles
+from helpers.rectangles import GRID, PICTURES, write_rectangles
 from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
 
@@ -32,7 +32,7 @@ def half(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return rectangles(tmp_path_factory.mktemp("photos"))
+    return write_rectangles(tmp_path_factory.mktemp("photos"), PICTURES)
 
 
 def invoke(*arguments: object) -> Any:

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from helpers.bundles import exported, seal_again
 from helpers.places import DEMO
-from helpers.tuning import GRID, rectangles
+from helpers.rectangles import GRID, PICTURES, write_rectangles
 from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
 
@@ -33,7 +33,7 @@ def int4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return rectangles(tmp_path_factory.mktemp("photos"))
+    return write_rectangles(tmp_path_factory.mktemp("photos"), PICTURES)
 
 
 def tune(*arguments: object) -> Any:

@@ -53,6 +53,7 @@ ALIGNMENT = 256  # bytes, of every tensor
 MOST_CUDA_GRAPHS = 64  # a session never forgets one
 REPEATS_BEFORE_GRAPH = 2  # runs of a step before it is recorded
 NO_CAPTURE = "cannot use the graph capture"  # ONNX Runtime's words where a node runs elsewhere
+WIDENED = ("int8", "fp8")  # recipes whose weights CUDA would turn to float32 at every token
 NO_GRAPH = "-1"  # ONNX Runtime's number for a run that is neither recorded nor replayed
 
 
@@ -303,7 +304,7 @@ def with_rows_first(graph: GraphSpec) -> GraphSpec:
 
 def refuse_wide_products(bundle: Bundle) -> None:
     """Raise MachineError for a bundle whose weights CUDA would turn to float32 at every token."""
-    if bundle.precision in ("int8", "fp8"):
+    if bundle.precision in WIDENED:
         raise MachineError(
             f"ONNX Runtime's CUDA has no products of {bundle.precision}: it would widen all weights to float32 for "
             "every token",

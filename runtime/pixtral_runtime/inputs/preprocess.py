@@ -45,6 +45,12 @@ def token_count(columns: int, rows: int) -> int:
     return (columns + 1) * rows
 
 
+def check_mode(mode: str) -> None:
+    """Raises SettingError for a mode that there is not."""
+    if mode not in PREPROCESS_MODES:
+        raise SettingError(f"unknown preprocess mode '{mode}'", Option("preprocess", tuple(PREPROCESS_MODES)))
+
+
 @dataclass(frozen=True)
 class Preprocess:
     """Settings of the preprocessing; call it with a picture. Raises SettingError on settings that cannot work."""
@@ -55,8 +61,7 @@ class Preprocess:
     image_tokens: int | None = None  # budget: shrink further until `token_count` of the grid is within it
 
     def __post_init__(self) -> None:
-        if self.mode not in PREPROCESS_MODES:
-            raise SettingError(f"unknown preprocess mode '{self.mode}'", Option("preprocess", tuple(PREPROCESS_MODES)))
+        check_mode(self.mode)
         if self.patch_size < 1:
             raise SettingError(f"patch size {self.patch_size}, expected at least 1", "use the patch size of the model")
         if self.max_side < self.patch_size:
