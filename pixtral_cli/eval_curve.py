@@ -32,16 +32,17 @@ def answer_with_budgets(
 
     workers = SharedWorkers(options.worker)
     answered: list[tuple[Evaluation, Mapping[str, Record]]] = []
+    begun: list[Files] = []
     try:
         for budget in reversed(budgets):
             output.talk(f"{bundle} with {budget_name(budget)} image tokens")
+            begun.append(files.of_budget(budget))
             asked = replace(options, image_tokens=budget)
-            answered.insert(0, evaluate_bundle(bundle, questions, asked, files.of_budget(budget), workers))
+            answered.insert(0, evaluate_bundle(bundle, questions, asked, begun[-1], workers))
     except KeyboardInterrupt as error:
-        if error.args or files.save is None or not answered:
+        if error.args or not any(one.answers is not None and one.answers.exists() for one in begun):
             raise
-        done = f"{len(answered)} of {len(budgets)} results are beside {files.save}"
-        raise KeyboardInterrupt(f"{done}; add --resume to go on") from error
+        raise KeyboardInterrupt(f"answers are kept beside {files.save}; add --resume to go on") from error
     return answered
 
 
@@ -89,4 +90,9 @@ def print_curve(curve: Curve, *, as_json: bool) -> None:
             output.print_line("")
             for line in against_verdicts(curve):
                 output.print_line(line)
+    for point in curve.points:
+        for other, comparison in ((f"{curve.points[-1].name} tokens", point.comparison), ("the other", point.against)):
+            if comparison is not None and comparison.unpaired:
+                only = f"{comparison.unpaired} examples were scored for {point.name} tokens or for {other} only"
+                output.warn(f"{only}, and are not compared")
     print_missing({f"with {point.name} image tokens ": point.evaluation for point in curve.points})

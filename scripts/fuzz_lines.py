@@ -34,6 +34,8 @@ LINES = {
     "eval": [
         "bundle --task custom --data questions --max-new-tokens 2",
         "bundle --task custom --data questions --max-new-tokens 2 --against eval.json --html new.html",
+        "bundle --task custom --data questions --max-new-tokens 2 --image-tokens 4,full --html new.html",
+        "bundle --task custom --data questions --max-new-tokens 2 --image-tokens 4,8 --against built --save new.json",
         "bundle --task vqav2 --data tables --max-new-tokens 2 --save new.json",
         "bundle --task perplexity --data texts --window 16 --against built --save new.json",
         "bundle --task gsm8k --data problems --shots 1 --max-new-tokens 2 --html new.html",
@@ -69,7 +71,21 @@ NUMBERS = (
 )
 TEXTS = (
     *("", " ", "x", "ä€😀", "\udcff", "a" * 5000, "\n", "@", "@absent", "-", "--", "a=b", "*=int4", "layers.*=float16"),
-    *(",", "1,,2", "*", "**", "[", "1/2", "0/0", "a:b=1..2..3", "vision:H=16..64..256", "8GB", "1e400GB", "http://["),
+    *(
+        ",",
+        "1,,2",
+        "4,8,full",
+        "*",
+        "**",
+        "[",
+        "1/2",
+        "0/0",
+        "a:b=1..2..3",
+        "vision:H=16..64..256",
+        "8GB",
+        "1e400GB",
+        "http://[",
+    ),
 )
 
 

@@ -47,7 +47,7 @@ ORDER = {
         ("__main__",),
         ("main",),
         ("commands",),
-        ("tune_exports", "tune_files"),
+        ("eval_curve", "tune_exports", "tune_files"),
         ("engine_report", "eval_files", "golden_report", "verify_report"),
         (
             "bench_cases",

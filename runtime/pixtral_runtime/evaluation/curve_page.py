@@ -19,6 +19,7 @@ from pixtral_runtime.evaluation.score import Score
 from pixtral_runtime.html_page import CLOSING, bullets, facts, note, opening, table
 
 BEST_RATING = 10.0  # of a judge
+SHOWN = ("fingerprint", "precision", "dtype", "dataset", "split", "max_image_side", "judge", "backend")
 CHANGE_HEADER = ("change", "95 % interval", "p", "better", "worse")
 
 
@@ -27,7 +28,7 @@ def curve_page(curve: Curve) -> str:
     setting = curve.points[-1].evaluation.setting
     parts = [
         opening(f"{curve.task}: {setting['bundle']}", style=STYLE, policy=POLICY),
-        facts({name: setting[name] for name in ("fingerprint", "precision", "dtype", "dataset", "split", "backend")}),
+        facts({name: setting[name] for name in SHOWN if setting[name]}),
         "<h2>Score and image tokens</h2>",
         _plot(curve),
         table(curve_header(curve), curve_rows(curve)),
@@ -42,9 +43,16 @@ def curve_page(curve: Curve) -> str:
 
 def curve_header(curve: Curve) -> tuple[str, ...]:
     """What the columns of `curve_rows` are."""
-    first, *rest = CHANGE_HEADER
-    whole = curve.points[-1].name
-    return ("image tokens", "tokens a picture", curve.headline, "95 % interval", f"{first} to {whole}", *rest)
+    against = f"against {curve.points[-1].name}"
+    return (
+        "image tokens",
+        "tokens a picture",
+        curve.headline,
+        "95 % interval",
+        "examples",
+        against,
+        *CHANGE_HEADER[1:],
+    )
 
 
 def curve_rows(curve: Curve) -> list[tuple[str, ...]]:
@@ -52,7 +60,7 @@ def curve_rows(curve: Curve) -> list[tuple[str, ...]]:
     rows = []
     for point in curve.points:
         tokens, score = point.mean_image_tokens, point.evaluation.headline_score
-        shown = ("-", "-") if score is None else score_cells(score, is_share=curve.is_share)
+        shown = ("-", "-", "0") if score is None else (*score_cells(score, is_share=curve.is_share), str(score.n))
         change = _change_cells(curve, point.comparison)
         rows.append((point.name, "-" if tokens is None else f"{tokens:.0f}", *shown, *change))
     return rows
