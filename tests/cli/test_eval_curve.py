@@ -17,7 +17,7 @@ from helpers.browser import browser
 from helpers.bundles import exported
 from helpers.judge_stub import Reply, judge_server
 from helpers.places import DEMO
-from helpers.tuning import PICTURES, rectangles
+from helpers.rectangles import PICTURES, write_rectangles
 from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
 from pixtral_runtime.batch import worker
@@ -41,7 +41,7 @@ def int4(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return rectangles(tmp_path_factory.mktemp("data"))
+    return write_rectangles(tmp_path_factory.mktemp("data"), PICTURES)
 
 
 @pytest.fixture(scope="module")
@@ -171,7 +171,7 @@ def test_a_bundle_that_lost_its_answers_at_one_budget_ends_with_exit_6(bundle: P
 
 
 def test_what_has_no_score_is_counted_for_each_budget_and_named_once(bundle: Path, tmp_path: Path) -> None:
-    data = rectangles(tmp_path, 8)
+    data = write_rectangles(tmp_path, 8)
     (data / "03.png").write_bytes(b"broken")
     done = invoke(bundle, "--task", "custom", "--data", data, *GRID, "--json")
     assert done.exit_code == 5, done.stderr
@@ -206,7 +206,7 @@ def test_the_page_has_the_curve_and_what_changed_in_pictures(saved: Path, tmp_pa
 
 def test_turns_are_rated_for_each_budget(bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "a-key")
-    data = rectangles(tmp_path, 1)
+    data = write_rectangles(tmp_path, 1)
     talk = [{"role": "user", "content": "what is it?"}, {"role": "assistant", "content": "a shape"}]
     row = {"image": "00.png", "conversation": json.dumps(talk), "category": "charts"}
     (data / "rows.jsonl").write_text(f"{json.dumps(row)}\n", encoding="utf-8")
