@@ -120,7 +120,7 @@ class ChangedAnswer:
 def changed_answers(names: tuple[str, str], changes: Sequence[ChangedAnswer], both: int) -> str:
     """What changes from the first of two names to the second, over examples that `both` answered: the first ones."""
     heading = f"<h2>{escaped(f'What changes from {names[0]} to {names[1]}')}</h2>"
-    said = f"{len(changes)} of {both} examples that both answered have another score"
+    said = f"{len(changes)} of {both} examples that both answered changed"
     shown = f"; the first {MOST_CHANGES} are here" if len(changes) > MOST_CHANGES else ""
     rows = "\n".join(map(_change, changes[:MOST_CHANGES]))
     head = "".join(f"<th>{escaped(name)}" for name in ("picture", "question", "wanted", *names))

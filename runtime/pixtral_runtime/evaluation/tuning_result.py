@@ -10,6 +10,7 @@ from typing import Any
 from pixtral_runtime.batch.records import Record
 from pixtral_runtime.evaluation.task import Example
 from pixtral_runtime.evaluation.tuning import Standing, Tuned
+from pixtral_runtime.evaluation.tuning_divergence import DIVERGENCE
 from pixtral_runtime.evaluation.tuning_run import Trial
 from pixtral_runtime.files import write_atomically
 
@@ -66,13 +67,17 @@ class TuneResult:
         return words if len(self.trial.bundles) == 1 else f"{setting.bundle} with {words}"
 
     def changes(self, old: int, new: int) -> list[Change]:
-        """Examples that both settings answered, with another score; losses first."""
+        """Examples that both settings answered, with another score; losses first.
+
+        Where logits are compared every score is another one: those with another answer.
+        """
         trial, found = self.trial, []
         for example in trial.questions.examples:
             if example.id in trial.replies[old] and example.id in trial.replies[new]:
                 scores = trial.score(old, example), trial.score(new, example)
-                if abs(scores[0] - scores[1]) > 1e-9:  # False for NaN
-                    records = trial.replies[old][example.id], trial.replies[new][example.id]
+                records = trial.replies[old][example.id], trial.replies[new][example.id]
+                is_same = example.metric == DIVERGENCE and records[0].answer == records[1].answer
+                if abs(scores[0] - scores[1]) > 1e-9 and not is_same:  # False for NaN
                     found.append(Change(example, *records, *scores))
         return sorted(found, key=lambda change: change.new_score - change.old_score)
 
