@@ -103,7 +103,11 @@ class TuneSources:
         _warn_of_shared_pictures(self.missing, examples)
         for number, one in enumerate(self.missing, 1):
             output.talk(f"exporting {one.target} ({number} of {len(self.missing)})")
-            one.run(force)
+            try:
+                one.run(force)
+            except KeyboardInterrupt as error:
+                done = f"{number - 1} of {len(self.missing)} bundles were exported; --resume goes on with the next"
+                raise KeyboardInterrupt(done) from error
         return [one.target if isinstance(one, TuneExport) else one for one in self.members]
 
 

@@ -28,6 +28,7 @@ from pixtral_cli.main import app
 from pixtral_export.checkpoint.hub import fetch_weights, open_source
 from pixtral_export.checkpoint.reader import open_checkpoint
 from pixtral_export.model.parameters import parameters
+from pixtral_export.origin import origin_of
 from pixtral_export.plan import ExportSettings, plan_export
 from pixtral_runtime.errors import CheckpointError, InputError, MachineError, PixtralError
 
@@ -119,6 +120,17 @@ def test_an_adapter_of_this_machine_goes_with_a_model_of_the_hub(hub: HubReposit
     for parameter in parameters(CONFIG):
         assert torch.equal(whole.read(parameter), local.read(parameter))
     assert whole.lora == local.lora and whole.lora is not None
+
+
+def test_what_a_bundle_is_made_from_is_known_before_the_weights_are_here(hub: HubRepository) -> None:
+    write_checkpoint(hub.folder, CONFIG)
+    judged = open_source("owner/name")
+    plan = plan_export(judged, ExportSettings(max_context=512))
+    before = origin_of("owner/name", judged, plan)
+    assert hub.weights_sent < judged.total_bytes
+    assert origin_of("owner/name", fetch_weights("owner/name", judged), plan) == before
+    local = origin_of(str(hub.folder), open_source(str(hub.folder)), plan)
+    assert local["checkpoint"] != before["checkpoint"] and local["settings"] == before["settings"]
 
 
 def test_of_a_large_file_the_first_bytes_are_asked_for(hub: HubRepository, tmp_path: Path) -> None:
