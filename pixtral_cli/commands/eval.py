@@ -95,7 +95,7 @@ def eval(
     from pixtral_runtime.evaluation.comparison import compare_evaluations
     from pixtral_runtime.evaluation.curve import saved_results
     from pixtral_runtime.evaluation.curve_page import curve_page
-    from pixtral_runtime.evaluation.dataset import download_dataset, read_examples, with_shots
+    from pixtral_runtime.evaluation.dataset import download_dataset, image_folder, read_examples, with_shots
     from pixtral_runtime.evaluation.result import read_evaluation
     from pixtral_runtime.evaluation.row_images import ImageStore
     from pixtral_runtime.evaluation.run import EvaluationOptions, Questions
@@ -125,7 +125,7 @@ def eval(
     folder = download_dataset(chosen) if data is None else data
     chosen = with_shots(chosen, folder, shots)
     is_text = chosen.asks == "tokens"
-    images = ImageStore(cache or image_cache(), folder)
+    images = ImageStore(cache or image_cache(), image_folder(folder))
     found, broken = read_examples(chosen, folder, images, None if is_text else limit)
     questions = Questions(chosen, found, broken, max_new_tokens, window, limit if is_text else None)
     options = EvaluationOptions(preprocess, max_image_side, budgets[0], worker, judge)

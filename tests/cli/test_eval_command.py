@@ -69,6 +69,18 @@ def test_easy_vqa_is_scored_from_the_published_files(bundle: Path, tmp_path: Pat
     assert len(held["examples"]) == 100 and held["scores"] == seen["scores"]
 
 
+def test_one_file_of_rows_is_as_good_as_its_folder(bundle: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "data", 4)
+    asked = ("--task", "custom", "--json", "--data")
+    of_folder, of_file = (json.loads(invoke(bundle, *asked, place).stdout) for place in (data, data / "rows.jsonl"))
+    assert of_file["scores"] == of_folder["scores"]
+    assert of_file["scored"] == 4
+    refused = invoke(bundle, *asked, data / "rows.jsonl", "--save", data / "rows.jsonl", "--force")
+    assert refused.exit_code == 3 and "is read" in refused.stderr
+    neither = invoke(bundle, *asked, data / "000.png")
+    assert neither.exit_code == 3 and "no file of JSON lines" in neither.stderr
+
+
 def test_broken_rows_and_pictures_are_listed_and_the_score_is_over_the_rest(bundle: Path, tmp_path: Path) -> None:
     data = write_rows(tmp_path / "data", 12)
     (data / "003.png").write_bytes(b"broken")

@@ -1,4 +1,4 @@
-"""A dataset's rows from a local folder, and the examples that a task makes of them.
+"""A dataset's rows from a local folder or a file of JSON lines, and the examples that a task makes of them.
 
 A folder holds the parquet files that the Hugging Face hub has, JSON lines with the same columns, or a dataset's own
 files. What is wrong with one row concerns that row alone; what is wrong with a file is said before any work.
@@ -25,6 +25,7 @@ from pixtral_runtime.evaluation.task import BrokenRow, Example, Row, RowError, T
 from pixtral_runtime.inputs.text_file import parsed_json, read_lines
 from pixtral_runtime.inputs.text_windows import PLAIN
 
+LINES = (".jsonl", ".ndjson")
 TABLES, TEXTS = (".parquet", ".csv", *PLAIN), (".json", ".jsonl")  # where datasets have their rows
 
 
@@ -59,8 +60,10 @@ def read_rows(folder: Path, task: Task) -> Iterator[Row | BrokenRow]:
     """Rows in the dataset's order. Raises InputError and MachineError as `read_examples` does."""
     if task.asks == "tokens" and task.read is not None:  # one file will do
         return iter(task.read(folder))
+    if folder.suffix in LINES and os.path.isfile(folder):
+        return _json_lines([folder])
     if not os.path.isdir(folder):
-        raise InputError(f"{folder} is no folder", _other_data(task))
+        raise InputError(f"{folder} is no folder, and no file of JSON lines", _other_data(task))
     if parts := parquet_parts(folder, task):
         return parquet_rows(parts, task, _other_data(task))
     if lines := _split_lines(folder, task.split):
@@ -117,6 +120,11 @@ def _split_lines(folder: Path, split: str) -> list[Path]:
     if not split:
         return []
     return sorted(path for name in (f"{split}.jsonl", f"{split}-*.jsonl") for path in folder.glob(name))
+
+
+def image_folder(data: Path) -> Path:
+    """Where the rows' names of images begin: the folder itself, or that of a file."""
+    return data if os.path.isdir(data) else data.parent
 
 
 def may_hold_rows(path: Path, folder: Path) -> bool:
