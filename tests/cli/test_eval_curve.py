@@ -20,8 +20,8 @@ from helpers.places import DEMO
 from helpers.rectangles import PICTURES, write_rectangles
 from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
-from pixtral_runtime.batch import worker
 from pixtral_runtime.evaluation.dataset import is_own_file
+from pixtral_runtime.generation.model import load_bundle
 
 SHORT = ("--max-new-tokens", 4)
 GRID = ("--image-tokens", "full,4,30,4", *SHORT)
@@ -104,13 +104,13 @@ def test_the_table_has_a_row_for_each_budget(saved: Path) -> None:
 
 
 def test_the_model_is_loaded_once_for_all_budgets(bundle: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loads, load = [], worker.load_bundle
+    loads = []
 
     def counting(*arguments: Any, **options: Any) -> Any:
         loads.append(arguments)
-        return load(*arguments, **options)
+        return load_bundle(*arguments, **options)
 
-    monkeypatch.setattr(worker, "load_bundle", counting)
+    monkeypatch.setattr("pixtral_runtime.batch.worker.load_bundle", counting)
     done = invoke(bundle, "--task", "custom", "--data", data, *GRID, "--limit", 2)
     assert done.exit_code == 0, done.stderr
     assert len(loads) == 1

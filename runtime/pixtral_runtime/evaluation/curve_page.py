@@ -113,7 +113,7 @@ def _changes(more: CurvePoint, fewer: CurvePoint) -> str:
     flips = [] if comparison is None else sorted(comparison.flips, key=lambda flip: flip.new_score - flip.old_score)
     both = 0 if comparison is None else next(iter(comparison.changes.values())).n
     names = f"{more.name} image tokens", f"{fewer.name} image tokens"
-    return changed_answers(names, [_changed(flip, fewer) for flip in flips], both)
+    return changed_answers(names, [_changed(flip, fewer) for flip in flips], both, "have another score")
 
 
 def _changed(flip: Flip, point: CurvePoint) -> ChangedAnswer:

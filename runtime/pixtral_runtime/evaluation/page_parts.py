@@ -117,10 +117,13 @@ class ChangedAnswer:
     is_worse: bool
 
 
-def changed_answers(names: tuple[str, str], changes: Sequence[ChangedAnswer], both: int) -> str:
-    """What changes from the first of two names to the second, over examples that `both` answered: the first ones."""
+def changed_answers(names: tuple[str, str], changes: Sequence[ChangedAnswer], both: int, verb: str = "changed") -> str:
+    """What changes from the first of two names to the second, over examples that `both` answered: the first ones.
+
+    `verb` says what the changes have in common.
+    """
     heading = f"<h2>{escaped(f'What changes from {names[0]} to {names[1]}')}</h2>"
-    said = f"{len(changes)} of {both} examples that both answered changed"
+    said = f"{len(changes)} of {both} examples that both answered {verb}"
     shown = f"; the first {MOST_CHANGES} are here" if len(changes) > MOST_CHANGES else ""
     rows = "\n".join(map(_change, changes[:MOST_CHANGES]))
     head = "".join(f"<th>{escaped(name)}" for name in ("picture", "question", "wanted", *names))
