@@ -77,7 +77,10 @@ class Paired:
 
 
 def paired(old: Samples, new: Samples, weights: Samples | None = None, *, less_is_better: bool = False) -> Paired:
-    """Compare scores of the same examples in the same order. Raises ValueError where they are not as many, or none."""
+    """Compare scores of the same examples in the same order. Raises ValueError where they are not as many, or none.
+
+    Where scores are 0 or 1 and none has changed the interval is Tango's, which is Wilson's of no change either way.
+    """
     before, after = finite_values(old), finite_values(new)
     if len(before) != len(after):
         raise ValueError(f"{len(before)} and {len(after)} scores are no pairs")
@@ -89,6 +92,9 @@ def paired(old: Samples, new: Samples, weights: Samples | None = None, *, less_i
     low, high = map(float, np.percentile(means, (2.5, 97.5)))
     if heavy is None and np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
         p_value, test = mcnemar(better, worse), "McNemar"
+        if not change.any():  # a bootstrap would claim certainty
+            _, high = wilson(0, len(change))
+            low = -high
     else:
         as_far = np.abs(means - mean) >= abs(mean) - 1e-12  # as if there were no difference
         p_value, test = float((as_far.sum() + 1) / (len(means) + 1)), "paired bootstrap"

@@ -43,6 +43,13 @@ def test_a_perfect_score_is_not_certain() -> None:
     assert Score.of([0.0] * 20).high == pytest.approx(1 - 0.8389, abs=1e-4)
 
 
+def test_answers_of_which_none_changed_are_no_proof_that_none_will() -> None:
+    change = paired([1.0, 0.0] * 15, [1.0, 0.0] * 15)
+    assert (change.difference, change.p_value) == (0, 1)
+    assert change.high == -change.low == pytest.approx(1.96**2 / (30 + 1.96**2), abs=1e-4)
+    assert "at most 11.35 points: too few examples" in verdict("custom", change)
+
+
 def test_wilsons_interval_is_the_published_one() -> None:
     low, high = wilson(9666, 9673)
     assert (round(low, 4), round(high, 4)) == (0.9985, 0.9996)
