@@ -128,8 +128,12 @@ def plan_sources(
     force: bool,
     backend: str,
     device: KnownDevice | None,
+    batch: int,
 ) -> TuneSources:
-    """Open bundles and checkpoints, and judge every export before the first. Raises InputError and MachineError."""
+    """Open bundles and checkpoints, and judge every export before the first. Raises InputError and MachineError.
+
+    `batch` is the least number of requests that the device is to answer at a time.
+    """
     from pixtral_runtime.bundle.manifest import open_bundle
     from pixtral_runtime.errors import InputError
 
@@ -148,7 +152,7 @@ def plan_sources(
         return TuneSources([Path(source) for source in sources])
     exports = _plan_exports(checkpoints, wishes, folder / FOLDER)
     every = [one for some in exports.values() for one in some]
-    refuse_what_cannot_run([(one.checkpoint, one.plan) for one in every], backend, device)
+    refuse_what_cannot_run([(one.checkpoint, one.plan) for one in every], backend, device, batch)
     if not any(one.plan.recipe.calibrated for one in every):
         refuse_unused(called, FOR_SAMPLES, "where nothing is calibrated", "--precision int4")
     missing = [one for one in every if not one.is_made(resume, force)]

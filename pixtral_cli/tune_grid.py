@@ -17,7 +17,6 @@ SAME = "same"  # a cache in the dtype of the activations
 FINEST_FIRST = ("float32", "bfloat16", "float16", "int8", "fp8", "nvfp4", "int4")
 """All precisions. The first bundle's answers take the place of right ones where there are none."""
 EXAMPLES = {"--precision": "float16,int4", "--kv-cache": "same,int8"}
-JUDGED_CONTEXT = 4096  # tokens that must fit a device, as where costs are predicted for it
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,9 @@ def _words(option: str, text: str | None, default: str, known: Sequence[str]) ->
 
 
 def refuse_what_cannot_run(
-    planned: Sequence[tuple[Checkpoint, ExportPlan]], backend: str, device: KnownDevice | None
+    planned: Sequence[tuple[Checkpoint, ExportPlan]], backend: str, device: KnownDevice | None, batch: int
 ) -> None:
-    """Raise InputError for bundles that no backend here could run, or that the named device could not."""
+    """Raise InputError for bundles that no backend here could run, or the device no `batch` requests at a time."""
     from pixtral_runtime.backends.choose import BACKENDS, FLAVORS
     from pixtral_runtime.errors import InputError, Option, SettingError
 
@@ -98,7 +97,7 @@ def refuse_what_cannot_run(
         precision = plan.recipe.name
         if reason := _missing_kernels(precision, plan.settings.dtype, backend):
             reasons["--precision", precision] = f"{precision} {reason}"
-        elif device is not None and (option := _too_much_for(device, checkpoint, plan)):
+        elif device is not None and (option := _too_much_for(device, batch, checkpoint, plan)):
             what = precision if option == "--precision" else "a cache in int8"
             reasons[option, precision if option == "--precision" else "int8"] = f"{what} does not run on {device.name}"
     if not reasons:
@@ -118,16 +117,17 @@ def _missing_kernels(precision: str, dtype: str, backend: str) -> str:
     return ""
 
 
-def _too_much_for(device: KnownDevice, checkpoint: Checkpoint, plan: ExportPlan) -> str:
+def _too_much_for(device: KnownDevice, batch: int, checkpoint: Checkpoint, plan: ExportPlan) -> str:
     """The option whose word a device cannot take; nothing where it runs the bundle."""
     from pixtral_export.plan import plan_footprint
     from pixtral_runtime.bundle.spec import kv_cache_bytes_per_token
+    from pixtral_runtime.evaluation.tuning_costs import PREDICTED_CONTEXT
 
-    footprint, context = plan_footprint(checkpoint, plan), min(plan.limits.max_context, JUDGED_CONTEXT)
-    if not footprint.advice(device, context, 1):
+    footprint, context = plan_footprint(checkpoint, plan), min(plan.limits.max_context, PREDICTED_CONTEXT)
+    if not footprint.advice(device, context, batch):
         return ""
     per_token = kv_cache_bytes_per_token(checkpoint.config, plan.settings.dtype)
-    has_plain_rival = not replace(footprint, cache_bytes_per_token=per_token).advice(device, context, 1)
+    has_plain_rival = not replace(footprint, cache_bytes_per_token=per_token).advice(device, context, batch)
     return "--kv-cache" if has_plain_rival else "--precision"
 
 

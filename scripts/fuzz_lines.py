@@ -46,7 +46,6 @@ LINES = {
         "bundle --images questions --questions questions/rows.jsonl --image-tokens 4,8 --html new.html",
         "bundle built --images photos --questions prompts.txt --image-tokens 4 --metric divergence --budget 9",
         "checkpoint bundle --images photos --questions prompts.txt --image-tokens 4 --max-new-tokens 2 -o new",
-        "hf --images photos --questions prompts.txt -o new --precision int4 --calibration-samples 1 --device abacus",
     ],
     "serve": ["bundle --host 256.1.1.1"],  # it would answer for ever at an address that is one
     "merge": ["results.jsonl -o merged.jsonl", "results.jsonl other.jsonl -o merged.parquet"],

@@ -34,7 +34,10 @@ EPILOG = "Example: pixtral tune bundle --images photos/ --questions questions.js
 def tune(
     context: typer.Context,
     sources: Annotated[
-        list[str], typer.Argument(metavar="BUNDLE|CHECKPOINT...", help="Bundles, or what to export them of.")
+        list[str],
+        typer.Argument(
+            metavar="BUNDLE|CHECKPOINT...", help="Bundles, and checkpoints to export first: folders, hub ids."
+        ),
     ],
     images: Annotated[Path, typer.Option(metavar="DIR", help="The folder with the pictures.")],
     questions: Annotated[
@@ -55,10 +58,13 @@ def tune(
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(metavar="P,P", help="Of a checkpoint: float16, float32, int8, fp8, int4. Default: float16."),
+        typer.Option(
+            metavar="P,P", help="Export checkpoints in each of float16, float32, int8, fp8, int4. Default: float16."
+        ),
     ] = None,
     kv_cache: Annotated[
-        str | None, typer.Option(metavar="C,C", help="Of a checkpoint: same (as activations), int8. Default: same.")
+        str | None,
+        typer.Option(metavar="C,C", help="And with each cache: same (as activations), int8. Default: same."),
     ] = None,
     calibration: CalibrationOption = None,
     calibration_samples: CalibrationSamplesOption = None,
@@ -72,14 +78,15 @@ def tune(
         str | None, typer.Option("--device", metavar="NAME", help="Predict costs for a device that 'plan' knows.")
     ] = None,
     folder: Annotated[
-        Path | None, typer.Option("-o", "--output", metavar="FOLDER", help="Keep records and tune.json here.")
+        Path | None,
+        typer.Option("-o", "--output", metavar="FOLDER", help="Keep records, tune.json and exported bundles here."),
     ] = None,
     html: Annotated[
         Path | None,
         typer.Option(parser=output_file, metavar="PATH", help="Write a page with a plot and what changed."),
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the records in --output.")] = False,
-    force: Annotated[bool, typer.Option("--force", help="Replace existing records and results.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what is in --output.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace existing records, results and bundles.")] = False,
     max_new_tokens: MaxNewTokensOption = 128,
     batch: Annotated[
         str, typer.Option(metavar="N,N", help="Requests answered at a time: the sizes to try for speed.")
@@ -119,7 +126,8 @@ def tune(
     check_mode(preprocess)
     wishes = ExportWishes(precision, kv_cache, max_context, calibration, calibration_samples)
     planned = plan_sources(
-        context, sources, wishes, folder, resume=resume, force=force, backend=backend, device=device
+        context, sources, wishes, folder,
+        resume=resume, force=force, backend=backend, device=device, batch=min(batches),
     )  # fmt: skip
     files = TuneFiles(folder, html, resume, force)
     asked = read_tune_questions(questions, images, files.images, metric)

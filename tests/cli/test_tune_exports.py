@@ -253,6 +253,7 @@ def test_a_bundle_that_was_whole_when_the_command_was_killed_is_taken(copy: Path
         (("--precision", "bfloat16"), "bfloat16 runs in TensorRT only", "--precision int4"),
         (("--precision", "float16,float32", "--device", "l4"), "float32 does not run on l4", "leave float32 out of"),
         (("--kv-cache", "same,int8", "--device", "thor"), "a cache in int8 does not run on thor", "leave int8 out of"),
+        (("--device", "l4", "--batch", "100000,200000"), "float16 does not run on l4", "--precision int4"),
         (("--precision", "int4,int8,fp8", "--backend", "ort-cuda"), "int8 has no products", "leave int8 and fp8 out"),
         (("--backend", "trt"), "--backend trt runs engines", "--backend auto"),
         (("--backend", "abacus"), "no backend 'abacus'", "--backend auto|"),

@@ -22,6 +22,7 @@ from pixtral_runtime.inputs.preprocess import Preprocess
 TIMED = 8  # requests at least, and two batches
 LEAST_SECONDS = 1.0  # a shorter run is repeated
 MOST_RUNS = 3
+PREDICTED_CONTEXT = 4096  # tokens that a device must have memory for
 
 Costs = dict[int, float]
 """Seconds an example by batch size."""
@@ -66,7 +67,7 @@ class Prediction:
     def __init__(self, bundle: Bundle, device: KnownDevice, batches: Sequence[int]) -> None:
         if device.peak is None:
             raise InputError(f"the rates of {device.name} are not known", Option("device", "NAME", "of another device"))
-        footprint, context = Footprint.of(bundle), min(bundle.limits.max_context, 4096)
+        footprint, context = Footprint.of(bundle), min(bundle.limits.max_context, PREDICTED_CONTEXT)
         self._batches = [batch for batch in batches if not footprint.advice(device, context, batch)]
         if not self._batches:
             advice = footprint.advice(device, context, min(batches))
