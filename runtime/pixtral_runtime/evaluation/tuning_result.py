@@ -63,7 +63,7 @@ class TuneResult:
     def name(self, number: int) -> str:
         """A setting for people; the bundle where there are several."""
         setting = self.trial.settings[number]
-        words = "full image tokens" if setting.image_tokens is None else f"{setting.image_tokens} image tokens"
+        words = f"{setting.tokens} image tokens"
         return words if len(self.trial.bundles) == 1 else f"{setting.bundle} with {words}"
 
     def changes(self, old: int, new: int) -> list[Change]:

@@ -19,6 +19,7 @@ from pixtral_runtime.bundle.device_catalog import KnownDevice
 from pixtral_runtime.bundle.manifest import open_bundle
 from pixtral_runtime.compare.compare import check_comparable
 from pixtral_runtime.errors import InputError, Option
+from pixtral_runtime.evaluation.curve import budget_name
 from pixtral_runtime.evaluation.metrics import METRICS
 from pixtral_runtime.evaluation.result import requests_of
 from pixtral_runtime.evaluation.shared_workers import SharedWorkers
@@ -44,7 +45,7 @@ class TuneSetting:
 
     @property
     def tokens(self) -> str:
-        return "full" if self.image_tokens is None else str(self.image_tokens)
+        return budget_name(self.image_tokens)
 
 
 Ask = Callable[[TuneSetting, Worker, Sequence[Request]], Tally]
