@@ -124,16 +124,16 @@ def verdict(task: str, change: Paired) -> str:
 
 def perplexity_verdict(change: Paired) -> str:
     """What a difference in nats a token means: a factor of the perplexity."""
-    percent, most = (100 * (math.exp(nats) - 1) for nats in (change.difference, max(abs(change.low), abs(change.high))))
+    percent, low, high = (100 * (math.exp(nats) - 1) for nats in (change.difference, change.low, change.high))
     if not change.significant:
+        most = max(abs(low), abs(high))
         return f"no difference can be shown (p = {change.p_value:.2g}); at most {most:.2f} % of the perplexity"
-    size = (
-        f"{'better' if percent < 0 else 'worse'} by {abs(percent):.2f} % of the perplexity (p = {change.p_value:.2g})"
-    )
+    word, beside = ("better" if percent < 0 else "worse"), f"{low:+.2f} to {high:+.2f} %, p = {change.p_value:.2g}"
+    size = f"{word} by {abs(percent):.2f} % of the perplexity ({beside})"
     if percent < 0:
         return f"{size}, not luck"
-    beside = "less" if percent <= PERPLEXITY_PERCENT else "more"
-    return f"{size}, not luck, and {beside} than the {PERPLEXITY_PERCENT:g} % that is no loss here"
+    bound = "less" if percent <= PERPLEXITY_PERCENT else "more"
+    return f"{size}, not luck, and {bound} than the {PERPLEXITY_PERCENT:g} % that is no loss here"
 
 
 def _unequal(weights: Samples | None) -> npt.NDArray[np.float64] | None:

@@ -151,5 +151,7 @@ def test_a_higher_perplexity_is_worse_and_only_a_clear_one_is_a_loss() -> None:
         assert (headline.worse, headline.better) == ((60, 0) if change > 0 else (0, 60))
         percent = 100 * abs(math.exp(headline.difference) - 1)
         assert f"{'worse' if change > 0 else 'better'} by {percent:.2f} % of the perplexity" in found.verdict
+        low, high = (100 * (math.exp(bound) - 1) for bound in (headline.low, headline.high))
+        assert f"({low:+.2f} to {high:+.2f} %, p = " in found.verdict
     same = compare_evaluations(made(list(before)), made(list(before)))
     assert "no difference can be shown" in same.verdict and not same.regressed
