@@ -58,6 +58,7 @@ ORDER = {
             "export_run",
             "job_progress",
             "job_watch",
+            "recipe_costs",
             "tune_grid",
             "tune_tables",
         ),

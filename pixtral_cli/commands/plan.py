@@ -18,9 +18,13 @@ from pixtral_cli.options import (
     MethodOption,
     refuse_unused,
 )
+from pixtral_cli.recipe_costs import cost_lines, recipe_costs
 
 if TYPE_CHECKING:
     from pixtral_runtime.bundle.footprint import Footprint
+
+    Planned = tuple[Footprint, dict[str, Any], dict[str, Any] | None]
+    """What a bundle takes on devices, the summary, and what its recipe costs; None where there is none."""
 
 EPILOG = "Example: pixtral plan mistralai/Pixtral-12B-2409 --precision int4 --device orin-nx-16"
 UNUSED = ("dtype", "group_size", "method", "keep_activations", "lora")  # of a bundle, which has them already
@@ -47,14 +51,14 @@ def plan(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what an export takes, and on which devices the bundle fits."""
+    """Say what an export takes, what its recipe costs, and on which devices the bundle fits."""
     from pixtral_runtime.bundle.manifest import MANIFEST
 
     if os.path.isfile(Path(source, MANIFEST)):  # False, too, for a name that no file can have
         refuse_unused(called, UNUSED, "for a bundle", "pixtral plan CHECKPOINT")
-        footprint, summary = _of_bundle(Path(source), precision, kv_cache)
+        footprint, summary, costs = _of_bundle(Path(source), precision, kv_cache)
     else:
-        footprint, summary = _of_checkpoint(
+        footprint, summary, costs = _of_checkpoint(
             source, precision, dtype, group_size, method, kv_cache, context, keep_activations, lora
         )
     tokens = context or footprint.limits.max_context
@@ -66,15 +70,16 @@ def plan(
     }
     rows = device_rows(footprint, device, tokens, batch)
     if as_json:
-        output.print_json(summary | {"devices": rows})
+        output.print_json(summary | {"costs": costs, "devices": rows})
         return
-    output.print_pairs(summary)
+    output.print_pairs(summary | (cost_lines(costs) if costs else {}))
     print_device_rows(rows)
 
 
-def _of_bundle(path: Path, precision: str | None, kv_cache: str | None) -> tuple[Footprint, dict[str, Any]]:
+def _of_bundle(path: Path, precision: str | None, kv_cache: str | None) -> Planned:
     from pixtral_runtime.bundle.footprint import Footprint
     from pixtral_runtime.bundle.manifest import open_bundle
+    from pixtral_runtime.bundle.recipe_costs import bundle_key
     from pixtral_runtime.errors import InputError
 
     bundle = open_bundle(path)
@@ -83,13 +88,14 @@ def _of_bundle(path: Path, precision: str | None, kv_cache: str | None) -> tuple
             f"{path} is {bundle.precision} with a cache in {bundle.cache_dtype}; others are made from the checkpoint",
             f"pixtral plan CHECKPOINT --precision {precision or bundle.precision}",
         )
-    size = sum(entry.bytes for entry in bundle.files.values())
-    return Footprint.of(bundle), {
+    key = bundle_key(bundle.precision, bundle.kv_cache, bundle.quantization)
+    summary = {
         "bundle": str(path),
         "lora": bundle.lora and str(bundle.lora),
         "precision": bundle.precision,
-        "bundle_bytes": size,
+        "bundle_bytes": sum(entry.bytes for entry in bundle.files.values()),
     }
+    return Footprint.of(bundle), summary, recipe_costs(key, bundle.dtype, bundle.quantization.get("keep") or ())
 
 
 def _of_checkpoint(
@@ -102,23 +108,28 @@ def _of_checkpoint(
     context: int | None,
     keep_activations: bool,
     lora: Path | None,
-) -> tuple[Footprint, dict[str, Any]]:
+) -> Planned:
     output.require("torch", "export", "Planning an export")
     from pixtral_export.checkpoint.hub import open_source
     from pixtral_export.plan import ExportSettings, plan_export, plan_footprint
+    from pixtral_runtime.bundle.recipe_costs import RecipeKey
 
     checkpoint = open_source(source, keep_activations=keep_activations, lora=lora)
     settings = ExportSettings(
         dtype, context, precision=precision, kv_cache=kv_cache, group_size=group_size, method=method
     )
     chosen = plan_export(checkpoint, settings)
-    return plan_footprint(checkpoint, chosen), {
+    recipe = chosen.recipe
+    group_size = recipe.decoder.group if recipe.decoder else None
+    key = RecipeKey(recipe.name, recipe.method, group_size, recipe.kv_cache)
+    summary = {
         "checkpoint": str(checkpoint.path),
         "lora": checkpoint.lora and str(checkpoint.lora.id),
-        "precision": chosen.recipe.name,
-        "method": chosen.recipe.decoder and chosen.recipe.method,
+        "precision": recipe.name,
+        "method": recipe.decoder and recipe.method,
         "checkpoint_bytes": checkpoint.total_bytes,
         "bundle_bytes": chosen.bundle_bytes,
         "export_memory_bytes": chosen.peak_memory_bytes,
         "export_seconds": round(chosen.seconds),
     }
+    return plan_footprint(checkpoint, chosen), summary, recipe_costs(key, dtype)

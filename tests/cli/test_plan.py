@@ -11,16 +11,18 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from helpers.bundles import export_tiny
+from helpers.bundles import export_tiny, exported
 from helpers.places import DEMO
 from make_synthetic_checkpoint import pixtral_12b
 from pixtral_cli.main import app
 from pixtral_cli.output import remedy_text
+from pixtral_export.plan import ExportSettings
 from pixtral_runtime import load
 from pixtral_runtime.backends.ort_caches import OrtCache
 from pixtral_runtime.bundle.device_catalog import KNOWN_DEVICES, KnownDevice
 from pixtral_runtime.bundle.footprint import Footprint
 from pixtral_runtime.bundle.manifest import Limits
+from pixtral_runtime.bundle.recipe_costs import packaged_costs
 from pixtral_runtime.errors import Option
 
 BYTES = {"float16": 25_372_000_000, "int8": 12_700_000_000, "fp8": 12_700_000_000, "int4": 7_430_000_000}
@@ -132,3 +134,63 @@ def test_the_table_names_devices_and_bad_input_says_what_to_type(bundle: Path) -
     assert unknown.exit_code == 3 and "orin-nx-16|" in unknown.stderr
     other = invoke("plan", bundle, "--precision", "int8")
     assert other.exit_code == 3 and "pixtral plan CHECKPOINT --precision int8" in other.stderr
+
+
+def cost_words(done: Result) -> dict[str, str]:
+    assert done.exit_code == 0, done.stderr
+    return {line.split()[0]: line.split(maxsplit=1)[1] for line in done.stdout.splitlines() if len(line.split()) > 1}
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        (("--precision", "int4"), "int4"),
+        (("--precision", "int4", "--group-size", 128), "int4"),
+        (("--precision", "int4", "--method", "awq"), "int4 by AWQ"),
+        (("--precision", "int4", "--method", "rtn"), "int4 by rounding"),
+        (("--precision", "int8"), "int8"),
+        (("--precision", "fp8"), "fp8"),
+        (("--kv-cache", "int8"), "float16, int8 KV cache"),
+    ],
+)
+def test_a_recipe_comes_with_what_it_cost_where_it_was_measured(options: Sequence[object], name: str) -> None:
+    (expected,) = (cost for cost in packaged_costs().recipes if cost.name == name)
+    costs = plan(DEMO, *options)["costs"]
+    assert costs["recipe"] == name
+    assert costs["text"]["perplexity_percent"]["mean"] == expected.text.mean
+    assert costs["answers"]["points"]["low"] == expected.answers.low
+    assert costs["image_tokens"]["enough"] == expected.enough
+    assert costs["measured"]["command"] == packaged_costs().command
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        (("--precision", "nvfp4"), "nvfp4 has no CPU kernels"),
+        (("--precision", "int4", "--group-size", 64), "only int8; fp8; int4; "),
+        (("--precision", "int4", "--kv-cache", "int8"), "only int8; fp8; int4; "),
+        (("--precision", "int4", "--dtype", "bfloat16"), "float16 activations"),
+    ],
+)
+def test_no_figure_is_given_for_another_recipe(options: Sequence[object], reason: str) -> None:
+    assert reason in plan(DEMO, *options)["costs"]["not_measured"]
+    words = cost_words(invoke("plan", DEMO, *options))
+    assert reason in words["costs"] and "perplexity +" not in str(words)
+
+
+def test_weights_as_they_are_cost_nothing(bundle: Path) -> None:
+    assert plan(DEMO)["costs"] is None and plan(DEMO, "--dtype", "float32")["costs"] is None
+    assert plan(bundle)["costs"] is None
+    assert not {"text", "answers", "image_tokens", "costs"} & set(cost_words(invoke("plan", DEMO)))
+
+
+def test_a_bundle_says_what_its_own_recipe_cost(tmp_path: Path) -> None:
+    by_rounding = ExportSettings(precision="int4", method="rtn", max_context=512)
+    path = exported(DEMO, tmp_path / "b", by_rounding).path
+    (expected,) = (cost for cost in packaged_costs().recipes if cost.name == "int4 by rounding")
+    words = cost_words(invoke("plan", path))
+    assert f"perplexity {expected.text.mean:+.1f} % ({expected.text.low:+.1f} to " in words["text"]
+    assert words["answers"].startswith(expected.answers.shown(" points"))
+    assert words["image_tokens"].startswith(f"{expected.enough or 'all'} ")
+    kept = exported(DEMO, tmp_path / "k", replace(by_rounding, keep=("layers.0.*=float16",))).path
+    assert "single layers kept" in plan(kept)["costs"]["not_measured"]
