@@ -150,12 +150,12 @@ def tune(
     costs = "measured here" if device is None else f"predicted for {device.name}, at best"
     chosen = None if tuned.recommended is None else settings[tuned.recommended]
     size = None if tuned.recommended is None or batches == [1] else trial.batch(tuned.recommended)
-    command = None if chosen is None else line_to_type(chosen, images, questions, size)
+    command = None if chosen is None else line_to_type(context, chosen, images, questions, size)
     result = TuneResult(trial, tuned, share, costs, command)
     if files.result is not None:
         result.save(files.result)
     if html is not None:
         write_text_atomically(html, tuning_page(result))
     print_tuning(result, as_json=as_json)
-    if asked.broken:
+    if asked.broken or trial.unanswered:
         raise typer.Exit(5)

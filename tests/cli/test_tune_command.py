@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -186,3 +187,87 @@ def test_rows_that_cannot_be_asked_are_named_and_count_nowhere(bundle: Path, pho
     assert len(result["broken_rows"]) == 3
     assert "gone.png" in done.stderr
     assert "no answers" in done.stderr
+
+
+def test_pictures_that_cannot_be_read_are_counted_and_the_command_says_so(bundle: Path, tmp_path: Path) -> None:
+    pictures = write_rectangles(tmp_path / "pictures", 20)
+    whole = invoke("tune", bundle, "--images", pictures, "--questions", pictures / "asked.txt", *GRID, "--json")
+    assert whole.exit_code == 0
+    tokens = [row["mean_image_tokens"] for row in json.loads(whole.stdout)["settings"]]
+    (pictures / "empty.png").write_bytes(b"")
+    (pictures / "text.png").write_text("no picture")
+    done = invoke("tune", bundle, "--images", pictures, "--questions", pictures / "asked.txt", *GRID, "--json")
+    assert done.exit_code == 5
+    assert "2 of 22 examples could not be answered" in done.stderr
+    result = json.loads(done.stdout)
+    assert result["unanswered"] == 2
+    assert [row["mean_image_tokens"] for row in result["settings"]] == tokens  # of what was answered
+
+
+def test_where_nothing_was_answered_nothing_is_claimed(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "empty.png").write_bytes(b"")
+    (tmp_path / "asked.txt").write_text("what is it?\n")
+    page = tmp_path / "tune.html"
+    line = ("tune", bundle, "--images", tmp_path / "photos", "--questions", tmp_path / "asked.txt", *GRID)
+    done = invoke(*line, "--html", page)
+    assert done.exit_code == 5
+    assert "no example was answered" in done.stdout
+    assert "%" not in done.stdout.replace("95 % interval", "")
+    assert "more are needed" not in page.read_text()
+
+
+def test_tokens_are_those_of_a_picture_where_a_question_has_two(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    rows = [
+        {"images": ["00.png", "01.png"], "question": f"what is {word}?", "answers": ["a"]} for word in ("this", "that")
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    result = json.loads(
+        invoke("tune", bundle, "--images", photos, "--questions", tmp_path / "rows.jsonl", *GRID, "--json").stdout
+    )
+    assert result["settings"][2]["mean_image_tokens"] == 72
+
+
+def test_the_line_repeats_what_decides_answers(bundle: Path, photos: Path) -> None:
+    line = ("tune", bundle, "--images", photos, "--questions", photos / "rows.jsonl", *GRID, "--json")
+    said = json.loads(invoke(*line, "--preprocess", "hf", "--backend", "ort-cpu", "--threads", 1).stdout)["command"]
+    options = shlex.split(said)[4:]
+    assert dict(zip(options[::2], options[1::2], strict=True)) == {
+        "--preprocess": "hf",
+        "--max-new-tokens": "4",
+        "--threads": "1",
+        "--backend": "ort-cpu",
+        "--image-tokens": "30",
+    }
+
+
+def test_the_line_is_greedy_where_the_checkpoint_is_not(photos: Path, tmp_path: Path) -> None:
+    drawn = tmp_path / "drawn"
+    shutil.copytree(DEMO, drawn)
+    (drawn / "generation_config.json").write_text('{"do_sample": true, "temperature": 0.7}')
+    bundle = exported(drawn, tmp_path / "bundle", ExportSettings(dtype="float32")).path
+    line = ("tune", bundle, "--images", photos, "--questions", photos / "rows.jsonl", *GRID, "--json")
+    assert "--temperature 0 " in json.loads(invoke(*line).stdout)["command"]
+
+
+@pytest.mark.parametrize("question", ["what is on {name}?", "is [image] red?", "@home"])
+def test_a_question_that_a_job_would_change_is_refused(
+    question: str, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "asked.txt").write_text(f"what is it?\n{question}\n")
+    refused = invoke("tune", bundle, "--images", photos, "--questions", tmp_path / "asked.txt", *GRID)
+    assert refused.exit_code == 3
+    assert question in refused.stderr
+    assert ".jsonl" in refused.stderr
+
+
+def test_a_bundle_named_twice_counts_once_and_copies_are_refused(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    line = ("--images", photos, "--questions", photos / "rows.jsonl", *GRID, "--json")
+    (tmp_path / "link").symlink_to(bundle.parent)
+    done = invoke("tune", bundle, f"{bundle}/", tmp_path / "link" / bundle.name, *line)
+    assert [row["image_tokens"] for row in json.loads(done.stdout)["settings"]] == [4, 30, None]
+    copy = tmp_path / "elsewhere" / bundle.name
+    shutil.copytree(bundle, copy)
+    refused = invoke("tune", bundle, copy, *line)
+    assert refused.exit_code == 3
+    assert "same bundle" in refused.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 from typer.testing import CliRunner
 
 from helpers.bundles import exported, seal_again
@@ -141,3 +143,39 @@ def test_killed_again_and_again_it_comes_to_what_an_undisturbed_one_does(
     for name, data in asked.items():
         kept = data.rpartition(b"\n")[0]  # a last line may have been cut short
         assert (out / name).read_bytes().startswith(kept)
+
+
+def test_a_picture_that_changed_under_its_name_has_another_divergence(
+    bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    pictures = tmp_path / "pictures"
+    shutil.copytree(photos, pictures)
+    line = (bundle, "--images", pictures, "--questions", pictures / "asked.txt", *GRID, "--metric", "divergence")
+    device = ("--device", "h100", "--json")
+    before = json.loads(tune(*line, *device, "-o", tmp_path / "out").stdout)
+    for number in range(0, PICTURES, 2):
+        Image.effect_noise((64, 64), 90).convert("RGB").save(pictures / f"{number:02}.png")
+    resumed = json.loads(tune(*line, *device, "-o", tmp_path / "out", "--resume").stdout)
+    assert resumed["settings"][0]["score"] != before["settings"][0]["score"]
+    assert resumed == json.loads(tune(*line, *device).stdout)  # as if there had been no other picture
+
+
+def test_records_of_batches_are_no_cost_of_one_request(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    line = (bundle, "--images", photos, "--questions", photos / "rows.jsonl", *GRID, "-o", tmp_path / "out")
+    assert tune(*line, "--batch", 4).exit_code == 0
+    alone = json.loads(tune(*line, "--resume", "--json").stdout)
+    measured = json.loads((tmp_path / "out" / "measured.json").read_text())
+    (timed,) = [numbers for measure, numbers in measured.items() if measure.endswith(", 1 at a time")]
+    assert sorted(timed.values()) == sorted(row["seconds_by_batch"]["1"] for row in alone["settings"])
+
+
+def test_times_of_other_requests_are_not_taken(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    first = (bundle, "--images", photos, "--batch", "2", "-o", tmp_path / "out")
+    few = "".join((photos / "rows.jsonl").read_text().splitlines(keepends=True)[:20])
+    (tmp_path / "few.jsonl").write_text(few)
+    assert tune(*first, "--questions", tmp_path / "few.jsonl", *GRID).exit_code == 0
+    done = tune(*first, "--questions", photos / "rows.jsonl", *GRID, "--resume")
+    assert done.exit_code == 0, done.stderr
+    measured = json.loads((tmp_path / "out" / "measured.json").read_text())
+    timed = [len(numbers) for measure, numbers in measured.items() if measure.endswith(", 2 at a time")]
+    assert timed == [3, 3]  # every setting by the same requests, those that come first now

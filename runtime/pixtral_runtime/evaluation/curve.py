@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,13 @@ CURVE_SCHEMA = 1
 def budget_name(image_tokens: int | None) -> str:
     """`256`, or `full` for all the tokens that a picture's pixels give."""
     return "full" if image_tokens is None else str(image_tokens)
+
+
+def tokens_a_picture(records: Iterable[Record]) -> float | None:
+    """Mean over the pictures of answered records; None where there is none."""
+    answered = [record for record in records if record.error is None]
+    pictures = sum(len(record.images) for record in answered)
+    return sum(record.image_tokens or 0 for record in answered) / pictures if pictures else None
 
 
 def result_of_budget(curve: Path, image_tokens: int | None) -> Path:
@@ -53,9 +60,7 @@ class CurvePoint:
     @property
     def mean_image_tokens(self) -> float | None:
         """What a picture took, over the pictures of answered examples; None where there is none."""
-        answered = [record for record in self._answered() if record.images]
-        pictures = sum(len(record.images) for record in answered)
-        return sum(record.image_tokens or 0 for record in answered) / pictures if pictures else None
+        return tokens_a_picture(self._answered())
 
     @property
     def seconds_per_answer(self) -> float | None:

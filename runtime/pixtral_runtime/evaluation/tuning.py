@@ -284,9 +284,10 @@ class _Race:
         """Examples that it takes beyond those asked, until the first setting could be called enough."""
         needed = []
         for setting in self.alive:
-            asked = len(self._scores[setting])
-            others = (self._moments(other, setting) for other in set(self.alive) - {setting})
-            wants = (_examples_to_exclude(self._tolerance, *moments) for moments in others)
-            needed.append(max(wants, default=0.0) - asked)
+            lacks = []
+            for other in set(self.alive) - {setting}:
+                wants = _examples_to_exclude(self._tolerance, *self._moments(other, setting))
+                lacks.append(wants - self._ahead(other, setting).n)
+            needed.append(max(lacks, default=0.0))
         least = min(needed, default=math.inf)
         return None if math.isinf(least) else max(1, math.ceil(least))

@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
-from pixtral_runtime.batch.records import Record, Request
+from pixtral_runtime.batch.records import Record, Request, Settings, record_key
 from pixtral_runtime.batch.run import run_job
 from pixtral_runtime.batch.worker import Worker
 from pixtral_runtime.bench.roofline import Sizes, ceiling, stage_costs
@@ -39,26 +40,30 @@ def seen(records: Sequence[Record]) -> Costs:
     return {1: statistics.median(seconds)} if seconds else {}
 
 
-def timed(worker: Callable[[int], Worker], requests: Sequence[Request], batches: Iterable[int]) -> Costs:
-    """Seconds a request of whole jobs, each of the same first requests; `worker` is called with the batch size.
+def requests_to_time(requests: Sequence[Request], batch: int) -> Sequence[Request]:
+    """The first ones, the same for every setting."""
+    return requests[: max(TIMED, 2 * batch)]
 
-    A job that is over too soon to tell is repeated, and the fastest counts. A batch size of which nothing could be
-    answered is left out.
+
+def key_of(requests: Sequence[Request], settings: Settings) -> str:
+    """16 hex digits for what is asked, the same with any budget of image tokens and any bundle."""
+    plain = replace(settings, bundle="", image_tokens=None)
+    return record_key("", [f"{request.id} {request.asked(plain)}" for request in requests])
+
+
+def timed(worker: Worker, requests: Sequence[Request]) -> float | None:
+    """Seconds a request of a whole job; None where nothing could be answered.
+
+    A job that is over too soon to tell is repeated, and the fastest counts.
     """
-    costs = {}
-    for batch in batches:
-        answers_at_a_time = worker(batch)
-        asked = requests[: max(TIMED, 2 * batch)]
-        runs: list[float] = []
-        started = time.monotonic()
-        while not runs or (len(runs) < MOST_RUNS and time.monotonic() - started < LEAST_SECONDS):
-            tally = run_job(answers_at_a_time.job(asked, {}), len(asked))
-            if not (made := len(worked_out(tally.records.values()))):
-                break
-            runs.append(tally.seconds / made)
-        if runs:
-            costs[batch] = min(runs)
-    return costs
+    runs: list[float] = []
+    started = time.monotonic()
+    while not runs or (len(runs) < MOST_RUNS and time.monotonic() - started < LEAST_SECONDS):
+        tally = run_job(worker.job(requests, {}), len(requests))
+        if not (made := len(worked_out(tally.records.values()))):
+            return None
+        runs.append(tally.seconds / made)
+    return min(runs)
 
 
 class Prediction:

@@ -46,7 +46,8 @@ class Predicted:
 class Nearness:
     """How near each setting is to the one that all are judged by, the `reference`. Settings are numbers.
 
-    `models` load a setting's model, `key` names a setting in what is kept as `measured`.
+    `models` load a setting's model. In what is kept as `measured`, `key` names a setting, and `asked` an example that
+    the reference has answered, by its question and its pictures' contents: they may change under the same id.
     """
 
     def __init__(
@@ -56,17 +57,18 @@ class Nearness:
         max_new_tokens: int,
         measured: Measured,
         key: Callable[[int], str],
+        asked: Callable[[Example], str],
         progress: Progress,
     ) -> None:
         self._models, self._reference, self._max_new_tokens = models, reference, max_new_tokens
-        self._measured, self._key, self._progress = measured, key, progress
+        self._measured, self._key, self._asked, self._progress = measured, key, asked, progress
         self._predicted: dict[str, Predicted] = {}
 
     def score(self, setting: int, example: Example) -> float:
         """exp(-KL), from 0 to 1; NaN where it was not worked out."""
         if setting == self._reference:
             return 1.0
-        return math.exp(-self._measured.of(self._measure(setting)).get(example.id, math.nan))
+        return math.exp(-self._measured.of(self._measure(setting)).get(self._asked(example), math.nan))
 
     def predict(self, setting: int, examples: Sequence[Example]) -> float:
         """Have the reference answer what is missing for the setting's scores. Seconds an example took here."""
@@ -85,7 +87,8 @@ class Nearness:
         measure = self._measure(setting)
 
         def read(model: Model, example: Example) -> None:
-            self._measured.keep(measure, {example.id: nats_along(model, example, self._predicted[example.id])})
+            nats = nats_along(model, example, self._predicted[example.id])
+            self._measured.keep(measure, {self._asked(example): nats})
 
         try:
             return self._each(DIVERGENCE, setting, self._missing(setting, examples), read)
@@ -94,7 +97,7 @@ class Nearness:
 
     def _missing(self, setting: int, examples: Sequence[Example]) -> list[Example]:
         known = self._measured.of(self._measure(setting))
-        return [] if setting == self._reference else [one for one in examples if one.id not in known]
+        return [] if setting == self._reference else [one for one in examples if self._asked(one) not in known]
 
     def _each(
         self, stage: str, setting: int, examples: Sequence[Example], work: Callable[[Model, Example], None]

@@ -11,7 +11,7 @@ from pixtral_runtime.evaluation.page_parts import (
     changed_answers,
     score_plot,
 )
-from pixtral_runtime.evaluation.tuning import Interval
+from pixtral_runtime.evaluation.tuning import Interval, Standing
 from pixtral_runtime.evaluation.tuning_result import TuneResult
 from pixtral_runtime.html_page import CLOSING, escaped, facts, note, opening, table
 
@@ -57,15 +57,22 @@ def settings_rows(result: TuneResult) -> list[tuple[str, ...]]:
             (
                 result.name(number),
                 f"{result.trial.image_tokens(number):.0f}",
-                f"{standing.score.mean:.2%}",
-                _bounds(standing.score, ""),
-                "the best" if is_best else f"{100 * standing.difference.mean:+.2f}",
-                "" if is_best else _bounds(standing.difference, "+"),
+                *_score_cells(standing, is_best=is_best),
                 *(seconds(costs[batch]) if batch in costs else "" for batch in result.trial.batches),
                 f"{standing.state} after {standing.asked}",
             )
         )
     return rows
+
+
+def _score_cells(standing: Standing, *, is_best: bool) -> tuple[str, str, str, str]:
+    """Score and difference, each with its interval; a line where no example tells."""
+    score, difference = standing.score, standing.difference
+    own = (f"{score.mean:.2%}", _bounds(score, "")) if score.n else ("-", "")
+    if is_best:
+        return *own, "the best" if score.n else "-", ""
+    against = (f"{100 * difference.mean:+.2f}", _bounds(difference, "+")) if difference.n else ("-", "")
+    return *own, *against
 
 
 def next_cheaper(result: TuneResult, chosen: int) -> int | None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pixtral_runtime.batch.prompt_template import IMAGE, KNOWN
 from pixtral_runtime.errors import InputError, Option
 from pixtral_runtime.evaluation.fields import asked
 from pixtral_runtime.evaluation.metrics import METRICS, OF_THEIR_TASK
@@ -20,6 +21,7 @@ from pixtral_runtime.stats import SEED
 
 WITH_ANSWERS, WITHOUT_ANSWERS = "exact", "mistral_anls"
 """Metrics where nobody names one: the right answer, or how alike two settings' answers are."""
+AS_THEY_STAND = Option("questions", "FILE.jsonl", "with rows of JSON, whose questions are asked as they stand")
 ANOTHER_FILE = Option("questions", "FILE", "with a question a line, or rows of JSON with question, answers and image")
 
 
@@ -110,6 +112,9 @@ def _example(line: str, number: int, store: ImageStore) -> Example:
 def _lines(file: Path, images: Path) -> list[Example]:
     """Every line about every picture. Names are not those of `run`, which would take fewer examples for another job."""
     questions = [line.strip() for line in read_lines(file, ANOTHER_FILE) if line.strip()]
+    for question in questions:
+        if question.startswith("@") or IMAGE in question or KNOWN.search(question):
+            raise InputError(f"{file}: a job would not ask {question!r:.80} as it stands", AS_THEY_STAND)
     return [
         Example(f"{path}, question {number}", asked(question, [path]), ())
         for path in collect_images([str(images)])

@@ -45,6 +45,8 @@ class TuneResult:
     def verdict(self) -> str:
         """For people."""
         tuned, points = self.tuned, f"{100 * self.tolerance:g} points"
+        if not any(standing.score.n for standing in tuned.standings):
+            return "nothing can be told: no example was answered"
         if tuned.recommended is not None:
             chosen, best = tuned.standings[tuned.recommended], tuned.standings[tuned.best]
             name = self.name(tuned.recommended)
@@ -95,6 +97,7 @@ class TuneResult:
             "judged_by": "answers" if trial.reference is None else self.name(trial.reference),
             "costs": self.costs,
             "examples": len(trial.questions.examples),
+            "unanswered": trial.unanswered,
             "broken_rows": [asdict(row) for row in trial.questions.broken],
             "requests": sum(standing.asked for standing in tuned.standings),
             "share_of_full_cost": round(tuned.spent / tuned.full, 4) if tuned.full else None,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,13 +18,13 @@ from pixtral_runtime.bundle.device_catalog import KnownDevice
 from pixtral_runtime.bundle.manifest import open_bundle
 from pixtral_runtime.compare.compare import check_comparable
 from pixtral_runtime.errors import InputError, Option
-from pixtral_runtime.evaluation.curve import budget_name
+from pixtral_runtime.evaluation.curve import budget_name, tokens_a_picture
 from pixtral_runtime.evaluation.metrics import METRICS
 from pixtral_runtime.evaluation.result import requests_of
 from pixtral_runtime.evaluation.shared_workers import SharedWorkers
 from pixtral_runtime.evaluation.task import Example
 from pixtral_runtime.evaluation.tuning import Afford, Scores
-from pixtral_runtime.evaluation.tuning_costs import Costs, Prediction, seen, timed, worked_out
+from pixtral_runtime.evaluation.tuning_costs import Costs, Prediction, key_of, requests_to_time, seen, timed, worked_out
 from pixtral_runtime.evaluation.tuning_divergence import DIVERGENCE, Nearness, Progress
 from pixtral_runtime.evaluation.tuning_measured import Measured
 from pixtral_runtime.evaluation.tuning_questions import TuneQuestions
@@ -34,6 +33,8 @@ from pixtral_runtime.inputs.image import stored_size
 from pixtral_runtime.inputs.preprocess import default_preprocess, token_count
 
 LEAST_TOKENS = 64  # of a grid that nobody named
+AT_A_TIME = "most requests at a time"
+"""What is measured of settings whose records were not made one by one, and so do not tell what a request takes."""
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,18 @@ def settings_grid(
 ) -> list[TuneSetting]:
     """Each bundle with each budget, fewest tokens first, all of a picture's tokens last.
 
-    Budgets that nobody named double from `LEAST_TOKENS` and end below what the largest of the pictures takes.
+    A bundle that is named twice counts once. Budgets that nobody named double from `LEAST_TOKENS` and end below what
+    the largest of the pictures takes. Raises InputError for two copies of a bundle in folders of one name.
     """
+    named: dict[str, Path] = {}
+    for path in bundles:
+        same = named.setdefault(setting_name(TuneSetting(path, None)), path)
+        if same.resolve() != path.resolve():
+            raise InputError(f"{same} and {path} are the same bundle", "one of them, as both answer alike")
     pictures = {path for example in examples for path in example.images}
     sizes = {size for path in pictures if (size := stored_size(path)) is not None}
     settings = []
-    for bundle in bundles:
+    for bundle in named.values():
         tokens = image_tokens
         if tokens is None:
             whole = default_preprocess(open_bundle(bundle), mode=preprocess)
@@ -118,7 +125,9 @@ class Trial:
         self._nearness: Nearness | None = None
         if questions.metric == DIVERGENCE and self.reference is not None:
             models = {setting: partial(self._model, setting) for setting in range(len(settings))}
-            self._nearness = Nearness(models, self.reference, max_new_tokens, self._measured, self._key, progress)
+            self._nearness = Nearness(
+                models, self.reference, max_new_tokens, self._measured, self._key, self._reference_key, progress
+            )
             for bundle in self.bundles.values():
                 check_comparable(self.bundles[settings[self.reference].bundle], bundle)
 
@@ -185,9 +194,13 @@ class Trial:
         return self._workers.backend
 
     def image_tokens(self, setting: int) -> float:
-        """Mean over the answered requests."""
-        counts = [record.image_tokens or 0 for record in self.replies[setting].values()]
-        return statistics.fmean(counts) if counts else 0.0
+        """Mean over the pictures of answered requests; 0 where there is none."""
+        return tokens_a_picture(self.replies[setting].values()) or 0.0
+
+    @property
+    def unanswered(self) -> int:
+        """Examples that some setting was asked and could not answer."""
+        return len({record.id for replies in self.replies for record in replies.values() if record.error is not None})
 
     def _is_answered(self, setting: int, example: Example) -> bool:
         """By the setting, and by the one that it is judged by."""
@@ -201,6 +214,8 @@ class Trial:
         worker = self._worker(setting)
         asked = requests_of(examples, self._max_new_tokens)
         check_fit(worker.prompts, asked)
+        if self.batches[-1] > 1:
+            self._measured.keep(AT_A_TIME, {self._key(setting): float(self.batches[-1])})
         tally = self._ask(self.settings[setting], worker, asked)
         for example in examples[len(known) :]:
             known[example.id] = tally.records[example.id]
@@ -213,16 +228,21 @@ class Trial:
         bundle = self.settings[setting].bundle
         if bundle in self._predictions:
             return self._predictions[bundle].costs(records, worker.prompts.preprocess)
-        if self.batches == [1]:
+        if self.batches == [1] and self._key(setting) not in self._measured.of(AT_A_TIME):
             return seen(records)
-        measure = f"seconds a request, {self._key(setting)}"
-        known = {int(batch): seconds for batch, seconds in self._measured.of(measure).items()}
-        if missing := [batch for batch in self.batches if batch not in known]:
-            requests = requests_of(self.questions.examples, self._max_new_tokens)
-            known |= timed(partial(self._worker, setting), requests, missing)
-            self._measured.keep(measure, {str(batch): seconds for batch, seconds in known.items()})
-            self._measured.save()
-        return {batch: known[batch] for batch in self.batches if batch in known}
+        requests = requests_of(self.questions.examples, self._max_new_tokens)
+        costs: Costs = {}
+        for batch in self.batches:
+            asked = requests_to_time(requests, batch)
+            measure = f"seconds a request of {key_of(asked, worker.settings)}, {batch} at a time"
+            if self._key(setting) not in self._measured.of(measure):
+                seconds = timed(self._worker(setting, batch), asked)
+                if seconds is None:
+                    continue
+                self._measured.keep(measure, {self._key(setting): seconds})
+                self._measured.save()
+            costs[batch] = self._measured.of(measure)[self._key(setting)]
+        return costs
 
     def _worker(self, setting: int, batch: int | None = None) -> Worker:
         bundle, tokens = self.settings[setting].bundle, self.settings[setting].image_tokens
@@ -234,6 +254,10 @@ class Trial:
 
     def _key(self, setting: int) -> str:
         return setting_name(self.settings[setting])
+
+    def _reference_key(self, example: Example) -> str:
+        """What the reference was asked of an example that it answered, and of which contents."""
+        return self.replies[self.reference or 0][example.id].key or example.id
 
 
 def setting_name(setting: TuneSetting) -> str:

@@ -175,3 +175,9 @@ def test_the_interval_is_wilsons_for_a_score() -> None:
 def test_a_tolerance_is_a_share(tolerance: float) -> None:
     with pytest.raises(SettingError, match="tolerance"):
         tuned(made_scores((0.5, 0.5), 0), tolerance=tolerance)
+
+
+def test_examples_that_gave_no_score_are_needed_again() -> None:
+    scores = made_scores((0.97,) * 2, 0, examples=200, same=1.0)
+    scores[:, 100:] = np.nan
+    assert tuned(scores).more == least_examples(0.02) - 100
