@@ -51,6 +51,7 @@ MEASURED = (
     "int4 by AWQ",
     "int4 by rounding",
     "float16, int8 KV cache",
+    "int4, int8 KV cache",
 )
 WINDOW = 512
 HARD, HARD_TOKENS = "late cliff", 64

@@ -151,6 +151,7 @@ def cost_words(done: Result) -> dict[str, str]:
         (("--precision", "int8"), "int8"),
         (("--precision", "fp8"), "fp8"),
         (("--kv-cache", "int8"), "float16, int8 KV cache"),
+        (("--precision", "int4", "--kv-cache", "int8"), "int4, int8 KV cache"),
     ],
 )
 def test_a_recipe_comes_with_what_it_cost_where_it_was_measured(options: Sequence[object], name: str) -> None:
@@ -168,7 +169,7 @@ def test_a_recipe_comes_with_what_it_cost_where_it_was_measured(options: Sequenc
     [
         (("--precision", "nvfp4"), "nvfp4 has no CPU kernels"),
         (("--precision", "int4", "--group-size", 64), "only int8; fp8; int4; "),
-        (("--precision", "int4", "--kv-cache", "int8"), "only int8; fp8; int4; "),
+        (("--precision", "fp8", "--kv-cache", "int8"), "only int8; fp8; int4; "),
         (("--precision", "int4", "--dtype", "bfloat16"), "float16 activations"),
     ],
 )
