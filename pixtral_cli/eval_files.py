@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pixtral_cli import output
-from pixtral_cli.job_progress import answer_requests
+from pixtral_cli.job_progress import answer_requests, writing_to
 from pixtral_cli.options import refuse_unused, start_job
 
 if TYPE_CHECKING:
@@ -69,11 +69,17 @@ class Files:
         well; `against_bundle`: the other bundle's result and answers.
         """
         from pixtral_runtime.errors import InputError, Option
+        from pixtral_runtime.evaluation.curve import saved_budgets
         from pixtral_runtime.evaluation.dataset import may_hold_rows
         from pixtral_runtime.files import Output, check_outputs
 
         if self.resume and self.save is None:
             raise InputError("--resume needs a file to go on with", "--save result.json")
+        if self.resume and self.save is not None and self.save.exists():
+            known = saved_budgets(self.save) or [None]
+            if (len(known) > 1) != (len(budgets) > 1):
+                what = f"a curve over {len(known)} budgets" if len(known) > 1 else "the result of one budget"
+                raise InputError(f"{self.save} is {what} of image tokens, and would be lost", "--save another.json")
         paths: list[Path | None] = []
         for files in (self, self.of_reference()) if against_bundle else (self,):
             several = [files.of_budget(budget) for budget in budgets] if len(budgets) > 1 else []
@@ -136,15 +142,17 @@ def evaluate_bundle(
 
     `workers` share a model between budgets of image tokens.
     """
+    from pixtral_runtime.errors import Option
     from pixtral_runtime.evaluation.run import evaluate
 
     with output.progress() as bars:
 
         def answer(worker: Worker, asked: Sequence[Request]) -> Tally:
-            return answer_requests(
-                partial(start_job, worker), asked, worker.settings, files.answers,
-                resume=files.resume, force=files.force, bars=bars,
-            )  # fmt: skip
+            with writing_to(Option("save", "another.json")):
+                return answer_requests(
+                    partial(start_job, worker), asked, worker.settings, files.answers,
+                    resume=files.resume, force=files.force, bars=bars,
+                )  # fmt: skip
 
         evaluation, records = evaluate(
             bundle, questions, options, ratings=files.ratings, answer=answer, progress=bars.stage, workers=workers

@@ -59,7 +59,7 @@ def _print_tables(evaluation: Evaluation, comparison: ScoreComparison | None) ->
         [
             (
                 name, f"{scale * c.difference:+.{digits}f}{unit}",
-                f"{scale * c.low:+.{digits}f} to {scale * c.high:+.{digits}f}",
+                f"{scale * c.low:+.{digits}f} to {scale * c.high:+.{digits}f}" if c.has_interval else "",
                 f"{c.p_value:.2g}", str(c.better), str(c.worse), c.test,
             )
             for name, c in comparison.changes.items()
@@ -99,9 +99,8 @@ def write_page(
 
 
 def _cells(score: Score, share: bool) -> tuple[str, str, str]:
-    if share:
-        return f"{score.mean:.2%}", f"{score.low:.2%} to {score.high:.2%}", str(score.n)
-    return f"{score.mean:.{DIGITS}f}", f"{score.low:.{DIGITS}f} to {score.high:.{DIGITS}f}", str(score.n)
+    mean, low, high = (f"{x:.2%}" if share else f"{x:.{DIGITS}f}" for x in (score.mean, score.low, score.high))
+    return mean, f"{low} to {high}" if score.has_interval else "", str(score.n)
 
 
 def _short(text: str) -> str:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pixtral_runtime.batch.results_file import ResultsFile
     from pixtral_runtime.batch.run import Tally
     from pixtral_runtime.batch.sidecars import Sidecars
+    from pixtral_runtime.errors import Option
 
 
 def tell_nothing(record: Record) -> None:
@@ -60,6 +61,19 @@ def _open_results(
             if not file.done:  # nothing of this run is there to go on with
                 raise
             raise KeyboardInterrupt(f"{len(file.done)} records are in {path}; add --resume to go on") from error
+
+
+@contextmanager
+def writing_to(elsewhere: Option) -> Iterator[None]:
+    """Errors name the command's own option for another place to write to, where a job's would be --output."""
+    from pixtral_runtime.batch.record_lines import ANOTHER_OUTPUT
+    from pixtral_runtime.errors import PixtralError
+
+    try:
+        yield
+    except PixtralError as error:
+        error.remedies = tuple(elsewhere if remedy == ANOTHER_OUTPUT else remedy for remedy in error.remedies)
+        raise
 
 
 def answer_requests(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from pixtral_cli import output
 from pixtral_cli.eval_files import image_cache
-from pixtral_cli.job_progress import answer_requests
+from pixtral_cli.job_progress import answer_requests, writing_to
 from pixtral_cli.options import start_job
 
 if TYPE_CHECKING:
@@ -76,14 +76,17 @@ class TuneFiles:
 
     def ask(self, bars: output.Bars, setting: TuneSetting, worker: Worker, asked: Sequence[Request]) -> Tally:
         """Answer what the setting's file does not have, or what was not asked before."""
+        from pixtral_runtime.errors import Option
+
         path = self.records(setting)
         resume = self.resume or setting in self._begun
         self._begun.add(setting)
         known = self._unwritten.setdefault(setting, {})
         new = [request for request in asked if request.id not in known]
-        tally = answer_requests(
-            partial(start_job, worker), new, worker.settings, path, resume=resume, force=self.force, bars=bars
-        )
+        with writing_to(Option("output", "ANOTHER_FOLDER")):
+            tally = answer_requests(
+                partial(start_job, worker), new, worker.settings, path, resume=resume, force=self.force, bars=bars
+            )
         if path is None:
             known.update(tally.records)
             tally.records = known

@@ -223,3 +223,27 @@ def test_what_cannot_be_is_refused_before_any_work(
     done = invoke(bundle, *(argument.format(tmp=tmp_path, data=data) for argument in arguments))
     assert done.exit_code in (3, 4), done.output
     assert word in done.stderr and "hint:" in done.stderr
+
+
+def test_one_window_of_a_text_tells_nothing_of_a_difference(bundle: Path, int4: Path, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("A rectangle is a shape with four corners.\n")
+    done = invoke(int4, "--task", "perplexity", "--data", tmp_path / "text.txt", "--against", bundle)
+    assert done.exit_code == 0, done.stderr
+    assert "one example tells nothing of a difference" in done.stdout
+    assert " to " not in done.stdout  # no interval
+
+
+def test_a_long_text_that_changed_is_named_in_a_line_with_an_option_of_this_command(
+    bundle: Path, tmp_path: Path
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("word " * 200 + "here and there " + "word " * 100)
+    line = ("--task", "perplexity", "--data", text, "--save", tmp_path / "a.json")
+    assert invoke(bundle, *line).exit_code == 0
+    text.write_text("word " * 200 + "here and everywhere " + "word " * 100)
+    refused = invoke(bundle, *line, "--resume")
+    assert refused.exit_code == 3
+    assert "here and there" in refused.stderr
+    assert "here and everywhere" in refused.stderr
+    assert len(refused.stderr) < 800
+    assert "--save another.json" in refused.stderr

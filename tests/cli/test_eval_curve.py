@@ -269,3 +269,18 @@ def test_a_result_in_the_way_of_a_budget_is_refused_or_replaced(bundle: Path, da
     done = invoke(bundle, *asked, "--force")
     assert done.exit_code == 0, done.stderr
     assert len(examples(tmp_path / "c.30.json")) == 2
+
+
+def test_a_curve_is_not_lost_where_one_budget_goes_on_under_its_name(bundle: Path, saved: Path, data: Path) -> None:
+    before = saved.read_bytes()
+    line = (bundle, "--task", "custom", "--data", data, *SHORT, "--resume", "--save")
+    refused = invoke(*line, saved, "--image-tokens", 4)
+    assert refused.exit_code == 3
+    assert "a curve over 3 budgets" in refused.stderr
+    assert "--save another.json" in refused.stderr
+    assert saved.read_bytes() == before
+    one = saved.with_name("curve.4.json")
+    result = one.read_bytes()
+    refused = invoke(*line, one, "--image-tokens", "4,30")
+    assert refused.exit_code == 3
+    assert one.read_bytes() == result

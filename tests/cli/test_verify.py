@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from shutil import copytree
 from typing import Any
@@ -13,6 +14,7 @@ from typer.testing import CliRunner
 from helpers.bundles import seal_again
 from helpers.places import DEMO
 from pixtral_cli.main import app
+from pixtral_runtime.bundle.certificate import read_certificate
 from pixtral_runtime.bundle.manifest import CERTIFICATE, SIGNATURE, open_bundle
 from verify_faults import flip, rebind
 
@@ -96,3 +98,12 @@ def test_a_signature_is_checked_first(copy: Path, tmp_path: Path) -> None:
     flip(copy / CERTIFICATE)
     refused = invoke("verify", copy, "--public-key", public)
     assert refused.exit_code == 3 and f"{SIGNATURE} does not hold" in refused.stderr
+
+
+def test_an_infinite_difference_is_no_number_that_json_does_not_have(copy: Path) -> None:
+    certificate = read_certificate(open_bundle(copy))
+    replace(certificate, tensors=certificate.tensors | {"preprocess": {}}).write(copy)
+    done = invoke("verify", copy, "--json")
+    assert done.exit_code == 6
+    assert "Infinity" not in done.stdout
+    assert json.loads(done.stdout)["stages"][-1]["worst"] is None

@@ -30,6 +30,7 @@ from pixtral_runtime.batch.under_way import UnderWay
 from pixtral_runtime.errors import InputError, Option, unwritable
 from pixtral_runtime.files import lock, open_locked, replacing
 
+SHOWN_CHARACTERS = 80  # of a question in a message
 SYNC_EVERY_S = 1.0  # a power loss costs what was answered since; a sync takes milliseconds
 GO_ON = Option("resume", note="goes on with it afterwards")
 OTHER_JOB = ANOTHER_OUTPUT, Option("force", note="without 'resume' to begin again")
@@ -229,7 +230,8 @@ def _check_same_questions(path: Path, records: RecordStore, requests: Iterable[R
         is_of_image = record.id == name or record.id.startswith(f"{name}#")  # its id was made here, by image
         if name in asked_of and is_of_image and record.asked not in asked_of[name]:
             raise InputError(
-                f"{path} holds the answer to {record.question!r} for {name}, which is not asked", *OTHER_JOB
+                f"{path} holds the answer to {_shown_apart(record.question, '')[0]} for {name}, which is not asked",
+                *OTHER_JOB,
             )
 
 
@@ -240,13 +242,28 @@ def check_same_question(before: Record, request: Request, asked: str, path: Path
     """
     if before.asked == asked or before.key is None:
         return
+    was, now = _shown_apart(before.question, request.question)
     what = (
-        f"the question was {before.question!r} and is {request.question!r}"
+        f"the question was {was} and is {now}"
         if before.question != request.question
         else "the number of new tokens, the system prompt, earlier turns or own settings are not those of before"
     )
     file = "the results" if path is None else path
     raise InputError(f"{file} holds the answer to something else for {request.id}: {what}", *OTHER_JOB)
+
+
+def _shown_apart(one: str, other: str) -> tuple[str, str]:
+    """Two texts in quotes, of long ones the part where they begin to differ."""
+    start = 0
+    if max(len(one), len(other)) > SHOWN_CHARACTERS:
+        parting = (place for place, (a, b) in enumerate(zip(one, other, strict=False)) if a != b)
+        start = max(0, next(parting, min(len(one), len(other))) - SHOWN_CHARACTERS // 4)
+
+    def shown(text: str) -> str:
+        end = start + SHOWN_CHARACTERS
+        return f"{'…' * (start > 0)}{text[start:end]!r}{'…' * (len(text) > end)}"
+
+    return shown(one), shown(other)
 
 
 def setting_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

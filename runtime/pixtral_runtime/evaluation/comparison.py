@@ -72,6 +72,8 @@ def compare_evaluations(old: Evaluation, new: Evaluation) -> ScoreComparison:
         words, allowed, loss = perplexity_verdict(headline), math.log1p(PERPLEXITY_PERCENT / 100), headline.difference
     elif new.headline != RATING_METRIC:
         words, allowed = verdict(new.task, headline), wording_points(new.task) / 100
+    if headline.n == 1:
+        words = "one example tells nothing of a difference: evaluate more"
     regressed = headline.significant and loss > allowed
     unpaired = len(before) + len(new.scored) - 2 * len(pairs)
     return ScoreComparison(changes, [_flip(a, b) for a, b in pairs if a.score != b.score], unpaired, words, regressed)

@@ -79,8 +79,8 @@ def against_verdicts(curve: Curve) -> list[str]:
 def score_cells(score: Score, *, is_share: bool) -> tuple[str, str]:
     """A score, and its interval."""
     if is_share:
-        return f"{score.mean:.2%}", f"{score.low:.2%} to {score.high:.2%}"
-    return f"{score.mean:.2f}", f"{score.low:.2f} to {score.high:.2f}"
+        return f"{score.mean:.2%}", f"{score.low:.2%} to {score.high:.2%}" if score.has_interval else ""
+    return f"{score.mean:.2f}", f"{score.low:.2f} to {score.high:.2f}" if score.has_interval else ""
 
 
 def _change_cells(curve: Curve, comparison: ScoreComparison | None) -> tuple[str, ...]:
@@ -88,7 +88,7 @@ def _change_cells(curve: Curve, comparison: ScoreComparison | None) -> tuple[str
         return ("",) * len(CHANGE_HEADER)
     change = next(iter(comparison.changes.values()))
     scale = 100 if curve.is_share else 1
-    bounds = f"{scale * change.low:+.2f} to {scale * change.high:+.2f}"
+    bounds = f"{scale * change.low:+.2f} to {scale * change.high:+.2f}" if change.has_interval else ""
     return f"{scale * change.difference:+.2f}", bounds, f"{change.p_value:.2g}", str(change.better), str(change.worse)
 
 

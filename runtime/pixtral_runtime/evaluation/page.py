@@ -25,7 +25,8 @@ def evaluation_page(
     notes = {example.id: _notes(example, flips.get(example.id), less_is_better) for example in chosen}
     summary: dict[str, object] = {"scored": f"{len(evaluation.scored)} of {evaluation.rows}"}
     for name, score in evaluation.scores.items():
-        summary[name] = f"{score.mean:.4g} ({score.low:.4g} to {score.high:.4g}, {score.n} examples)"
+        interval = f"{score.low:.4g} to {score.high:.4g}, " if score.has_interval else ""
+        summary[name] = f"{score.mean:.4g} ({interval}{score.n} examples)"
     names = ("fingerprint", "precision", "dtype", "dataset", "split", "window", "shots", "judge")
     summary |= {name: evaluation.setting.get(name) for name in names if evaluation.setting.get(name)}
     if comparison is not None:

@@ -49,6 +49,11 @@ class Score:
             low, high = map(float, np.percentile(means, (2.5, 97.5)))
         return cls(mean, low, high, len(scores))
 
+    @property
+    def has_interval(self) -> bool:
+        """Whether the bounds say anything: those of a bootstrap of one example do not."""
+        return self.n > 1 or self.low < self.high
+
     def exponential(self) -> Score:
         """A perplexity of nats, with their interval."""
         return Score(math.exp(self.mean), math.exp(self.low), math.exp(self.high), self.n)
@@ -72,6 +77,11 @@ class Paired:
     worse: int
 
     @property
+    def has_interval(self) -> bool:
+        """As of a `Score`."""
+        return self.n > 1 or self.low < self.high
+
+    @property
     def significant(self) -> bool:
         return self.p_value < ALPHA
 
@@ -79,7 +89,9 @@ class Paired:
 def paired(old: Samples, new: Samples, weights: Samples | None = None, *, less_is_better: bool = False) -> Paired:
     """Compare scores of the same examples in the same order. Raises ValueError where they are not as many, or none.
 
-    Where scores are 0 or 1 and none has changed the interval is Tango's, which is Wilson's of no change either way.
+    Where scores are 0 or 1 and none has changed the interval is Tango's, which is Wilson's of no change either way. A
+    bootstrap of few changes knows no other ones than those: its p-value is never below that of as many tosses of a coin
+    that all fall alike.
     """
     before, after = finite_values(old), finite_values(new)
     if len(before) != len(after):
@@ -98,6 +110,7 @@ def paired(old: Samples, new: Samples, weights: Samples | None = None, *, less_i
     else:
         as_far = np.abs(means - mean) >= abs(mean) - 1e-12  # as if there were no difference
         p_value, test = float((as_far.sum() + 1) / (len(means) + 1)), "paired bootstrap"
+        p_value = max(p_value, mcnemar(better + worse, 0))
     return Paired(len(change), mean, low, high, p_value, test, better, worse)
 
 

@@ -121,3 +121,20 @@ def test_a_verdict_says_whose_wordings_it_knows() -> None:
     change = Paired(2500, -0.003, -0.005, -0.001, 0.01, "McNemar", 1, 9)
     assert "makes (as the paper saw over ten prompts)" in verdict("chartqa", change)
     assert "makes (the most that the paper saw, elsewhere)" in verdict("docvqa", change)
+
+
+@pytest.mark.parametrize(("changes", "least"), [((0.3,), 1.0), ((0.3, 0.31), 0.5), ((0.3, 0.31, 0.29, 0.3), 0.125)])
+def test_few_changes_are_never_surer_than_as_many_tosses_of_a_coin(changes: tuple[float, ...], least: float) -> None:
+    old = [5.0] * 40
+    new = [5 + change for change in changes] + [5.0] * (40 - len(changes))
+    assert paired(old, new).p_value >= least
+    alone = paired(old[: len(changes)], new[: len(changes)])
+    assert alone.p_value >= least
+    assert not alone.significant
+
+
+def test_one_example_has_no_interval_but_a_known_one() -> None:
+    assert not Score.of([2.5]).has_interval
+    assert not paired([2.5], [2.6]).has_interval
+    assert Score.of([1.0]).has_interval  # Wilson's
+    assert Score.of([2.5, 2.6]).has_interval
