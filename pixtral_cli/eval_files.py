@@ -92,6 +92,16 @@ class Files:
         rows = [to.path for to in outputs if data is not None and may_hold_rows(to.path, data)]
         check_outputs(outputs, [*inputs, *rows])
 
+    def check_pictures(self, pictures: Iterable[Path]) -> None:
+        """Refuse to replace one of the pictures that are asked about, once they are known. Raises InputError."""
+        from pixtral_runtime.errors import Option
+        from pixtral_runtime.files import Output, check_outputs
+
+        places = (self.save, Option("save", "result.json")), (self.html, Option("html", "eval.html"))
+        there = [Output(path, option, True, resumable=True) for path, option in places if path and path.exists()]
+        if there:
+            check_outputs(there, pictures)
+
 
 def image_cache() -> Path:
     """Where images of parquet files are kept, unless the user names a place. Raises InputError."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -73,6 +74,16 @@ class TuneFiles:
         check_outputs(
             [Output(path, option, replaces, resumable=True) for path, option in places if path is not None], inputs
         )
+
+    @contextmanager
+    def kept_when_interrupted(self) -> Iterator[None]:
+        """An interruption between answers says how to go on as well, if there is something to go on with."""
+        try:
+            yield
+        except KeyboardInterrupt as error:
+            if error.args or not any(path is not None and path.exists() for path in map(self.records, self._begun)):
+                raise
+            raise KeyboardInterrupt(f"answers are kept in {self.folder}; add --resume to go on") from error
 
     def ask(self, bars: output.Bars, setting: TuneSetting, worker: Worker, asked: Sequence[Request]) -> Tally:
         """Answer what the setting's file does not have, or what was not asked before."""

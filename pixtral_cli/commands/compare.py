@@ -72,11 +72,12 @@ def compare(
         refuse_unused(context, ("force",), "without --html", "--html compare.html")
     reference, candidate = open_bundle(bundle_a), open_bundle(bundle_b)
     asked = read_prompts(prompts) if prompts is not None else [] if texts and not images else [DEFAULT_PROMPT]
-    paths = collect_images(images, sys.stdin.buffer, note=output.talk)[:limit] if images else []
+    named = collect_images(images, sys.stdin.buffer, note=output.talk) if images else []
+    paths = named[:limit]
     files = [path for place in texts or () for path in text_files(place, Option("texts", "FILE"))]
     if html is not None:
-        named = (*files, *reference.own_files, *candidate.own_files, *paths, *([prompts] if prompts else []))
-        check_outputs([Output(html, Option("html", "compare.html"), force)], named)
+        inputs = (*files, *reference.own_files, *candidate.own_files, *named, *([prompts] if prompts else []))
+        check_outputs([Output(html, Option("html", "compare.html"), force)], inputs)
     if not images and prompts is None and not texts:
         output.warn("no images given, so one prompt alone is compared; add --images FOLDER")
     settings = CompareSettings(max_new_tokens, exif, max_image_side, image_tokens, threads, limit, output.hint_of)

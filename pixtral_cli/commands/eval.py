@@ -127,6 +127,7 @@ def eval(
     is_text = chosen.asks == "tokens"
     images = ImageStore(cache or image_cache(), image_folder(folder))
     found, broken = read_examples(chosen, folder, images, None if is_text else limit)
+    files.check_pictures(picture for example in found for picture in example.images)
     questions = Questions(chosen, found, broken, max_new_tokens, window, limit if is_text else None)
     options = EvaluationOptions(preprocess, max_image_side, budgets[0], worker, judge)
     if len(budgets) > 1:

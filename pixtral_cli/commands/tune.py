@@ -134,9 +134,10 @@ def tune(
     files.check((), [questions])
     bundles = planned.bundles(force, asked.examples)
     settings = settings_grid(bundles, asked.examples, budgets, preprocess)
-    files.check(settings, [questions, *(path for one in map(open_bundle, bundles) for path in one.own_files)])
+    read = [questions, *(path for one in map(open_bundle, bundles) for path in one.own_files)]
+    files.check(settings, [*read, *(picture for example in asked.examples for picture in example.images)])
     options = WorkerOptions(backend, threads, write_hint=output.hint_of)
-    with output.progress() as bars:
+    with files.kept_when_interrupted(), output.progress() as bars:
         trial = Trial(
             settings, asked, options, partial(files.ask, bars),
             preprocess=preprocess, max_new_tokens=max_new_tokens, device=device, batches=batches,

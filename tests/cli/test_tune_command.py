@@ -271,3 +271,30 @@ def test_a_bundle_named_twice_counts_once_and_copies_are_refused(bundle: Path, p
     refused = invoke("tune", bundle, copy, *line)
     assert refused.exit_code == 3
     assert "same bundle" in refused.stderr
+
+
+def test_a_question_that_is_asked_twice_is_evidence_once(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    row = (photos / "rows.jsonl").read_text().splitlines()[0]
+    other = json.loads(row) | {"id": "other"}
+    (tmp_path / "rows.jsonl").write_text(f"{row}\n{json.dumps(other)}\n")
+    done = invoke("tune", bundle, "--images", photos, "--questions", tmp_path / "rows.jsonl", *GRID, "--json")
+    assert done.exit_code == 5
+    assert json.loads(done.stdout)["examples"] == 1
+    assert "line 1 asks the same" in done.stderr
+    (tmp_path / "asked.txt").write_text("what is it?\n what is it?\n")
+    lines = invoke("tune", bundle, "--images", photos, "--questions", tmp_path / "asked.txt", *GRID, "--json")
+    assert json.loads(lines.stdout)["examples"] == PICTURES
+
+
+def test_a_page_never_takes_the_place_of_a_picture(bundle: Path, tmp_path: Path) -> None:
+    photos = write_rectangles(tmp_path / "photos", 4)
+    picture = photos / "01.png"
+    before = picture.read_bytes()
+    line = (bundle, "--html", picture, "--force")
+    tuned = invoke("tune", *line, "--images", photos, "--questions", photos / "rows.jsonl", *GRID)
+    evaluated = invoke("eval", *line, "--task", "custom", "--data", photos)
+    compared = invoke("compare", bundle, *line, "--images", photos, "--limit", 1)  # which is another one
+    for refused in (tuned, evaluated, compared):
+        assert refused.exit_code == 3
+        assert "is read, and cannot be written as well" in refused.stderr
+    assert picture.read_bytes() == before

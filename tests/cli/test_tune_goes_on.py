@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -180,3 +181,15 @@ def test_times_of_other_requests_are_not_taken(bundle: Path, photos: Path, tmp_p
     measured = json.loads((tmp_path / "out" / "measured.json").read_text())
     timed = [len(numbers) for measure, numbers in measured.items() if measure.endswith(", 2 at a time")]
     assert timed == [3, 3]  # every setting by the same requests, those that come first now
+
+
+def test_an_interruption_between_answers_says_how_to_go_on(bundle: Path, photos: Path, tmp_path: Path) -> None:
+    line = [bundle, "--images", photos, "--questions", photos / "two.txt", *GRID, "--metric", "divergence"]
+    command = [sys.executable, "-m", "pixtral_cli", "tune", *map(str, line), "-o", str(tmp_path / "out")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not (tmp_path / "out" / "measured.json").exists():
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume to go on" in said

@@ -79,6 +79,7 @@ def is_rows(file: Path) -> bool:
 def _rows(file: Path, store: ImageStore) -> tuple[list[Example], list[BrokenRow]]:
     found: dict[str, Example] = {}
     broken = []
+    known: dict[tuple[object, ...], int] = {}
     for number, line in enumerate(read_lines(file, ANOTHER_FILE)):
         if not line.strip():
             continue
@@ -88,6 +89,9 @@ def _rows(file: Path, store: ImageStore) -> tuple[list[Example], list[BrokenRow]
                 raise RowError("it has no picture")
             if example.id in found:
                 raise RowError(f"the id {example.id} was there before")
+            first = known.setdefault((example.messages, example.references, example.metric), number)
+            if first != number:
+                raise RowError(f"line {first + 1} asks the same, which says nothing more")
             found[example.id] = example
         except RowError as error:
             broken.append(BrokenRow(f"{file.name}, line {number + 1}", str(error)))
@@ -111,7 +115,7 @@ def _example(line: str, number: int, store: ImageStore) -> Example:
 
 def _lines(file: Path, images: Path) -> list[Example]:
     """Every line about every picture. Names are not those of `run`, which would take fewer examples for another job."""
-    questions = [line.strip() for line in read_lines(file, ANOTHER_FILE) if line.strip()]
+    questions = list(dict.fromkeys(line.strip() for line in read_lines(file, ANOTHER_FILE) if line.strip()))
     for question in questions:
         if question.startswith("@") or IMAGE in question or KNOWN.search(question):
             raise InputError(f"{file}: a job would not ask {question!r:.80} as it stands", AS_THEY_STAND)
