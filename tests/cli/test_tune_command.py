@@ -298,3 +298,31 @@ def test_a_page_never_takes_the_place_of_a_picture(bundle: Path, tmp_path: Path)
         assert refused.exit_code == 3
         assert "is read, and cannot be written as well" in refused.stderr
     assert picture.read_bytes() == before
+
+
+@pytest.mark.parametrize("metric", ["baseline", "level_3", "gsm8k_flexible", "math_equivalent"])
+def test_without_answers_a_metric_must_call_equal_answers_equal(metric: str, bundle: Path, photos: Path) -> None:
+    line = ("tune", bundle, "--images", photos, *GRID, "--metric", metric, "--budget", 9)
+    refused = invoke(*line, "--questions", photos / "asked.txt")
+    assert refused.exit_code == 3
+    assert f"{metric} needs right answers" in refused.stderr
+    assert "mistral_anls" in refused.stderr
+    assert invoke(*line, "--questions", photos / "rows.jsonl").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("q.json", "[\n{}\n]\n"),
+        ("q.csv", "image,question\n00.png,what is it?\n"),
+        ("q.txt", '{"image": "00.png", "question": "what is it?"}\n'),
+    ],
+)
+def test_rows_are_not_asked_as_if_they_were_questions(
+    name: str, content: str, bundle: Path, photos: Path, tmp_path: Path
+) -> None:
+    (tmp_path / name).write_text(content)
+    refused = invoke("tune", bundle, "--images", photos, "--questions", tmp_path / name, *GRID)
+    assert refused.exit_code == 3
+    assert "no question a line" in refused.stderr
+    assert "rows of JSON" in refused.stderr

@@ -21,6 +21,8 @@ from pixtral_runtime.stats import SEED
 
 WITH_ANSWERS, WITHOUT_ANSWERS = "exact", "mistral_anls"
 """Metrics where nobody names one: the right answer, or how alike two settings' answers are."""
+TABLES = (".json", ".csv", ".tsv")
+"""Files whose lines are something else than questions."""
 AS_THEY_STAND = Option("questions", "FILE.jsonl", "with rows of JSON, whose questions are asked as they stand")
 ANOTHER_FILE = Option("questions", "FILE", "with a question a line, or rows of JSON with question, answers and image")
 
@@ -63,12 +65,23 @@ def read_tune_questions(file: Path, images: Path, cache: Path, metric: str | Non
     if not found:
         reason = f": {broken[0].id}: {broken[0].reason}" if broken else ""
         raise InputError(f"{file} has no question that can be asked{reason}", ANOTHER_FILE)
+    if metric is not None and not has_answers and not _knows_likeness(metric):
+        alike = tuple(name for name in known if _knows_likeness(name))
+        raise InputError(
+            f"{metric} needs right answers, as it does not call equal answers equal", Option("metric", alike)
+        )
     usual = WITH_ANSWERS if has_answers else WITHOUT_ANSWERS
     chosen = [
         replace(example, metric=metric or (example.metric if has_answers else None) or usual) for example in found
     ]
     random.Random(SEED).shuffle(chosen)
     return TuneQuestions(chosen, broken, has_answers)
+
+
+def _knows_likeness(metric: str) -> bool:
+    """Whether an answer is right by itself: others want "Final Answer:" or a number in it."""
+    answer = "a blue shape"
+    return metric == DIVERGENCE or METRICS[metric](answer, Example("", asked("", []), (answer,))) == 1
 
 
 def is_rows(file: Path) -> bool:
@@ -116,6 +129,8 @@ def _example(line: str, number: int, store: ImageStore) -> Example:
 def _lines(file: Path, images: Path) -> list[Example]:
     """Every line about every picture. Names are not those of `run`, which would take fewer examples for another job."""
     questions = list(dict.fromkeys(line.strip() for line in read_lines(file, ANOTHER_FILE) if line.strip()))
+    if file.suffix.lower() in TABLES or (questions and questions[0][0] in "[{"):
+        raise InputError(f"{file} has no question a line, and would be asked as it stands", ANOTHER_FILE)
     for question in questions:
         if question.startswith("@") or IMAGE in question or KNOWN.search(question):
             raise InputError(f"{file}: a job would not ask {question!r:.80} as it stands", AS_THEY_STAND)
