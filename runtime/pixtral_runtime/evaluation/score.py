@@ -51,8 +51,8 @@ class Score:
 
     @property
     def has_interval(self) -> bool:
-        """Whether the bounds say anything: those of a bootstrap of one example do not."""
-        return self.n > 1 or self.low < self.high
+        """Whether the bounds say anything: those of a bootstrap of equal numbers, or of one, do not."""
+        return self.low < self.high
 
     def exponential(self) -> Score:
         """A perplexity of nats, with their interval."""
@@ -79,7 +79,7 @@ class Paired:
     @property
     def has_interval(self) -> bool:
         """As of a `Score`."""
-        return self.n > 1 or self.low < self.high
+        return self.low < self.high
 
     @property
     def significant(self) -> bool:
@@ -89,9 +89,9 @@ class Paired:
 def paired(old: Samples, new: Samples, weights: Samples | None = None, *, less_is_better: bool = False) -> Paired:
     """Compare scores of the same examples in the same order. Raises ValueError where they are not as many, or none.
 
-    Where scores are 0 or 1 and none has changed the interval is Tango's, which is Wilson's of no change either way. A
-    bootstrap of few changes knows no other ones than those: its p-value is never below that of as many tosses of a coin
-    that all fall alike.
+    Where no score from 0 to 1 has changed the interval is Tango's, which is Wilson's of no change either way; where all
+    went from one to the other, it is Wilson's of that. A bootstrap of few changes knows no other ones than those: its
+    p-value is never below that of as many tosses of a coin that all fall alike.
     """
     before, after = finite_values(old), finite_values(new)
     if len(before) != len(after):
@@ -102,16 +102,28 @@ def paired(old: Samples, new: Samples, weights: Samples | None = None, *, less_i
         better, worse = worse, better
     means = _means(change) if heavy is None else _weighted_means(change, heavy)
     low, high = map(float, np.percentile(means, (2.5, 97.5)))
+    if heavy is None and abs(change).max() in (0, 1) and (change == change[0]).all() and _are_shares(before, after):
+        low, high = _same_change(change)
     if heavy is None and np.isin(before, (0, 1)).all() and np.isin(after, (0, 1)).all():
         p_value, test = mcnemar(better, worse), "McNemar"
-        if not change.any():  # a bootstrap would claim certainty
-            _, high = wilson(0, len(change))
-            low = -high
     else:
         as_far = np.abs(means - mean) >= abs(mean) - 1e-12  # as if there were no difference
         p_value, test = float((as_far.sum() + 1) / (len(means) + 1)), "paired bootstrap"
         p_value = max(p_value, mcnemar(better + worse, 0))
     return Paired(len(change), mean, low, high, p_value, test, better, worse)
+
+
+def _are_shares(*scores: npt.NDArray[np.float64]) -> bool:
+    return all(((values >= 0) & (values <= 1)).all() for values in scores)
+
+
+def _same_change(change: npt.NDArray[np.float64]) -> tuple[float, float]:
+    """The interval where all shares changed by 0, by 1 or by -1, of which a bootstrap would be certain."""
+    if not change.any():
+        _, most = wilson(0, len(change))
+        return -most, most
+    least, _ = wilson(len(change), len(change))
+    return (least, 1.0) if change[0] > 0 else (-1.0, -least)
 
 
 def wording_points(task: str) -> float:

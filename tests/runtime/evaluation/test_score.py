@@ -138,3 +138,12 @@ def test_one_example_has_no_interval_but_a_known_one() -> None:
     assert not paired([2.5], [2.6]).has_interval
     assert Score.of([1.0]).has_interval  # Wilson's
     assert Score.of([2.5, 2.6]).has_interval
+
+
+@pytest.mark.parametrize(("old", "new"), [(1.0, 0.0), (0.0, 1.0), (0.4, 0.4)])
+def test_a_change_that_all_examples_share_is_not_certain(old: float, new: float) -> None:
+    change = paired([old] * 4, [new] * 4)
+    assert change.low <= change.difference <= change.high
+    least, most = wilson(4, 4) if old != new else (0.0, wilson(0, 4)[1])
+    assert change.high - change.low == pytest.approx(most - least if old != new else 2 * most)
+    assert not paired([8.0] * 4, [8.0] * 4).has_interval  # ratings have no such bound
