@@ -82,7 +82,7 @@ def wilson(right: int, total: int) -> tuple[float, float]:
     centre = share + Z_97_5 * Z_97_5 / (2 * total)
     spread = Z_97_5 * math.sqrt(share * (1 - share) / total + Z_97_5 * Z_97_5 / (4 * total * total))
     scale = 1 + Z_97_5 * Z_97_5 / total
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
+    return max(0.0, min(share, (centre - spread) / scale)), min(1.0, max(share, (centre + spread) / scale))
 
 
 def _log_choose(total: int, some: int) -> float:

@@ -50,6 +50,12 @@ def test_answers_of_which_none_changed_are_no_proof_that_none_will() -> None:
     assert "at most 11.35 points: too few examples" in verdict("custom", change)
 
 
+def test_an_interval_holds_its_own_share() -> None:
+    for total in range(1, 200):  # rounding would leave 1 - 2e-16 above some of 1
+        assert wilson(total, total)[1] == 1
+        assert wilson(0, total)[0] == 0
+
+
 def test_wilsons_interval_is_the_published_one() -> None:
     low, high = wilson(9666, 9673)
     assert (round(low, 4), round(high, 4)) == (0.9985, 0.9996)
