@@ -129,8 +129,11 @@ def chat_server(*replies: Reply, models: Reply | None = None) -> Iterator[Chat]:
         def log_message(self, format: str, *arguments: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    class Server(ThreadingHTTPServer):
+        daemon_threads = True
+        request_queue_size = 128  # who comes when 5 are waiting would be turned away now and then
+
+    server = Server(("127.0.0.1", 0), Handler)
     server.handle_error = lambda *_: None  # type: ignore[method-assign]  # of those who leave in the middle
     url = f"http://127.0.0.1:{server.server_port}/v1"
     chat = Chat(url, list(replies) or [Reply()], models or model_list("a-model"))
