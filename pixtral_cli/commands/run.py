@@ -141,7 +141,7 @@ def run(
     names, questions = paths or [], prompt or [QUESTION]
     copies = "--embed" if embed else "--format webdataset" if table == "webdataset" else None
     asked = (
-        read_watched(names, questions, system, max_new_tokens, recursive, limit, captions, results, report, copies)
+        read_watched(names, questions, system, max_new_tokens, sources, limit, captions, results, report, table, copies)
         if watch
         else read_asked(names, questions, requests, system, max_new_tokens, sources, shard, limit, captions, before)
     )

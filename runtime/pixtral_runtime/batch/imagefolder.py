@@ -45,8 +45,13 @@ def check_imagefolder(requests: Iterable[Request], path: Path) -> None:
     names = FileNames(path)
     for request in requests:
         if not all(isinstance(image, Path) for image in request.images):
-            raise RequestError(f"{request.id}: its picture is no file that a dataset can name", "save it to a file")
+            raise no_file(request.id)
         names([str(image) for image in request.images])
+
+
+def no_file(id: str) -> RequestError:
+    """The error for what a line cannot name: something within a file."""
+    return RequestError(f"{id}: its picture is no file that a dataset can name", "save it to a file")
 
 
 class FileNames:

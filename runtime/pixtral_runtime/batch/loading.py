@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from pixtral_runtime.batch.openai_output import token_logprobs
@@ -23,6 +24,7 @@ from pixtral_runtime.inputs.image_files import picture_file
 from pixtral_runtime.inputs.openai_chat import FieldError, check_tokens
 from pixtral_runtime.inputs.preprocess import LOW_DETAIL_TOKENS, see_within
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
+from pixtral_runtime.sources.documents import DOCUMENT_SUFFIXES
 
 READER_THREADS = 2  # threads; decoding and scaling one image takes a few per cent of encoding it
 
@@ -46,7 +48,7 @@ class Loaded:
 class RequestLoader:
     """What all requests of a job share. `done` are records of before by id, `schema` is that of the whole job.
 
-    May be used by many threads.
+    `check_same` refuses a record of before that is the answer to something else. May be used by many threads.
     """
 
     prompts: PromptBuilder
@@ -56,6 +58,7 @@ class RequestLoader:
     under_way: UnderWay | None = None
     write_hint: HintWriter = python_hint
     memory: DecodeMemory = field(default_factory=lambda: DecodeMemory(READER_THREADS))
+    check_same: Callable[[Record, Request, str], None] = check_same_question
 
     def __post_init__(self) -> None:
         self._schemas = SchemaCache(self.prompts)
@@ -65,7 +68,7 @@ class RequestLoader:
         record = record_of(request, self.settings)
         before, under_way = self.done.get(request.id), self.under_way
         if before is not None:
-            check_same_question(before, request, record.asked)
+            self.check_same(before, request, record.asked)
         if under_way is not None:
             under_way.begin(request.id)
         try:
@@ -90,13 +93,14 @@ class RequestLoader:
                 prompt = self._prompt(request, record, files, started)
             return Loaded(request, record, prompt, self._schema_of(request), can_share=not is_drawn)
         except InputError as error:
-            if before is not None and before.error is None and record.key is None:
+            if before is not None and before.error is None and record.key is None and not _has_broken(request):
                 return Loaded(request, record, known=True)  # an answer outlives its picture
             self.fail(record, error)
             if isinstance(error, ImageMemoryError):
                 record.key = None  # so that the next run tries again
                 return Loaded(request, record)
-            is_same = before is not None and (before.key, before.asked) == (record.key, record.asked)
+            now = (record.key, record.asked, record.error)
+            is_same = before is not None and (before.key, before.asked, before.error) == now
             return Loaded(request, record, known=is_same)
 
     def _prompt(self, request: Request, record: Record, files: Sequence[bytes], started: float) -> Prompt:
@@ -173,6 +177,14 @@ class RequestLoader:
         if record.own is not None:
             record.status = 400 if isinstance(error, InputError) else 500
             record.param = error.field if isinstance(error, FieldError) else None
+
+
+def _has_broken(request: Request) -> bool:
+    """Whether a document of a request can be opened: where its pages cannot be read, it is not that of before."""
+    files = (image.file for image in request.images if isinstance(image, StoredPicture))
+    return any(
+        file is not None and file.suffix.lower() in DOCUMENT_SUFFIXES and os.access(file, os.R_OK) for file in files
+    )
 
 
 def _ms_since(started: float) -> float:

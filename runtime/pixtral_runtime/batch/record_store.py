@@ -22,7 +22,8 @@ ANOTHER_TEMPORARY = "TMPDIR=FOLDER in front of the command"
 
 
 class RecordStore(Mapping[str, Record]):
-    """Records by id, in the order in which each came last. May be read by many threads while one adds.
+    """Records by id, in the order in which each came last. May be read by many threads while one adds and
+    one drops.
 
     `folder` is where there is room for as much again as the results take; None for the system's own place for such
     files. Raises OSError where nothing can be written there.
@@ -47,6 +48,10 @@ class RecordStore(Mapping[str, Record]):
         if record.key is not None and record.error is None:
             self._answered.setdefault(record.key, self._end)
         self._end += len(line)
+
+    def drop(self, id: str) -> None:
+        """Keep the record of this id no longer, if there is one."""
+        self._starts.pop(id, None)
 
     def answer_to(self, key: str | None) -> Record | None:
         """A record with an answer to the same question about the same pictures."""

@@ -44,7 +44,7 @@ class ResultsFile:
         self._file, self._records, self._replaces = file, records, replaces
         self._bytes = os.fstat(file.fileno()).st_size
         self._synced_s = time.monotonic()
-        self._superseded = 0
+        self._lines = len(records)  # in the file
         self.under_way = UnderWay(path)
 
     @classmethod
@@ -99,13 +99,13 @@ class ResultsFile:
                 self._file.truncate(self._bytes)  # a full disk leaves no half record
             raise unwritable(self.path, error, GO_ON, ANOTHER_OUTPUT) from error
         self._bytes += len(line)
-        self._superseded += record.id in self._records
+        self._lines += 1
         self._keep(record)
         if time.monotonic() - self._synced_s >= SYNC_EVERY_S:
             self.sync()
 
     def close(self) -> None:
-        """Bring everything to the disk, drop superseded lines and unlock. Closing again does nothing."""
+        """Bring everything to the disk, drop lines that do not count and unlock. Closing again does nothing."""
         self.under_way.close()
         if self._file.closed:
             return
@@ -113,7 +113,7 @@ class ResultsFile:
             self.sync()
             if self._replaces:
                 return  # there was nothing to replace it with
-            if self._superseded or not self._is_whole():
+            if self._lines > len(self._records) or not self._is_whole():
                 self._rewrite()
         finally:
             self._file.close()  # which may be the one that was written anew
@@ -168,7 +168,7 @@ class ResultsFile:
             raise unwritable(self.path, error, GO_ON, ANOTHER_OUTPUT) from error
         self._file.close()
         self._file, self._bytes = held, held.tell()
-        self._replaces, self._superseded, self._synced_s = False, 0, time.monotonic()
+        self._replaces, self._lines, self._synced_s = False, len(self._records), time.monotonic()
 
     def _keep(self, record: Record) -> None:
         try:

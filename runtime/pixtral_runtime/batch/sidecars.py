@@ -87,6 +87,11 @@ def _one_line(text: str) -> str:
     return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
+def no_file(id: str) -> RequestError:
+    """The error for what a sidecar cannot lie beside: something within a file."""
+    return RequestError(f"{id}: its picture is no file that a sidecar could go with", "save it to a file")
+
+
 def sidecar_places(
     requests: Iterable[Request], settings: SidecarSettings, roots: Mapping[Path, Path]
 ) -> dict[str, Path]:
@@ -103,9 +108,7 @@ def sidecar_places(
             )
         picture = request.images[0]
         if not isinstance(picture, Path):
-            raise RequestError(
-                f"{request.id}: its picture is no file that a sidecar could go with", "save it to a file"
-            )
+            raise no_file(request.id)
         places[request.id] = settings.place(picture, roots.get(picture, picture.parent))
         pictures.setdefault(os.path.realpath(places[request.id]), []).append(picture)
     for same in pictures.values():

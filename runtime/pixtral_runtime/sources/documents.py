@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,9 @@ from pixtral_runtime.sources.pages import PageSettings
 from pixtral_runtime.sources.pdf import PDF_SUFFIX, has_pdf_reader, pdf_items
 from pixtral_runtime.sources.tiff import TIFF_SUFFIXES, tiff_items
 from pixtral_runtime.sources.video import VIDEO_SUFFIXES, VideoSettings, video_items
+
+DOCUMENT_SUFFIXES = frozenset({PDF_SUFFIX}) | TIFF_SUFFIXES | VIDEO_SUFFIXES
+PART = re.compile(r"#(page=[0-9]+|t=[0-9.]+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,18 @@ def suffixes(*, with_videos: bool = False) -> frozenset[str]:
     """What to look for in a folder: pictures, PDF files where they can be read, and videos where they are wanted."""
     documents = {PDF_SUFFIX} if has_pdf_reader() else set()
     return IMAGE_SUFFIXES | documents | (VIDEO_SUFFIXES if with_videos else set())
+
+
+def watched_suffixes(*, with_videos: bool = False) -> frozenset[str]:
+    """What to look for in a folder that fills: PDF files anyway, whose records say that they cannot be read."""
+    return suffixes(with_videos=with_videos) | {PDF_SUFFIX}
+
+
+def file_of(name: str) -> Path:
+    """The file that a picture is in, by what it is called: `scan.pdf` of `scan.pdf#page=3`, or the picture itself."""
+    file, mark, part = name.rpartition("#")
+    is_part = PART.fullmatch(mark + part) and Path(file).suffix.lower() in DOCUMENT_SUFFIXES
+    return Path(file if is_part else name)
 
 
 def expand(path: Path, settings: DocumentSettings) -> Iterator[Item] | None:

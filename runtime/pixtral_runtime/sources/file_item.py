@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pixtral_runtime.errors import PixtralError
 from pixtral_runtime.inputs.conversation import StoredPicture
 from pixtral_runtime.sources.item import BrokenPicture, Item
+from pixtral_runtime.sources.pictures import picture_item
 
 Fit = Callable[[float, float], tuple[int, int]]
 """From the width and height of something, in any unit, to pixels: `Preprocess.drawn_size`."""
@@ -19,7 +20,7 @@ Fit = Callable[[float, float], tuple[int, int]]
 
 def file_item(path: Path, id: str, parts: Sequence[str | StoredPicture], text: str = "") -> Item:
     """An item of which the file's name says what it is called."""
-    return Item(id, tuple(parts), path.stem, os.path.basename(os.path.dirname(os.path.abspath(path))), text=text)
+    return replace(picture_item(path), id=id, parts=tuple(parts), text=text)
 
 
 def broken(path: Path, name: str, error: PixtralError) -> BrokenPicture:

@@ -1,4 +1,4 @@
-"""Folders into which a camera, a scanner or a program puts pictures: each is worked off once it is complete, for ever.
+"""Folders into which a camera, a scanner or a program puts files: each is worked off once it is complete, for ever.
 
 The folders are looked at twice a second: on a network's or a memory card's file system nothing tells of changes, and
 looking works everywhere. The more files there are, the longer it rests in between.
@@ -11,16 +11,13 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 
 from pixtral_runtime.errors import InputError
-from pixtral_runtime.inputs.image_files import Note
-from pixtral_runtime.sources.item import BrokenPicture, Item
-from pixtral_runtime.sources.pdf import PDF_SUFFIX
+from pixtral_runtime.inputs.image_files import IMAGE_SUFFIXES, Note
+from pixtral_runtime.sources.item import Item
 from pixtral_runtime.sources.pictures import picture_item
-from pixtral_runtime.sources.tiff import TIFF_SUFFIXES, frames_of_pages
 from pixtral_runtime.sources.watched_folder import Settled, WatchedFolder
 
 POLL_S = 0.5
@@ -28,16 +25,16 @@ SETTLE_S = 1.0  # unchanged for so long, and with its end: complete
 PATIENCE_S = 10.0  # unchanged for so long: as complete as it will be
 REST = 10  # times as long as a look, at least, until the next one
 MOST_REST_S = 5.0
-A_RUN_OF_ITS_OWN = "ask about this file in a run of its own, which takes its pages"
 
 
 class Watch:
-    """The pictures in some folders, sorted by name, then others as they come, and those that change.
+    """The files in some folders, sorted by name, then others as they come, and those that change: an item for each.
 
-    One counts when its size and time have been the same for `settle_s` seconds and its end is there, or for
-    `patience_s` seconds without. Hidden files and names for temporary ones do not count, nor do empty files. `note`
-    hears, in the thread that iterates, when nothing is left, and when a folder cannot be read, which is then waited
-    for. Raises InputError for what is no folder to begin with.
+    Those with one of the `suffixes`, in lower case; what is in a document is for others to tell. One counts when its
+    size and time have been the same for `settle_s` seconds and its end is there, or for `patience_s` seconds without.
+    Hidden files and names for temporary ones do not count, nor do empty files. `note` hears, in the thread that
+    iterates, when nothing is left, and when a folder cannot be read, which is then waited for. Raises InputError for
+    what is no folder to begin with.
     """
 
     files: Sequence[Path] = ()
@@ -46,6 +43,7 @@ class Watch:
     def __init__(
         self,
         folders: Sequence[Path],
+        suffixes: Set[str] = IMAGE_SUFFIXES,
         *,
         recursive: bool = False,
         note: Note = lambda _: None,
@@ -54,28 +52,32 @@ class Watch:
         patience_s: float = PATIENCE_S,
     ) -> None:
         self.folders = tuple(dict.fromkeys(folders))
-        self._recursive, self._note = recursive, note
+        self.suffixes, self._recursive, self._note = suffixes, recursive, note
         self._poll_s, self._settle_s, self._patience_s = poll_s, settle_s, patience_s
         self._known: dict[str, WatchedFolder] = {}
         self._missing: set[str] = set()
         self._forgotten: deque[Path] = deque()
+        self._passed: Path | None = None
         self._closed = threading.Event()
         for folder in self.folders:
             _check_folder(folder)
 
-    def root_of(self, picture: Path) -> Path | None:
-        """Which of the folders a picture is in."""
+    def root_of(self, file: Path) -> Path | None:
+        """Which of the folders a file is in."""
         is_in = Path.is_relative_to if self._recursive else lambda path, folder: path.parent == folder
-        return next((folder for folder in self.folders if is_in(picture, folder)), None)
+        return next((folder for folder in self.folders if is_in(file, folder)), None)
 
-    def forget(self, picture: Path) -> None:
-        """Take a picture for a new one, because it could not be worked off yet. May be called from any thread."""
-        self._forgotten.append(picture)
+    def forget(self, file: Path) -> None:
+        """Take a file for a new one, because it could not be worked off yet. May be called from any thread."""
+        self._forgotten.append(file)
 
-    def pass_over(self, picture: Path) -> None:
-        """Say that a picture had gone before it was read. It is a new one if it comes back."""
-        self._note(f"passed over: {picture} had gone before it was read")
-        self.forget(picture)
+    def pass_over(self, file: Path) -> None:
+        """Say that a file had gone before it was read, once for all of its pages. It is a new one if it comes back."""
+        if file == self._passed:
+            return
+        self._passed = file
+        self._note(f"passed over: {file} had gone before it was read")
+        self.forget(file)
 
     @property
     def is_closed(self) -> bool:
@@ -98,7 +100,9 @@ class Watch:
                 if found.is_complete(started, self._patience_s):
                     found.take()
                     gave_some = True
-                    yield _item(found.path)
+                    if found.path == self._passed:
+                        self._passed = None
+                    yield picture_item(found.path)
                     if self._closed.is_set():
                         return
             is_idle = not self._missing and not any(folder.growing for folder in self._known.values())
@@ -110,9 +114,9 @@ class Watch:
     def _look(self, now: float) -> list[Settled]:
         """What is settled in all folders, folder by folder as they were named, sorted by name."""
         while self._forgotten:
-            picture = self._forgotten.popleft()
-            if (folder := self._known.get(str(picture.parent))) is not None:
-                folder.complete.pop(picture.name, None)
+            file = self._forgotten.popleft()
+            if (folder := self._known.get(str(file.parent))) is not None:
+                folder.complete.pop(file.name, None)
         visited: dict[str, WatchedFolder] = {}
         seen: set[tuple[int, int]] = set()
         settled: list[Settled] = []
@@ -135,7 +139,7 @@ class Watch:
                 if (status.st_dev, status.st_ino) in seen:
                     continue
                 seen.add((status.st_dev, status.st_ino))
-                folder = visited[path] = self._known.get(path) or WatchedFolder(path)
+                folder = visited[path] = self._known.get(path) or WatchedFolder(path, self.suffixes)
                 yield from folder.look(now, self._settle_s, folders if self._recursive else None)
             except OSError as error:
                 self._miss(path, error, visited, is_root=path == root)
@@ -153,20 +157,10 @@ class Watch:
             return
         below = path + os.sep
         visited.update((known, self._known[known]) for known in self._known if (known + os.sep).startswith(below))
-        visited.setdefault(path, WatchedFolder(path)).growing.clear()
+        visited.setdefault(path, WatchedFolder(path, self.suffixes)).growing.clear()
         if path not in self._missing:
             self._missing.add(path)
             self._note(f"{path} cannot be read: {error.strerror}; it is waited for")
-
-
-def _item(path: Path) -> Item:
-    """A picture; one that is broken for a file that may have several pages, as they are not read here."""
-    item = picture_item(path)
-    suffix = path.suffix.lower()
-    if suffix != PDF_SUFFIX and (suffix not in TIFF_SUFFIXES or len(frames_of_pages(path)) < 2):
-        return item
-    problem = "it is a document, whose pages are not read while a folder is watched"
-    return replace(item, parts=(BrokenPicture(name=item.id, problem=problem, remedies=(A_RUN_OF_ITS_OWN,)),))
 
 
 def _check_folder(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""One folder that is looked at again and again: which of its pictures are new or changed, and have stopped growing."""
+"""One folder that is looked at again and again: which of its files are new or changed, and have stopped growing."""
 
 from __future__ import annotations
 
@@ -6,13 +6,11 @@ import errno
 import math
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass
 from pathlib import Path
 
-from pixtral_runtime.inputs.image_files import IMAGE_SUFFIXES
 from pixtral_runtime.sources.endings import has_end
-from pixtral_runtime.sources.pdf import PDF_SUFFIX
 
 RECHECKED = 2000  # files that were complete before, at each look
 TEMPORARY = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".download")
@@ -20,7 +18,7 @@ TEMPORARY = (".part", ".partial", ".tmp", ".temp", ".crdownload", ".download")
 
 @dataclass(frozen=True, slots=True)
 class Settled:
-    """A picture that has not changed since `since`, seconds of `time.monotonic`."""
+    """A file that has not changed since `since`, seconds of `time.monotonic`."""
 
     folder: WatchedFolder
     name: str
@@ -43,20 +41,20 @@ class Settled:
 
 
 class WatchedFolder:
-    """What is known of a folder's pictures by name: a stamp of those that were taken, and since when others have one.
+    """What is known of a folder's files by name: a stamp of those that were taken, and since when others have one.
 
-    A stamp is a number for a file's size, time and permissions.
+    Those count that have one of the `suffixes`. A stamp is a number for a file's size, time and permissions.
     """
 
-    def __init__(self, path: str) -> None:
-        self.path = path
+    def __init__(self, path: str, suffixes: Set[str]) -> None:
+        self.path, self._suffixes = path, suffixes
         self.complete: dict[str, int] = {}
         self.growing: dict[str, tuple[int, float]] = {}
         self._device: int | None = None
         self._looks = 0
 
     def look(self, now: float, settle_s: float, folders: list[os.DirEntry[str]] | None = None) -> list[Settled]:
-        """Pictures that have been the same for so long, in no order; its sub-folders are added to `folders`.
+        """Files that have been the same for so long, in no order; its sub-folders are added to `folders`.
 
         Of those that were taken only some are compared each time, all of them in turn. Raises OSError.
         """
@@ -74,7 +72,7 @@ class WatchedFolder:
                 known += 1
                 if name not in self.growing and hash(name) % turns != turn:
                     continue
-            elif not is_picture_name(name):
+            elif not is_wanted(name, self._suffixes):
                 if folders is not None and not name.startswith(".") and entry.is_dir():
                     folders.append(entry)
                 continue
@@ -103,11 +101,11 @@ class WatchedFolder:
             yield from entries
 
 
-def is_picture_name(name: str) -> bool:
-    """Whether a file may be a picture, or a document that is to be told of, and not one in the making."""
+def is_wanted(name: str, suffixes: Set[str]) -> bool:
+    """Whether a file has one of the suffixes, and is not one in the making."""
     stem, suffix = os.path.splitext(name)
     return (
-        (suffix.lower() in IMAGE_SUFFIXES or suffix.lower() == PDF_SUFFIX)
+        suffix.lower() in suffixes
         and not name.startswith((".", "~"))
         and not stem.endswith("~")
         and os.path.splitext(stem)[1].lower() not in TEMPORARY

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections import deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 from queue import Queue
 
@@ -15,12 +13,10 @@ import pytest
 from helpers.bundles import exported
 from helpers.job_records import by_id
 from helpers.places import DEMO, IMAGES
+from helpers.watch_runs import DOCUMENTS, Run, put
 from helpers.watching import GIVE_UP_S, SHORT, write_picture
 from pixtral_export.plan import ExportSettings
-from pixtral_runtime.batch.job import Job
-from pixtral_runtime.batch.records import Record, Request, Settings
-from pixtral_runtime.batch.results_file import ResultsFile
-from pixtral_runtime.batch.run import run_job
+from pixtral_runtime.batch.records import Request, Settings
 from pixtral_runtime.batch.sidecars import SidecarSettings
 from pixtral_runtime.batch.watched_requests import WatchedRequests
 from pixtral_runtime.batch.watched_sidecars import WatchedSidecars
@@ -29,7 +25,6 @@ from pixtral_runtime.errors import InputError
 from pixtral_runtime.sources.item import Item
 from pixtral_runtime.sources.watch import Watch
 
-QUESTION = "Describe this image in one short sentence."
 RED, BLUE = IMAGES / "red_triangle_64x64.png", IMAGES / "blue_circle_64x64.png"
 
 
@@ -44,64 +39,6 @@ def cam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     Path("cam").mkdir()
     return Path("cam")
-
-
-@dataclass
-class Run:
-    """A job over `cam` in a thread of its own, as one run after the other of a command."""
-
-    worker: Worker
-    texts: tuple[str, ...] = (QUESTION,)
-    captions: SidecarSettings | None = None
-    sidecars: WatchedSidecars | None = None
-    notes: Queue[str] = field(default_factory=Queue)
-    job: Job | None = None
-    _records: Queue[Record | BaseException] = field(default_factory=Queue)
-
-    def __enter__(self) -> Run:
-        watch = Watch([Path("cam")], note=self.notes.put, **SHORT)
-        self.sidecars = None if self.captions is None else WatchedSidecars(self.captions, watch)
-        self.requests = WatchedRequests(watch, self.texts, None, 24, self.sidecars)
-        self._thread = threading.Thread(target=self._work, daemon=True)
-        self._thread.start()
-        self.wait_for(lambda: self.job is not None or not self._thread.is_alive() or not self._records.empty())
-        return self
-
-    @property
-    def kept(self) -> int:
-        return 0 if self.job is None else self.job.kept
-
-    def _work(self) -> None:
-        try:
-            with ResultsFile.resume(Path("r.jsonl"), (), self.worker.settings) as file:
-                self.job = self.worker.job(self.requests, file.done, file.under_way)
-                run_job(self.job, None, file, lambda record, _: self._records.put(record), self.sidecars)
-        except BaseException as error:  # for the test to raise
-            self._records.put(error)
-
-    def next(self) -> Record:
-        found = self._records.get(timeout=GIVE_UP_S)
-        if isinstance(found, BaseException):
-            raise found
-        return found
-
-    def wait_for(self, is_so: Callable[[], bool]) -> None:
-        for _ in range(int(GIVE_UP_S / 0.02)):
-            if is_so():
-                return
-            threading.Event().wait(0.02)
-        raise AssertionError("it never was so")
-
-    def __exit__(self, *_: object) -> None:
-        if self.job is not None:
-            self.job.stop()
-        self._thread.join(GIVE_UP_S)
-        assert self._records.empty()
-
-
-def put(source: Path, place: Path) -> None:
-    shutil.copy(source, place.with_name(f".{place.name}"))
-    place.with_name(f".{place.name}").replace(place)
 
 
 def test_replaced_renamed_and_deleted_pictures(worker: Worker, cam: Path) -> None:
@@ -124,7 +61,7 @@ def test_replaced_renamed_and_deleted_pictures(worker: Worker, cam: Path) -> Non
 
 def test_one_that_changes_while_it_is_worked_on_is_asked_about_after_that(cam: Path) -> None:
     write_picture(cam / "a.png")
-    requests = WatchedRequests(Watch([cam], **SHORT), ["What?"])
+    requests = WatchedRequests(Watch([cam], **SHORT), ["What?"], DOCUMENTS)
     found: Queue[Request] = Queue()
     threading.Thread(target=lambda: deque(map(found.put, requests), 0), daemon=True).start()
     assert found.get(timeout=GIVE_UP_S).id == "cam/a.png"
@@ -132,7 +69,7 @@ def test_one_that_changes_while_it_is_worked_on_is_asked_about_after_that(cam: P
         write_picture(cam / "a.png", ("blue", "green", "black")[number])
         write_picture(cam / f"{number}.png")
         assert found.get(timeout=GIVE_UP_S).id == f"cam/{number}.png"
-    requests.under_way.discard("cam/a.png")
+    del requests.under_way["cam/a.png"]
     assert found.get(timeout=GIVE_UP_S).id == "cam/a.png"
     requests.watch.close()
 
@@ -242,10 +179,10 @@ def test_the_first_of_them_and_no_parts(cam: Path) -> None:
     for name in "abc":
         write_picture(cam / f"{name}.png")
     watch = Watch([cam], **SHORT)
-    assert [request.id for request in WatchedRequests(watch, ["A?", "B?"], limit=3)] == [
+    assert [request.id for request in WatchedRequests(watch, ["A?", "B?"], DOCUMENTS, limit=3)] == [
         *("cam/a.png#1", "cam/a.png#2", "cam/b.png#1")
     ]
     with pytest.raises(TypeError):
-        WatchedRequests(watch, ["A?"])[1:]
+        WatchedRequests(watch, ["A?"], DOCUMENTS)[1:]
     with pytest.raises(InputError, match="asked 2 questions"):
-        WatchedRequests(watch, ["A?", "B?"], sidecars=WatchedSidecars(SidecarSettings(), watch))
+        WatchedRequests(watch, ["A?", "B?"], DOCUMENTS, sidecars=WatchedSidecars(SidecarSettings(), watch))

@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 
 from helpers.watching import SHORT, watching, write_picture
-from pixtral_runtime.errors import ImageError, InputError
-from pixtral_runtime.inputs.image_files import picture_file
+from pixtral_runtime.errors import InputError
 from pixtral_runtime.sources import watched_folder
+from pixtral_runtime.sources.documents import watched_suffixes
 from pixtral_runtime.sources.endings import has_end
 from pixtral_runtime.sources.watch import Watch
 
@@ -179,16 +179,11 @@ def test_each_folder_is_looked_into_once_whatever_leads_there(cam: Path, tmp_pat
         assert found.watch.root_of(tmp_path / "a.png") is None
 
 
-def test_several_pages_are_not_taken_for_their_first_one(cam: Path) -> None:
-    pages = [Image.new("RGB", (48, 48), colour) for colour in ("red", "blue")]
-    pages[0].save(cam / "one.tif")
-    pages[0].save(cam / "two.TIFF", "TIFF", save_all=True, append_images=pages[1:])
-    pages[0].save(cam / "scan.pdf")
-    one, *documents = islice(Watch([cam], **SHORT), 3)
-    assert one.parts == (cam / "one.tif",)
-    for item, name in zip(documents, ("scan.pdf", "two.TIFF"), strict=True):
-        with pytest.raises(ImageError, match=f"{name}: it is a document"):
-            picture_file(item.parts[0])  # type: ignore[arg-type]
+def test_other_files_come_where_they_are_wanted(cam: Path) -> None:
+    for name in ("a.PDF", "b.png", "c.mp4", "d.txt"):
+        write_picture(cam / name)
+    found = islice(Watch([cam], watched_suffixes(with_videos=True), **SHORT), 3)
+    assert [Path(item.id).name for item in found] == ["a.PDF", "b.png", "c.mp4"]
 
 
 def test_only_folders_can_be_watched(cam: Path) -> None:
