@@ -55,4 +55,4 @@ def read_watched(
     documents = replace(sources.documents, wants_text=any(PromptTemplate(text).has_text for text in questions))
     no_file = imagefolder.no_file if table == "imagefolder" else None
     asked = WatchedRequests(watch, questions, documents, system, max_new_tokens, sidecars, no_file, limit)
-    return Asked(asked, (), sidecars, has_documents=True)
+    return Asked(asked, (), sidecars, has_documents=sidecars is None and no_file is None)

@@ -19,7 +19,9 @@ from typer.testing import CliRunner
 
 from helpers.bundles import exported
 from helpers.job_records import by_id
+from helpers.pdf_files import pdf_file, text_page
 from helpers.places import DEMO, IMAGES
+from helpers.videos import write_video
 from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
 
@@ -135,6 +137,59 @@ def test_it_ends_by_itself_after_so_many(bundle: Path, cam: Path) -> None:
     assert Path("cam/metadata.csv").read_text().count("\ncam/") == 3  # of those that have gone, too
 
 
+def test_a_scanner_that_is_killed_over_a_document_goes_on_with_its_pages(bundle: Path, cam: Path) -> None:
+    scan = pdf_file([text_page(word) for word in ("one", "two", "three", "four")])
+    with watch(bundle, "-o r.jsonl --resume --batch 1 --pages 1-3 -p {text}?") as process:
+        with (cam / "scan.pdf").open("wb", buffering=0) as file:
+            for part in (scan[:100], scan[100:-20], scan[-20:]):
+                file.write(part)
+                time.sleep(0.2)
+        wait_until(records)
+        process.kill()
+        process.wait(GIVE_UP_S)
+    before = len(records())
+    assert before < 3
+    with watch(bundle, "-o r.jsonl --resume --pages 1-3 -p {text}? --json --report r.html") as process:
+        wait_until(lambda: len(records()) == 3)
+        write_video(cam / "clip.avi", "MJPG", 10)  # nobody asked for frames
+        (cam / "bad.pdf").write_bytes(b"%PDF-1.7\nstartxref\n9\n%%EOF")
+        wait_until(lambda: len(records()) == 4)
+        process.send_signal(signal.SIGINT)
+        summary = json.loads(process.communicate(timeout=GIVE_UP_S)[0])
+    assert summary | {"requests": 4, "answered": 3, "kept": before} == summary
+    assert summary["failed"] == [{"id": "cam/bad.pdf", "error": "cam/bad.pdf: damaged or incomplete PDF"}]
+    found = by_id(Path("r.jsonl"))
+    asked = {id: record["question"] for id, record in found.items() if record["error"] is None}
+    assert asked == {
+        f"cam/scan.pdf#page={number}": f"{word}?" for number, word in enumerate(("one", "two", "three"), 1)
+    }
+    assert len(re.findall(r'<script id="p[0-3]" type="text/plain">.+</script>', Path("r.html").read_text())) == 3
+    (cam / "bad.pdf").unlink()
+    result = run(bundle, "cam -o r.jsonl --resume --pages 1-3 -p {text}? --json")
+    assert json.loads(result.stdout)["kept"] == 3, result.output
+
+
+def test_clips_and_whole_documents_are_asked_about_where_that_is_wanted(bundle: Path, cam: Path) -> None:
+    (cam / "scan.pdf").write_bytes(pdf_file([text_page("one"), text_page("two")]))
+    write_video(cam / "clip.mp4", "mp4v", 10)
+    result = run(bundle, "cam --watch --limit 2 -o r.jsonl --frames 2 --per document --image-tokens 100 -p {text}?")
+    assert result.exit_code == 0, result.output
+    found = by_id(Path("r.jsonl"))
+    assert {id: [image["path"] for image in record["images"]] for id, record in found.items()} == {
+        "cam/clip.mp4": ["cam/clip.mp4#t=0.1", "cam/clip.mp4#t=0.3"],
+        "cam/scan.pdf": ["cam/scan.pdf#page=1", "cam/scan.pdf#page=2"],
+    }
+
+
+def test_a_table_that_names_files_has_none_for_a_document(bundle: Path, cam: Path) -> None:
+    (cam / "b.pdf").write_bytes(pdf_file([text_page("one"), text_page("two")]))
+    shutil.copy(IMAGES / "red_triangle_64x64.png", cam / "a.png")
+    result = run(bundle, "cam --watch --limit 2 -o r.jsonl --format imagefolder")
+    assert result.exit_code == 5
+    assert "cam/b.pdf: its picture is no file that a dataset can name" in result.stderr
+    assert [json.loads(line)["file_name"] for line in Path("metadata.jsonl").read_text().splitlines()] == ["cam/a.png"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -145,6 +200,8 @@ def test_it_ends_by_itself_after_so_many(bundle: Path, cam: Path) -> None:
         ("cam cam/* --watch -o r.jsonl", "'cam/*' cannot be watched"),
         ("- --watch -o r.jsonl", "'-' cannot be watched"),
         ("cam --watch -o cam/r.png", "would be taken for a picture"),
+        ("cam --watch -o cam/r.pdf", "would be taken for a picture"),
+        ("cam --watch -o r.jsonl --pages 3-1", "pages 3-1 end before they begin"),
         ("cam --watch -o r.jsonl --shard 1/2", "--shard would do nothing with --watch"),
         ("cam --watch -o r.jsonl --ray local", "--ray would do nothing with --watch"),
         ("--watch -o r.jsonl --requests asked.jsonl", "--requests would do nothing with --watch"),

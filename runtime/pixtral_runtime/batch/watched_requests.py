@@ -76,11 +76,10 @@ class WatchedRequests(StreamedRequests):
         whole = replace(self._documents, pages=PageRange(), per_document=False, wants_text=False)
         for file, of_file in groupby(records, lambda record: file_of(record.images[0].path)):
             parts = (part for item in _items_of(file, whole, None) for part in item.parts)
-            pictures = {str(part): part for part in parts if not isinstance(part, str)}
+            pictures = {str(part): part for part in parts if not isinstance(part, str)} | {str(file): file}
             for record in of_file:
-                gone = (_gone(image.path) for image in record.images)
-                images = (pictures.get(part.name, part) for part in gone)
-                yield Request(record.id, (Message("user", tuple(images)),))
+                images = tuple(pictures.get(image.path) or _gone(image.path) for image in record.images)
+                yield Request(record.id, (Message("user", images),))
 
     def outline(self) -> Sequence[Request]:
         """The questions about a picture in each folder that need not be there, and about a document of some pages."""

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from helpers.pdf_files import pdf_file, text_page
+from helpers.videos import write_video
 from helpers.watching import SHORT, watching, write_picture
 from pixtral_runtime.errors import InputError
 from pixtral_runtime.sources import watched_folder
@@ -209,3 +211,54 @@ def test_the_end_of_a_file_is_seen(tmp_path: Path, format: str) -> None:
     assert has_end(path)
     path.unlink()
     assert not has_end(path)
+
+
+def test_the_end_of_a_pdf_is_seen_behind_and_before_what_does_not_belong_to_it(tmp_path: Path) -> None:
+    path, whole = tmp_path / "scan.pdf", pdf_file([text_page("one")])
+    for data in (
+        whole,
+        whole + bytes(100),
+        whole.rstrip(),
+        b"junk\n" * 9 + whole,
+        whole + b"\r\n</html>",
+        whole + whole,
+    ):
+        path.write_bytes(data)
+        assert has_end(path)
+    for cut in (0, 10, 100, len(whole) // 2, len(whole) - 3):
+        path.write_bytes(whole[:cut])
+        assert not has_end(path), cut
+    first_end = b"startxref\n0\n%%EOF\n"  # where a linearized file goes on behind it
+    path.write_bytes(whole[:100] + first_end)
+    assert not has_end(path)
+    path.write_bytes(whole[:100] + first_end + whole[100:])
+    assert has_end(path)
+
+
+def test_a_tiff_that_lacks_pages_has_no_end(tmp_path: Path) -> None:
+    path = tmp_path / "fax.tif"
+    pages = [Image.effect_noise((64, 64), 50) for _ in range(3)]
+    for byte_order in "IM":
+        options = {} if byte_order == "I" else {"big_endian": True}
+        pages[0].save(path, "TIFF", save_all=True, append_images=pages[1:], **options)
+        whole = path.read_bytes()
+        assert has_end(path)
+        for share in (0.3, 0.5, 0.65):
+            path.write_bytes(whole[: int(share * len(whole))])
+            assert not has_end(path), share
+
+
+@pytest.mark.parametrize(
+    ("suffix", "codec"), [("mp4", "mp4v"), ("mov", "mp4v"), ("mkv", "mp4v"), ("webm", "VP80"), ("avi", "MJPG")]
+)
+def test_the_end_of_a_video_is_seen(tmp_path: Path, suffix: str, codec: str) -> None:
+    path = write_video(tmp_path / f"clip.{suffix}", codec, 10)
+    whole = path.read_bytes()
+    assert has_end(path)
+    for cut in (0, 8, 40, 400, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        assert not has_end(path), cut
+
+
+def test_a_video_whose_format_has_no_end_is_waited_for(tmp_path: Path) -> None:
+    assert not has_end(write_video(tmp_path / "clip.mpg", "MPG1", 10))
