@@ -16,12 +16,13 @@ from pixtral_runtime.batch.sidecars import no_file as no_file_beside
 from pixtral_runtime.batch.sidecars import sidecar_places
 from pixtral_runtime.batch.watched_sidecars import WatchedSidecars
 from pixtral_runtime.errors import InputError, MissingPackageError, PixtralError, RequestError
-from pixtral_runtime.inputs.conversation import Message
+from pixtral_runtime.inputs.conversation import Message, StoredPicture
 from pixtral_runtime.sources.documents import DOCUMENT_SUFFIXES, DocumentSettings, expand, file_of
 from pixtral_runtime.sources.file_item import file_item
 from pixtral_runtime.sources.item import BrokenPicture, Item
 from pixtral_runtime.sources.pages import PageRange
 from pixtral_runtime.sources.pictures import picture_item
+from pixtral_runtime.sources.tiff import TIFF_SUFFIXES, frames_of_pages
 from pixtral_runtime.sources.video import DEFAULT_FRAMES, VIDEO_SUFFIXES, time_stamp
 from pixtral_runtime.sources.watch import Watch
 
@@ -59,7 +60,7 @@ class WatchedRequests(StreamedRequests):
         self.under_way: dict[str, Path] = {}  # the files of requests whose records are to come, by id
         self.order: Sequence[str] = ()
         self._records: Mapping[str, Record] = {}
-        self._editions: dict[Path, tuple[str, ...]] = {}  # ids of what a document was, which give way to what it is
+        self._editions: dict[Path, tuple[str, ...]] = {}  # ids of the records about a document
         if sidecars is not None:
             sidecar_places(self.outline(), sidecars.settings, {})
 
@@ -73,13 +74,17 @@ class WatchedRequests(StreamedRequests):
         """The pictures of each record; all pages of a document are found in one go."""
         found = (self._records.get(id) for id in dict.fromkeys(self.order))
         records = (record for record in found if record is not None)
-        whole = replace(self._documents, pages=PageRange(), per_document=False, wants_text=False)
         for file, of_file in groupby(records, lambda record: file_of(record.images[0].path)):
-            parts = (part for item in _items_of(file, whole, None) for part in item.parts)
-            pictures = {str(part): part for part in parts if not isinstance(part, str)} | {str(file): file}
+            pictures = {str(file): file} | self._pictures_in(file)
             for record in of_file:
                 images = tuple(pictures.get(image.path) or _gone(image.path) for image in record.images)
                 yield Request(record.id, (Message("user", images),))
+
+    def _pictures_in(self, file: Path) -> dict[str, Path | StoredPicture]:
+        """All that a file has to ask about, by what records call it."""
+        whole = replace(self._documents, pages=PageRange(), per_document=False, wants_text=False)
+        parts = (part for item in _items_of(file, whole, None) for part in item.parts)
+        return {str(part): part for part in parts if not isinstance(part, str)}
 
     def outline(self) -> Sequence[Request]:
         """The questions about a picture in each folder that need not be there, and about a document of some pages."""
@@ -109,8 +114,8 @@ class WatchedRequests(StreamedRequests):
         for record in records.values():
             if self._is_ours(record, settings):
                 ours.append(record.id)
-                if record.key is None and record.error is not None:
-                    file = file_of(record.images[0].path)
+                file = file_of(record.images[0].path)
+                if file.suffix.lower() in DOCUMENT_SUFFIXES and (record.key is None or not _has_frames(file)):
                     self._editions[file] = (*self._editions.get(file, ()), record.id)
         if self.sidecars is not None:
             self.sidecars.go_on(records)
@@ -157,11 +162,9 @@ class WatchedRequests(StreamedRequests):
         characters = (len(record.question) - sum(map(len, pieces))) // (len(pieces) - 1)
         text = record.question[len(pieces[0]) :][: max(characters, 0)]
         request = self._questions.request(replace(item, text=text), index)
-        return (
-            request
-            if request.question == record.question
-            else self._questions.request(replace(item, text=SHOWN_TEXT), index)
-        )
+        if request.question == record.question:
+            return request
+        return self._questions.request(replace(item, text=SHOWN_TEXT), index)
 
     def _requests_of(self, item: Item) -> Iterator[Request]:
         """About all that a file has, unless some of that is still under way: then after it."""
@@ -177,7 +180,11 @@ class WatchedRequests(StreamedRequests):
                     self.under_way[request.id] = file
                     yield request
         if file.suffix.lower() in DOCUMENT_SUFFIXES:
-            self._replace_edition(file, ids, is_broken=_is_broken(found, file))
+            now = set(ids)
+            before = [id for id in self._editions.get(file, ()) if id not in now]
+            if before and not _is_broken(found, file):
+                before = self._still_true(before, file)
+            self._editions[file] = (*ids, *before)
 
     def _request(self, item: Item, index: int) -> Request | None:
         """None for one that is not asked."""
@@ -189,13 +196,16 @@ class WatchedRequests(StreamedRequests):
             refused = replace(item, parts=(_refused(item.id, error),), tags="")
             return replace(self._questions.request(refused, index), tags=None)
 
-    def _replace_edition(self, file: Path, ids: Sequence[str], *, is_broken: bool) -> None:
-        """Drop the records of what a document was before, unless it cannot be read any more: its answers outlive it."""
-        gone = set(self._editions.get(file, ())).difference(ids)
-        if not is_broken and isinstance(self._records, RecordStore):
-            for id in gone:
+    def _still_true(self, ids: Sequence[str], file: Path) -> list[str]:
+        """Those of a document's records that are about what it still has; the others are dropped."""
+        pictures, kept = self._pictures_in(file), list[str]()
+        for id in ids:
+            record = self._records.get(id)
+            if record is None or all(image.path in pictures for image in record.images):
+                kept.append(id)
+            elif isinstance(self._records, RecordStore):
                 self._records.drop(id)
-        self._editions[file] = (*ids, *gone) if is_broken else tuple(ids)
+        return kept
 
     def _tags_of(self, id: str, picture: Path) -> str:
         """As they were when it was asked first: what is read may be the answer."""
@@ -219,8 +229,15 @@ def _items_of(file: Path, settings: DocumentSettings, no_file: Callable[[str], R
 
 
 def _is_broken(item: Item, file: Path) -> bool:
-    """Whether it stands for a document none of which could be read."""
+    """Whether it stands for a document none of which could be read; what was answered outlives that."""
+    if file.suffix.lower() in TIFF_SUFFIXES and item.id == str(file):
+        return not frames_of_pages(file)
     return item.id == str(file) and isinstance(item.parts[0], BrokenPicture)
+
+
+def _has_frames(file: Path) -> bool:
+    """Whether it is a video, of which nobody knows which frames an earlier run chose."""
+    return file.suffix.lower() in VIDEO_SUFFIXES
 
 
 def _refused(name: str, error: PixtralError) -> BrokenPicture:

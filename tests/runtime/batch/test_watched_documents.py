@@ -122,6 +122,28 @@ def test_a_changed_document_is_asked_about_again_and_what_it_was_is_forgotten(wo
     }  # fmt: skip
 
 
+def test_pages_that_a_document_lost_between_two_runs_are_forgotten_and_those_that_are_not_asked_stay(
+    worker: Worker, cam: Path
+) -> None:
+    put_pdf("one", "two", "three")
+    put_tiff(RED)
+    with Run(worker) as run:
+        answered(run, 4)
+    put_pdf("one", "two")
+    put_tiff(RED, BLUE)
+    fax = {page(1, "cam/fax.tif"), page(2, "cam/fax.tif")}
+    with Run(worker, documents=replace(DOCUMENTS, pages=parse_pages("2-"))) as run:
+        assert run.next().id == page(2, "cam/fax.tif")
+        run.wait_for(lambda: run.kept == 1)
+    assert ids() == {page(1), page(2), page(2, "cam/fax.tif")}
+    with Run(worker, documents=PER_DOCUMENT) as run:
+        assert set(answered(run, 2)) == {SCAN, "cam/fax.tif"}
+    with Run(worker) as run:
+        assert run.next().id == page(1, "cam/fax.tif")
+        run.wait_for(lambda: run.kept == 3)
+    assert ids() == {page(1), page(2), SCAN, "cam/fax.tif"} | fax
+
+
 def test_one_that_changes_while_its_pages_are_under_way_is_asked_about_after_them(cam: Path) -> None:
     put_pdf("one", "two")
     requests = WatchedRequests(Watch([cam], watched_suffixes(), **SHORT), ["{text}?"], WITH_TEXT)
