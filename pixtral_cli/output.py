@@ -48,7 +48,7 @@ def set_flags(new: Flags) -> None:
 
 
 def print_line(text: str) -> None:
-    print(text)
+    print(_for_stdout(text))
 
 
 def print_json(value: object) -> None:
@@ -68,7 +68,7 @@ def print_pairs(pairs: Mapping[str, object]) -> None:
     """Names and values, one a line. A name that ends in `_bytes` also gets a readable size."""
     width = max(map(len, pairs))
     for name, value in pairs.items():
-        print(f"{name:{width}}  {_readable(name, value)}")
+        print(_for_stdout(f"{name:{width}}  {_readable(name, value)}"))
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -76,7 +76,7 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     print()
     for row in (header, *rows):
-        print("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(_for_stdout("  ".join(f"{cell:{width}}" for cell, width in zip(row, widths, strict=True)).rstrip()))
 
 
 def print_json_line(value: object) -> None:
@@ -86,12 +86,12 @@ def print_json_line(value: object) -> None:
 
 def print_answer(path: str, answer: str) -> None:
     """One image's answer, at once: somebody may be reading along."""
-    print(f"{_one_line(path)}: {answer}", flush=True)
+    print(_for_stdout(f"{_one_line(path)}: {answer}"), flush=True)
 
 
 def print_piece(text: str) -> None:
-    """A piece of an answer, at once. A terminal is not told what control characters in it would have it do."""
-    sys.stdout.write(_harmless(text) if sys.stdout.isatty() else text)
+    """A piece of an answer, at once."""
+    sys.stdout.write(_for_stdout(text))
     sys.stdout.flush()
 
 
@@ -310,6 +310,11 @@ def _readable(name: str, value: object) -> str:
 def _one_line(name: str) -> str:
     """A name whose line ends and control characters are escaped: it may hold any."""
     return "".join(c if c.isprintable() or "\udc80" <= c <= "\udcff" else ascii(c)[1:-1] for c in name)
+
+
+def _for_stdout(text: str) -> str:
+    """A terminal is not told what control characters in texts and answers would have it do; a file gets them."""
+    return _harmless(text) if sys.stdout.isatty() else text
 
 
 def _harmless(text: str) -> str:

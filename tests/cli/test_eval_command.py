@@ -18,6 +18,7 @@ from demo_bundles import easy_vqa_data
 from helpers.bundles import exported
 from helpers.judge_stub import Reply, judge_server
 from helpers.places import DEMO, ROOT
+from helpers.terminal import Terminal
 from pixtral_cli.main import app
 from pixtral_export.plan import ExportSettings
 
@@ -247,3 +248,15 @@ def test_a_long_text_that_changed_is_named_in_a_line_with_an_option_of_this_comm
     assert "here and everywhere" in refused.stderr
     assert len(refused.stderr) < 800
     assert "--save another.json" in refused.stderr
+
+
+def test_control_characters_of_a_dataset_do_nothing_to_the_terminal(bundle: Path, tmp_path: Path) -> None:
+    data = write_rows(tmp_path / "data", 2)
+    rows = [json.loads(line) for line in (data / "rows.jsonl").read_text().splitlines()]
+    rows[0]["group"], rows[1]["group"] = "\x1b]0;title\x07", "plain"
+    (data / "rows.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows))
+    terminal = Terminal("eval", bundle, "--task", "custom", "--data", data, cache=tmp_path)
+    assert terminal.end() == 0, terminal.shown
+    assert "exact by group" in terminal.shown
+    assert "\\x1b]0;title\\x07" in terminal.shown
+    assert "\x1b]0" not in terminal.shown
