@@ -161,9 +161,12 @@ def test_a_picture_that_changed_under_its_name_has_another_divergence(
     assert resumed == json.loads(tune(*line, *device).stdout)  # as if there had been no other picture
 
 
-def test_records_of_batches_are_no_cost_of_one_request(bundle: Path, photos: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("first", [("--batch", 4), ("--threads", 1)])
+def test_records_that_were_made_otherwise_are_no_cost_of_a_request(
+    first: tuple[str, int], bundle: Path, photos: Path, tmp_path: Path
+) -> None:
     line = (bundle, "--images", photos, "--questions", photos / "rows.jsonl", *GRID, "-o", tmp_path / "out")
-    assert tune(*line, "--batch", 4).exit_code == 0
+    assert tune(*line, *first).exit_code == 0
     alone = json.loads(tune(*line, "--resume", "--json").stdout)
     measured = json.loads((tmp_path / "out" / "measured.json").read_text())
     (timed,) = [numbers for measure, numbers in measured.items() if measure.endswith(", 1 at a time")]
@@ -187,7 +190,8 @@ def test_an_interruption_between_answers_says_how_to_go_on(bundle: Path, photos:
     line = [bundle, "--images", photos, "--questions", photos / "two.txt", *GRID, "--metric", "divergence"]
     command = [sys.executable, "-m", "pixtral_cli", "tune", *map(str, line), "-o", str(tmp_path / "out")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not (tmp_path / "out" / "measured.json").exists():
+    measured = tmp_path / "out" / "measured.json"
+    while process.poll() is None and not (measured.exists() and "nats" in measured.read_text()):
         time.sleep(0.001)
     process.send_signal(signal.SIGINT)
     _, said = process.communicate(timeout=60)

@@ -30,6 +30,10 @@ class Measured:
         """What is known by now. Change it through `keep` only."""
         return self._kept.get(measure, {})
 
+    def measures_of(self, name: str, start: str) -> list[str]:
+        """The measures that begin so and have a number of this name."""
+        return [measure for measure, numbers in self._kept.items() if measure.startswith(start) and name in numbers]
+
     def keep(self, measure: str, numbers: Numbers) -> None:
         """Add numbers. They are in the file a second later at most, if more are added, or `save` is called."""
         self._kept.setdefault(measure, {}).update(numbers)

@@ -33,8 +33,8 @@ from pixtral_runtime.inputs.image import stored_size
 from pixtral_runtime.inputs.preprocess import default_preprocess, token_count
 
 LEAST_TOKENS = 64  # of a grid that nobody named
-AT_A_TIME = "most requests at a time"
-"""What is measured of settings whose records were not made one by one, and so do not tell what a request takes."""
+MADE = "records made by "
+"""How a setting's records were made: times in records that were not made alike are no costs to compare."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +115,8 @@ class Trial:
         self._ask, self._preprocess, self._max_new_tokens = ask, preprocess, max_new_tokens
         self._workers = SharedWorkers(replace(options, batch=self.batches[-1]))
         self._measured = measured or Measured()
+        self._by = f"{options.backend} with {options.threads or 'all'} threads"
+        self._made = f"{MADE}{self._by}, up to {self.batches[-1]} at a time"
         self._costs: list[Costs] = [{} for _ in settings]
         self._pace = [0.0] * len(settings)
         self._predictions = (
@@ -214,8 +216,9 @@ class Trial:
         worker = self._worker(setting)
         asked = requests_of(examples, self._max_new_tokens)
         check_fit(worker.prompts, asked)
-        if self.batches[-1] > 1:
-            self._measured.keep(AT_A_TIME, {self._key(setting): float(self.batches[-1])})
+        if self._key(setting) not in self._measured.of(self._made):
+            self._measured.keep(self._made, {self._key(setting): 1.0})
+            self._measured.save()
         tally = self._ask(self.settings[setting], worker, asked)
         for example in examples[len(known) :]:
             known[example.id] = tally.records[example.id]
@@ -228,13 +231,13 @@ class Trial:
         bundle = self.settings[setting].bundle
         if bundle in self._predictions:
             return self._predictions[bundle].costs(records, worker.prompts.preprocess)
-        if self.batches == [1] and self._key(setting) not in self._measured.of(AT_A_TIME):
+        if self.batches == [1] and self._measured.measures_of(self._key(setting), MADE) == [self._made]:
             return seen(records)
         requests = requests_of(self.questions.examples, self._max_new_tokens)
         costs: Costs = {}
         for batch in self.batches:
             asked = requests_to_time(requests, batch)
-            measure = f"seconds a request of {key_of(asked, worker.settings)}, {batch} at a time"
+            measure = f"seconds a request of {key_of(asked, worker.settings)}, {self._by}, {batch} at a time"
             if self._key(setting) not in self._measured.of(measure):
                 seconds = timed(self._worker(setting, batch), asked)
                 if seconds is None:
