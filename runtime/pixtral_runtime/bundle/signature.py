@@ -14,6 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from pixtral_runtime.bundle.integrity import verify_bundle
 from pixtral_runtime.bundle.manifest import LOCK, SIGNATURE, Bundle, open_bundle, writing
 from pixtral_runtime.errors import BundleError, InputError, extra_missing
 
@@ -25,7 +26,10 @@ def is_signed(folder: Path) -> bool:
 
 
 def sign_bundle(bundle: Bundle, private_key: Path) -> Path:
-    """Write the signature of a bundle as it lies there; returns its path. Raises InputError for a key that is none."""
+    """Write the signature of a bundle, all files of which are as they were made; returns its path.
+
+    Raises InputError for a key that is none, BundleError for a file that was changed.
+    """
     signing: Any = _package("signing")
     _refuse_missing_key(private_key)
     path = bundle.path / SIGNATURE
@@ -37,6 +41,8 @@ def sign_bundle(bundle: Bundle, private_key: Path) -> Path:
                 f"{private_key} is no private elliptic curve key: {error}",
                 "openssl ecparam -name prime256v1 -genkey -noout -out private.pem",
             ) from error
+        for _ in verify_bundle(bundle):
+            pass
         try:
             signer.set_hashing_config(_hashing()).sign(bundle.path, path)
         except (OSError, ValueError) as error:

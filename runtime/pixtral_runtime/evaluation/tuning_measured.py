@@ -50,7 +50,11 @@ class Measured:
 
 def _read(path: Path) -> dict[str, Numbers]:
     try:
-        data = json.loads(path.read_bytes())
+        data = json.loads(path.read_bytes(), parse_constant=_refuse)
         return {measure: {of: float(number) for of, number in numbers.items()} for measure, numbers in data.items()}
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise InputError(f"{path} is no file of a tuning: {error}", Option("output", "ANOTHER_FOLDER")) from error
+
+
+def _refuse(constant: str) -> float:
+    raise ValueError(f"{constant} is no measured number")

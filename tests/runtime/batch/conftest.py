@@ -1,4 +1,4 @@
-"""A browser for the pages of results, and a picture to show there."""
+"""A browser for the pages of results, a picture to show there, and a folder to watch."""
 
 from __future__ import annotations
 
@@ -15,6 +15,14 @@ from helpers.browser import Page, browser
 def photo(tmp_path: Path) -> Path:
     Image.new("RGB", (640, 320), "teal").save(tmp_path / "photo.png")
     return tmp_path / "photo.png"
+
+
+@pytest.fixture
+def cam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder, in the one where the test runs."""
+    monkeypatch.chdir(tmp_path)
+    Path("cam").mkdir()
+    return Path("cam")
 
 
 @pytest.fixture(scope="module")

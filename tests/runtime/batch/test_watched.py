@@ -34,13 +34,6 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Worker:
     return Worker(bundle.path, Settings(bundle.fingerprint), WorkerOptions())
 
 
-@pytest.fixture
-def cam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    Path("cam").mkdir()
-    return Path("cam")
-
-
 def test_replaced_renamed_and_deleted_pictures(worker: Worker, cam: Path) -> None:
     put(RED, cam / "a.png")
     with Run(worker) as run:

@@ -47,13 +47,6 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Worker:
     return Worker(bundle.path, Settings(bundle.fingerprint), WorkerOptions())
 
 
-@pytest.fixture
-def cam(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    Path("cam").mkdir()
-    return Path("cam")
-
-
 def put_pdf(*texts: str, name: str = "scan.pdf", cut: int | None = None) -> None:
     Path("made").write_bytes(pdf_file([text_page(text) for text in texts])[:cut])
     put(Path("made"), Path("cam", name))

@@ -58,6 +58,14 @@ def test_a_signature_holds_here_and_for_the_package_itself(bundle: Path, keys: l
     check_signature(moved, public)
 
 
+def test_nobody_answers_for_a_damaged_bundle(bundle: Path, keys: list[Keys]) -> None:
+    with (bundle / WEIGHTS).open("r+b") as file:
+        file.write(b"?")
+    with pytest.raises(BundleError, match="the file was changed"):
+        sign_bundle(open_bundle(bundle), keys[0][0])
+    assert not (bundle / SIGNATURE).exists()
+
+
 def test_a_signature_of_the_package_itself_holds_here(bundle: Path, keys: list[Keys]) -> None:
     private, public = keys[0]
     command = ("sign", "key", bundle, "--signature", bundle / SIGNATURE, "--private_key", private)
