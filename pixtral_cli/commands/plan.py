@@ -51,7 +51,7 @@ def plan(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what an export takes, what its recipe costs, and on which devices the bundle fits."""
+    """Say what an export takes and costs in quality, and where it fits."""
     from pixtral_runtime.bundle.manifest import MANIFEST
 
     if os.path.isfile(Path(source, MANIFEST)):  # False, too, for a name that no file can have
