@@ -45,7 +45,7 @@ class ResultsFile:
         self._bytes = os.fstat(file.fileno()).st_size
         self._synced_s = time.monotonic()
         self._lines = len(records)  # in the file
-        self.under_way = UnderWay(path)
+        self.under_way = UnderWay(path, records)
 
     @classmethod
     def create(cls, path: Path, force: bool = False) -> ResultsFile:
@@ -66,7 +66,7 @@ class ResultsFile:
                 _check_same_questions(path, records, requests, settings)
                 if is_clean:
                     opened = cls(path, file, records)
-                    opened.under_way.remember(records)
+                    opened.under_way.remember()
                     return opened
                 _write_lines(path, records.lines())
             except BaseException:

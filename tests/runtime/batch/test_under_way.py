@@ -25,15 +25,15 @@ def machine(root: Path, kills: int, boot: str = "one") -> Path:
 def die(path: Path, root: Path, *ids: str) -> None:
     """A run that ends with these requests under way, and leaves what it noted."""
     run = UnderWay(path, root=root)
-    run.remember(())
+    run.remember()
     run.open()
     for id in ids:
         run.begin(id)
 
 
 def next_run(path: Path, root: Path, *done: str) -> UnderWay:
-    run = UnderWay(path, root=root)
-    run.remember(done)
+    run = UnderWay(path, done, root=root)
+    run.remember()
     return run
 
 
@@ -56,6 +56,22 @@ def test_what_was_under_way_when_memory_ran_out_is_done_alone_and_at_the_second_
     run.close()
     assert not next_run(path, root).accused
     assert not list(tmp_path.glob(".results*"))
+
+
+def test_notes_of_a_run_without_an_end_do_not_grow_for_ever(path: Path, tmp_path: Path) -> None:
+    done = set[str]()
+    run = UnderWay(path, done, root=machine(tmp_path, 0), most_lines=50)
+    run.open()
+    for number in range(1000):
+        run.begin(str(number))
+        if number % 100:
+            done.add(str(number))  # its record is there, but for each hundredth
+    notes = path.with_name(".results.jsonl.underway")
+    assert len(notes.read_bytes().splitlines()) < 50
+    root = machine(tmp_path, 1)
+    assert next_run(path, root, *done).suspects == {str(number) for number in range(0, 1000, 100)}
+    run.close()
+    assert not notes.exists()
 
 
 @pytest.mark.parametrize("boot", ["one", "two"])
