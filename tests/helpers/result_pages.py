@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -67,6 +68,15 @@ def rewrite(tab: Page, index: int, text: str) -> None:
     tab.run(f"beginEdit({index}), document.activeElement.select()")
     tab.type(text)
     tab.press("Enter", control=True)
+
+
+def open_again(tab: Page, folder: Path, edits: int) -> None:
+    """Load the page anew until so many edits are found: what one process of the browser stores, another hears late."""
+    for _ in range(40):
+        tab.open((folder / "report.html").as_uri())
+        if tab.run("edits.size") == edits:
+            break
+        time.sleep(0.05)
 
 
 def archive(tab: Page, folder: Path) -> dict[str, str]:

@@ -18,6 +18,7 @@ from helpers.result_pages import (
     choose,
     failed,
     many,
+    open_again,
     pictured,
     record,
     rewrite,
@@ -46,7 +47,7 @@ def test_an_edit_is_marked_kept_found_and_reverted(tab: Page, tmp_path: Path) ->
     assert choose(tab, "status", "edited") == ["c.jpg", "a.jpg"]
     assert choose(tab, "text", ", EDITED") == ["a.jpg"]
     assert tab.run("at('edits').hidden") is False
-    tab.open((tmp_path / "report.html").as_uri())
+    open_again(tab, tmp_path, edits=2)
     assert tab.warnings == ["beforeunload"]
     assert tab.run(ANSWERS) == ["by hand", "answer to a.jpg, edited", "answer to b.jpg"]
     tab.click("li:nth-child(2) .head button")
@@ -125,7 +126,7 @@ def test_edited_sidecars_are_downloaded_as_an_archive(tab: Page, tmp_path: Path)
     assert texts[0] == "caption 0 é <b>second</b> line"
     assert "same (2).txt" in tab.run("at('notice').textContent")
     for _ in range(2):  # what is downloaded may be left, and found again
-        tab.open((tmp_path / "report.html").as_uri())
+        open_again(tab, tmp_path, edits=6)
         assert (tab.run("edits.size"), tab.warnings) == (6, [])
 
 
