@@ -7,23 +7,27 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from pixtral_runtime.batch.records import Record, Request, Settings, record_key
 from pixtral_runtime.batch.run import run_job
-from pixtral_runtime.batch.worker import Worker
+from pixtral_runtime.batch.worker import Worker, WorkerOptions
 from pixtral_runtime.bench.roofline import Sizes, ceiling, stage_costs
 from pixtral_runtime.bundle.device_catalog import KnownDevice
 from pixtral_runtime.bundle.footprint import Footprint
 from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.errors import InputError, Option
+from pixtral_runtime.evaluation.tuning_measured import Measured
 from pixtral_runtime.inputs.preprocess import Preprocess
 
 TIMED = 8  # requests at least, and two batches
 LEAST_SECONDS = 1.0  # a shorter run is repeated
 MOST_RUNS = 3
 PREDICTED_CONTEXT = 4096  # tokens that a device must have memory for
+
+MADE = "records made by "
+"""How a setting's records were made: times in records that were not made alike are no costs to compare."""
 
 Costs = dict[int, float]
 """Seconds an example by batch size."""
@@ -38,11 +42,6 @@ def seen(records: Sequence[Record]) -> Costs:
     """The median of requests that were answered one at a time: reading, vision, prefill and decode."""
     seconds = [sum(record.times_ms.values()) / 1000 for record in records]
     return {1: statistics.median(seconds)} if seconds else {}
-
-
-def requests_to_time(requests: Sequence[Request], batch: int) -> Sequence[Request]:
-    """The first ones, the same for every setting."""
-    return requests[: max(TIMED, 2 * batch)]
 
 
 def key_of(requests: Sequence[Request], settings: Settings) -> str:
@@ -64,6 +63,45 @@ def timed(worker: Worker, requests: Sequence[Request]) -> float | None:
             return None
         runs.append(tally.seconds / made)
     return min(runs)
+
+
+class Stopwatch:
+    """What requests take on this machine: seen in records, or timed where those would not tell.
+
+    `requests` are all that a setting may be asked, `batches` the sizes to time. What it timed, and who made a setting's
+    records, is kept in `measured`. Settings go by names.
+    """
+
+    def __init__(
+        self, requests: Sequence[Request], batches: Sequence[int], options: WorkerOptions, measured: Measured
+    ) -> None:
+        self._requests, self._batches, self._measured = requests, batches, measured
+        self._by = f"{options.backend} with {options.threads or 'all'} threads"
+        self._made = f"{MADE}{self._by}, up to {batches[-1]} at a time"
+
+    def note_maker(self, setting: str) -> None:
+        """Say that a setting's next records will be made as this run makes them."""
+        if setting not in self._measured.of(self._made):
+            self._measured.keep(self._made, {setting: 1.0})
+            self._measured.save()
+
+    def costs(
+        self, setting: str, records: Sequence[Record], asked_with: Settings, worker: Callable[[int], Worker]
+    ) -> Costs:
+        """Of a setting that made these records; `worker` is called with a batch size that was not timed yet."""
+        if self._batches == [1] and self._measured.measures_of(setting, MADE) == [self._made]:
+            return seen(records)
+        costs: Costs = {}
+        for batch in self._batches:
+            first = self._requests[: max(TIMED, 2 * batch)]  # the same for every setting
+            measure = f"seconds a request of {key_of(first, asked_with)}, {self._by}, {batch} at a time"
+            if setting not in self._measured.of(measure):
+                if (seconds := timed(worker(batch), first)) is None:
+                    continue
+                self._measured.keep(measure, {setting: seconds})
+                self._measured.save()
+            costs[batch] = self._measured.of(measure)[setting]
+        return costs
 
 
 class Prediction:

@@ -24,7 +24,7 @@ from pixtral_runtime.evaluation.result import requests_of
 from pixtral_runtime.evaluation.shared_workers import SharedWorkers
 from pixtral_runtime.evaluation.task import Example
 from pixtral_runtime.evaluation.tuning import Afford, Scores
-from pixtral_runtime.evaluation.tuning_costs import Costs, Prediction, key_of, requests_to_time, seen, timed, worked_out
+from pixtral_runtime.evaluation.tuning_costs import Costs, Prediction, Stopwatch, seen, worked_out
 from pixtral_runtime.evaluation.tuning_divergence import DIVERGENCE, Nearness, Progress
 from pixtral_runtime.evaluation.tuning_measured import Measured
 from pixtral_runtime.evaluation.tuning_questions import TuneQuestions
@@ -33,8 +33,6 @@ from pixtral_runtime.inputs.image import stored_size
 from pixtral_runtime.inputs.preprocess import default_preprocess, token_count
 
 LEAST_TOKENS = 64  # of a grid that nobody named
-MADE = "records made by "
-"""How a setting's records were made: times in records that were not made alike are no costs to compare."""
 
 
 @dataclass(frozen=True)
@@ -114,9 +112,9 @@ class Trial:
         self.bundles = {setting.bundle: open_bundle(setting.bundle) for setting in settings}
         self._ask, self._preprocess, self._max_new_tokens = ask, preprocess, max_new_tokens
         self._workers = SharedWorkers(replace(options, batch=self.batches[-1]))
-        self._measured = measured or Measured()
-        self._by = f"{options.backend} with {options.threads or 'all'} threads"
-        self._made = f"{MADE}{self._by}, up to {self.batches[-1]} at a time"
+        measured = measured or Measured()
+        requests = requests_of(questions.examples, max_new_tokens)
+        self._stopwatch = Stopwatch(requests, self.batches, options, measured)
         self._costs: list[Costs] = [{} for _ in settings]
         self._pace = [0.0] * len(settings)
         self._predictions = (
@@ -128,7 +126,7 @@ class Trial:
         if questions.metric == DIVERGENCE and self.reference is not None:
             models = {setting: partial(self._model, setting) for setting in range(len(settings))}
             self._nearness = Nearness(
-                models, self.reference, max_new_tokens, self._measured, self._key, self._reference_key, progress
+                models, self.reference, max_new_tokens, measured, self._key, self._reference_key, progress
             )
             for bundle in self.bundles.values():
                 check_comparable(self.bundles[settings[self.reference].bundle], bundle)
@@ -216,9 +214,7 @@ class Trial:
         worker = self._worker(setting)
         asked = requests_of(examples, self._max_new_tokens)
         check_fit(worker.prompts, asked)
-        if self._key(setting) not in self._measured.of(self._made):
-            self._measured.keep(self._made, {self._key(setting): 1.0})
-            self._measured.save()
+        self._stopwatch.note_maker(self._key(setting))
         tally = self._ask(self.settings[setting], worker, asked)
         for example in examples[len(known) :]:
             known[example.id] = tally.records[example.id]
@@ -231,21 +227,7 @@ class Trial:
         bundle = self.settings[setting].bundle
         if bundle in self._predictions:
             return self._predictions[bundle].costs(records, worker.prompts.preprocess)
-        if self.batches == [1] and self._measured.measures_of(self._key(setting), MADE) == [self._made]:
-            return seen(records)
-        requests = requests_of(self.questions.examples, self._max_new_tokens)
-        costs: Costs = {}
-        for batch in self.batches:
-            asked = requests_to_time(requests, batch)
-            measure = f"seconds a request of {key_of(asked, worker.settings)}, {self._by}, {batch} at a time"
-            if self._key(setting) not in self._measured.of(measure):
-                seconds = timed(self._worker(setting, batch), asked)
-                if seconds is None:
-                    continue
-                self._measured.keep(measure, {self._key(setting): seconds})
-                self._measured.save()
-            costs[batch] = self._measured.of(measure)[self._key(setting)]
-        return costs
+        return self._stopwatch.costs(self._key(setting), records, worker.settings, partial(self._worker, setting))
 
     def _worker(self, setting: int, batch: int | None = None) -> Worker:
         bundle, tokens = self.settings[setting].bundle, self.settings[setting].image_tokens
