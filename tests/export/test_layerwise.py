@@ -1,9 +1,7 @@
-"""Quantized exports: what the graphs compute is what the recipe means, whole or after an interruption."""
+"""Quantized exports: what the graphs compute is what the recipe means."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.functional import kl_div
 
 from helpers.places import DEMO, IMAGES
+from helpers.quantized import narrow_config, quantized
 from helpers.tiny import edit_weights, write_checkpoint
 from pixtral_export.check import load_reference, reference_logits
 from pixtral_export.checkpoint.reader import open_checkpoint
@@ -33,8 +32,8 @@ from pixtral_export.weights.layerwise import units
 from pixtral_export.weights.weight_file import WeightFile
 from pixtral_runtime import load
 from pixtral_runtime.backends.ort_session import open_graph
-from pixtral_runtime.bundle.config import DecoderConfig, ModelConfig, VisionConfig
-from pixtral_runtime.bundle.manifest import MANIFEST, PARTIAL, Bundle, open_bundle
+from pixtral_runtime.bundle.config import ModelConfig
+from pixtral_runtime.bundle.manifest import Bundle
 from pixtral_runtime.errors import InputError, MachineError
 from pixtral_runtime.inputs.conversation import user_message
 from pixtral_runtime.inputs.image_files import open_image
@@ -42,7 +41,6 @@ from pixtral_runtime.inputs.preprocess import default_preprocess
 from pixtral_runtime.inputs.prompt import Prompt, PromptBuilder
 
 PRECISIONS = ("int4", "int8", "fp8")
-SAMPLES = 4
 TOLERANCE = 2e-5  # against the same quantized weights in torch, float32, as a share of the largest value; seen 1.5e-6
 STEP = {"int4": 0.0, "int8": 4e-2, "fp8": 4e-2}
 """What tokens may be off that hold an input which another machine rounds to the other side of a step: a quarter of the
@@ -51,36 +49,12 @@ tokens has none. Seen: 1.6e-2, and the others 3e-7."""
 
 @pytest.fixture(scope="module")
 def config() -> ModelConfig:
-    """Widths that groups of 32 divide and that differ from each other, with grouped queries."""
-    return ModelConfig(
-        VisionConfig(
-            hidden_size=64, num_hidden_layers=2, num_attention_heads=4, head_dim=16, intermediate_size=96,
-            patch_size=16, image_size=256, rope_theta=1e4,
-        ),
-        DecoderConfig(
-            dim=96, n_layers=2, head_dim=32, hidden_dim=160, n_heads=4, n_kv_heads=2, vocab_size=512, rope_theta=1e9
-        ),
-    )  # fmt: skip
+    return narrow_config()
 
 
 @pytest.fixture(scope="module")
 def checkpoint(config: ModelConfig, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_checkpoint(tmp_path_factory.mktemp("checkpoint"), config, dtype=torch.float32)
-
-
-def quantized(
-    checkpoint: Path, target: Path, *, warn: Callable[[str], None] = lambda _: None, **settings: object
-) -> Bundle:
-    defaults = ExportSettings(
-        dtype="float32", max_context=1024, group_size=32 if settings["precision"] == "int4" else None
-    )
-    opened = open_checkpoint(checkpoint)
-    plan = plan_export(opened, replace(defaults, **settings))  # type: ignore[arg-type]
-    if plan.recipe.calibrated:
-        plan = replace(plan, settings=replace(plan.settings, calibration_samples=SAMPLES))
-    bundle = export(opened, plan, target, force=True, progress=lambda *_: None, warn=warn)
-    assert plan.weight_bytes == bundle.files["weights.bin"].bytes or bundle.quantization["unquantized_inputs"]
-    return open_bundle(target)
 
 
 def stored(bundle: Bundle) -> dict[str, NDArray[np.float32]]:
@@ -210,46 +184,6 @@ def test_both_formats_quantize_to_the_same_bytes_each_time(config: ModelConfig, 
         checkpoint = write_checkpoint(tmp_path / f"c{n}", config, format=format)
         prints.add(quantized(checkpoint, tmp_path / f"b{n}", precision="int4").fingerprint)
     assert len(prints) == 1
-
-
-@pytest.mark.parametrize("after", [1, 4, 6])
-def test_an_interrupted_calibration_goes_on_where_it_stopped(after: int, checkpoint: Path, tmp_path: Path) -> None:
-    expected = quantized(checkpoint, tmp_path / "whole", precision="int8").fingerprint
-    opened = open_checkpoint(checkpoint)
-    settings = ExportSettings(dtype="float32", max_context=1024, calibration_samples=SAMPLES, precision="int8")
-    seen: list[int] = []
-
-    def interrupt(stage: str, done: int, total: int) -> None:
-        if stage == "calibrating" and done == after:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt, match="the same command goes on"):
-        export(opened, plan_export(opened, settings), tmp_path / "b", force=False, progress=interrupt)
-    assert not (tmp_path / "b" / MANIFEST).exists()
-    journal = json.loads((tmp_path / "b" / PARTIAL / "calibration" / "journal.json").read_text())
-    assert journal["units"] == [name for name, _ in units(opened.config)][:after]
-
-    def watch(stage: str, done: int, total: int) -> None:
-        if stage == "writing weights":
-            seen.append(done)
-
-    export(opened, plan_export(opened, settings), tmp_path / "b", force=False, progress=watch)
-    assert open_bundle(tmp_path / "b").fingerprint == expected
-    assert {path.name for path in (tmp_path / "b").iterdir()} == {path.name for path in (tmp_path / "whole").iterdir()}
-
-
-def test_another_recipe_does_not_go_on_with_the_first(checkpoint: Path, tmp_path: Path) -> None:
-    opened = open_checkpoint(checkpoint)
-    settings = ExportSettings(dtype="float32", max_context=1024, calibration_samples=SAMPLES, precision="int8")
-
-    def interrupt(stage: str, done: int, total: int) -> None:
-        if stage == "calibrating" and done == 4:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        export(opened, plan_export(opened, settings), tmp_path / "b", force=False, progress=interrupt)
-    fresh = quantized(checkpoint, tmp_path / "fresh", precision="fp8").fingerprint
-    assert quantized(checkpoint, tmp_path / "b", precision="fp8").fingerprint == fresh
 
 
 def test_a_layer_whose_inputs_cannot_be_rounded_keeps_them(config: ModelConfig, tmp_path: Path) -> None:
