@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -35,8 +36,11 @@ def pytest_configure(config: pytest.Config) -> None:
     """A folder for the bundles and traces that tests share, in the process that starts the others.
 
     And threads that wait leave their core to the run's other process, which needs it: those of torch and ONNX Runtime
-    keep it busy otherwise.
+    keep it busy otherwise. A shell that starts the run in the background lets it ignore Ctrl-C, and with it all that
+    tests start, some of which is to be interrupted.
     """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if not hasattr(config, "workerinput"):
         os.environ[MADE] = tempfile.mkdtemp(prefix="pixtral-tests-")
         os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch is imported, which reads it then
